@@ -1,0 +1,465 @@
+//! [`ServiceTable`]: what the Services of a cluster mean on one node, ready for the packet's path.
+//!
+//! The control plane compiles it ([`Parts`] to [`ServiceTable::new`]); it is immutable and published whole. All
+//! policies are resolved: a [`Frontend`] says for each class of source what to do. The same
+//! [`ServiceTable::decide`] serves the packet's path and `penstock explain`.
+//!
+//! Invariants: every range lies inside `endpoints`; a frontend's endpoints are of its family; the index is
+//! never more than half full, so a probe always ends.
+
+use crate::tuple::{Address, Origin, Protocol, Tuple};
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+/// The version of a table: grows by one with each that is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Generation(pub u64);
+
+/// Index into [`ServiceTable::services`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceIndex(pub u32);
+
+/// One port of a Service: kube-proxy's svcport.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// `namespace/name:port`, as kube-proxy prints it (no colon when the port has no name).
+    pub name: String,
+    /// How an endpoint is chosen.
+    pub selection: Selection,
+    /// For ClientIP affinity: how long a client stays with its endpoint after its last new connection.
+    pub affinity_timeout: Option<Duration>,
+}
+
+/// How an endpoint is chosen for a new connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Selection {
+    /// Each with the same probability, as kube-proxy's `statistic` rules do.
+    #[default]
+    Random,
+    /// In turn, as IPVS `rr`.
+    RoundRobin,
+    /// The one with the fewest connections, as IPVS `lc`.
+    LeastConnections,
+    /// By a hash of the client's address, as IPVS `sh`.
+    SourceHash,
+    /// By Maglev's consistent hash of the five-tuple.
+    Maglev,
+}
+
+/// Where one of a Service's pods answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Address of the pod.
+    pub address: Address,
+    /// Port of the pod.
+    pub port: u16,
+    /// What MASQUERADE would choose as source towards this endpoint: an address of the interface that the
+    /// route to it leaves by. `None`: the node has none, and what must be masqueraded is dropped.
+    pub masquerade_address: Option<Address>,
+    /// Whether the address is one of this node's own (a pod on the host's network).
+    pub on_node: bool,
+}
+
+/// A contiguous run of [`ServiceTable::endpoints`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EndpointRange {
+    /// Index of the first.
+    pub start: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// What a Service is reached by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FrontendKey {
+    /// The virtual address; for a NodePort the unspecified address of its family.
+    pub address: Address,
+    /// The Service's port, or the NodePort.
+    pub port: u16,
+    /// Transport protocol.
+    pub protocol: Protocol,
+}
+
+/// The kind of address behind a [`FrontendKey`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FrontendKind {
+    /// `spec.clusterIPs`.
+    ClusterIp,
+    /// `spec.externalIPs`.
+    ExternalIp,
+    /// `status.loadBalancer.ingress`.
+    LoadBalancerIp,
+    /// `spec.ports[].nodePort`.
+    NodePort,
+}
+
+/// What happens to a new connection, once its source's class is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// DNAT to one of these endpoints (at least one).
+    Balance {
+        /// The candidates.
+        endpoints: EndpointRange,
+        /// Whether kube-proxy marks the packet for masquerade. Hairpin traffic is masqueraded anyway.
+        masquerade: bool,
+    },
+    /// No endpoints: answered with ICMP port unreachable.
+    Reject,
+    /// The traffic policy is Local and this node has no endpoint.
+    Drop,
+}
+
+/// One address and port of a Service, its policies resolved for this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// The Service behind it.
+    pub service: ServiceIndex,
+    /// The kind of address.
+    pub kind: FrontendKind,
+    /// For sources that the local detector takes for pods.
+    pub from_pod: Action,
+    /// For sources that are addresses of this node.
+    pub from_local: Action,
+    /// For all others.
+    pub from_outside: Action,
+    /// `loadBalancerSourceRanges`: sources outside them are dropped. Empty: no filter.
+    pub source_ranges: Vec<Prefix>,
+}
+
+/// An address range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Prefix {
+    network: u128,
+    mask: u128,
+}
+
+impl Prefix {
+    /// `address/length`; bits after `length` are cleared. `length` beyond the family's width counts as full.
+    pub fn new(address: Address, length: u8) -> Self {
+        let bits = u32::from(length) + if address.is_ipv4() { 96 } else { 0 };
+        let mask = u128::MAX
+            .checked_shl(128u32.saturating_sub(bits))
+            .unwrap_or(0);
+        Self {
+            network: address.to_bits() & mask,
+            mask,
+        }
+    }
+
+    /// Whether `address` lies in it. An IPv4 prefix never contains an IPv6 address.
+    #[inline]
+    pub const fn contains(&self, address: Address) -> bool {
+        address.to_bits() & self.mask == self.network
+    }
+}
+
+/// How kube-proxy tells pods' traffic from other traffic (`detectLocalMode`).
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum LocalDetector {
+    /// No detector: nothing is taken for a pod.
+    #[default]
+    None,
+    /// By source address (ClusterCIDR, NodeCIDR): one prefix of either family, where there is one.
+    Source(Vec<Prefix>),
+    /// By the interface that it came in by (BridgeInterface, InterfaceNamePrefix): [`Origin::Pod`].
+    Interface,
+}
+
+/// Which of the node's addresses serve NodePorts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// All of them; loopback of IPv4 only if `localhost`.
+    All {
+        /// `localhostNodePorts`.
+        localhost: bool,
+    },
+    /// Just these.
+    Only(Vec<Address>),
+}
+
+/// What a [`ServiceTable`] is made of.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The version.
+    pub generation: Generation,
+    /// The Services.
+    pub services: Vec<Service>,
+    /// The frontends. Of two with one key the first serves, as the first rule of a chain does.
+    pub frontends: Vec<(FrontendKey, Frontend)>,
+    /// All endpoints; ranges point into them.
+    pub endpoints: Vec<Endpoint>,
+    /// All addresses of the node.
+    pub node_addresses: Vec<Address>,
+    /// NodePorts of IPv4 answer on these.
+    pub node_port_addresses_v4: NodePortAddresses,
+    /// NodePorts of IPv6 answer on these.
+    pub node_port_addresses_v6: NodePortAddresses,
+    /// Detector of IPv4 traffic of pods.
+    pub local_detector_v4: LocalDetector,
+    /// Detector of IPv6 traffic of pods.
+    pub local_detector_v6: LocalDetector,
+}
+
+/// The Services of a cluster as one node serves them. See the module.
+#[derive(Debug)]
+pub struct ServiceTable {
+    parts: Parts,
+    index: Index,
+    node_addresses: std::collections::HashSet<Address>,
+}
+
+/// The class of a packet's source (kube-proxy's local detector, then `addrtype --src-type LOCAL`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourceClass {
+    /// Taken for a pod by the local detector.
+    Pod,
+    /// An address of this node.
+    Local,
+    /// Any other.
+    Outside,
+}
+
+/// What the table says about a new connection.
+#[derive(Clone, Copy, Debug)]
+pub enum Decision<'t> {
+    /// No Service: routed like any packet.
+    NotAService,
+    /// To one of `endpoints`.
+    Balance {
+        /// The Service.
+        service: ServiceIndex,
+        /// The candidates, at least one.
+        endpoints: &'t [Endpoint],
+        /// Whether the source is masqueraded whatever the endpoint.
+        masquerade: bool,
+    },
+    /// Refused: the Service has no endpoints.
+    Reject(ServiceIndex),
+    /// Dropped: the policy is Local and this node has no endpoint.
+    NoLocalEndpoint(ServiceIndex),
+    /// Dropped: the source is in none of `loadBalancerSourceRanges`.
+    SourceNotAllowed(ServiceIndex),
+}
+
+impl ServiceTable {
+    /// Builds the index. `hash` keys it.
+    pub fn new(parts: Parts, hash: &RandomState) -> Self {
+        let index = Index::new(&parts.frontends, hash.clone());
+        let node_addresses = parts.node_addresses.iter().copied().collect();
+        Self {
+            parts,
+            index,
+            node_addresses,
+        }
+    }
+
+    /// A table without Services, of a node without addresses.
+    pub fn empty() -> Self {
+        let parts = Parts {
+            generation: Generation(0),
+            services: Vec::new(),
+            frontends: Vec::new(),
+            endpoints: Vec::new(),
+            node_addresses: Vec::new(),
+            node_port_addresses_v4: NodePortAddresses::All { localhost: true },
+            node_port_addresses_v6: NodePortAddresses::All { localhost: false },
+            local_detector_v4: LocalDetector::None,
+            local_detector_v6: LocalDetector::None,
+        };
+        Self::new(parts, &RandomState::new())
+    }
+
+    /// What becomes of a new connection `tuple` that comes from `origin`.
+    pub fn decide(&self, tuple: &Tuple, origin: Origin) -> Decision<'_> {
+        let Some(frontend) = self.find(tuple) else {
+            return Decision::NotAService;
+        };
+        let action = match self.class(tuple.source, origin) {
+            SourceClass::Pod => frontend.from_pod,
+            SourceClass::Local => frontend.from_local,
+            SourceClass::Outside => frontend.from_outside,
+        };
+        match action {
+            // In OUTPUT kube-proxy has no reject rule for addresses outside the cluster.
+            Action::Reject if origin == Origin::Node && frontend.is_external_address() => {
+                Decision::NotAService
+            }
+            // Without endpoints there is no firewall chain either: everyone is rejected.
+            Action::Reject => Decision::Reject(frontend.service),
+            _ if !frontend.admits(tuple.source) => Decision::SourceNotAllowed(frontend.service),
+            Action::Drop => Decision::NoLocalEndpoint(frontend.service),
+            Action::Balance {
+                endpoints,
+                masquerade,
+            } => Decision::Balance {
+                service: frontend.service,
+                endpoints: self.endpoints(endpoints),
+                masquerade,
+            },
+        }
+    }
+
+    /// The frontend that `tuple` is addressed to: virtual addresses first, then NodePorts.
+    pub fn find(&self, tuple: &Tuple) -> Option<&Frontend> {
+        let key = FrontendKey {
+            address: tuple.destination,
+            port: tuple.destination_port,
+            protocol: tuple.protocol,
+        };
+        self.frontend(&key).or_else(|| self.node_port(tuple))
+    }
+
+    fn node_port(&self, tuple: &Tuple) -> Option<&Frontend> {
+        let key = FrontendKey {
+            address: tuple.destination.unspecified_of_family(),
+            port: tuple.destination_port,
+            protocol: tuple.protocol,
+        };
+        let frontend = self.frontend(&key)?;
+        self.serves_node_port(frontend, tuple.destination)
+            .then_some(frontend)
+    }
+
+    /// Reject and drop rules match every address of the node; DNAT only those of `nodePortAddresses`.
+    fn serves_node_port(&self, frontend: &Frontend, destination: Address) -> bool {
+        if !self.is_node_address(destination) {
+            return false;
+        }
+        if frontend.from_outside == Action::Reject {
+            return true;
+        }
+        let addresses = if destination.is_ipv4() {
+            &self.parts.node_port_addresses_v4
+        } else {
+            &self.parts.node_port_addresses_v6
+        };
+        match addresses {
+            NodePortAddresses::All { localhost } => *localhost || !destination.is_loopback(),
+            NodePortAddresses::Only(list) => list.contains(&destination),
+        }
+    }
+
+    fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
+        let index = self.index.find(key, &self.parts.frontends)?;
+        Some(&self.parts.frontends[index].1)
+    }
+
+    /// The class of a source address.
+    pub fn class(&self, source: Address, origin: Origin) -> SourceClass {
+        let detector = if source.is_ipv4() {
+            &self.parts.local_detector_v4
+        } else {
+            &self.parts.local_detector_v6
+        };
+        let is_pod = match detector {
+            LocalDetector::None => false,
+            LocalDetector::Source(prefixes) => {
+                prefixes.iter().any(|prefix| prefix.contains(source))
+            }
+            LocalDetector::Interface => origin == Origin::Pod,
+        };
+        if is_pod {
+            SourceClass::Pod
+        } else if self.is_node_address(source) {
+            SourceClass::Local
+        } else {
+            SourceClass::Outside
+        }
+    }
+
+    /// Whether `address` is one of the node's (`addrtype LOCAL`), loopback included.
+    pub fn is_node_address(&self, address: Address) -> bool {
+        address.is_loopback() || self.node_addresses.contains(&address)
+    }
+
+    /// The endpoints of a range.
+    pub fn endpoints(&self, range: EndpointRange) -> &[Endpoint] {
+        &self.parts.endpoints[range.start as usize..][..range.count as usize]
+    }
+
+    /// A Service by its index.
+    pub fn service(&self, index: ServiceIndex) -> &Service {
+        &self.parts.services[index.0 as usize]
+    }
+
+    /// All that the table was made of.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// The table's version.
+    pub fn generation(&self) -> Generation {
+        self.parts.generation
+    }
+}
+
+impl Frontend {
+    fn is_external_address(&self) -> bool {
+        matches!(
+            self.kind,
+            FrontendKind::ExternalIp | FrontendKind::LoadBalancerIp
+        )
+    }
+
+    fn admits(&self, source: Address) -> bool {
+        self.source_ranges.is_empty()
+            || self
+                .source_ranges
+                .iter()
+                .any(|range| range.contains(source))
+    }
+}
+
+/// Open addressing with linear probing from [`FrontendKey`] to the position of the frontend.
+#[derive(Debug)]
+struct Index {
+    hash: RandomState,
+    /// Position plus one; zero is an empty slot. The length is a power of two.
+    slots: Vec<u32>,
+}
+
+impl Index {
+    fn new(frontends: &[(FrontendKey, Frontend)], hash: RandomState) -> Self {
+        let capacity = (frontends.len() * 2).next_power_of_two().max(2);
+        let mut index = Self {
+            hash,
+            slots: vec![0; capacity],
+        };
+        for (position, (key, _)) in frontends.iter().enumerate() {
+            index.insert(key, position, frontends);
+        }
+        index
+    }
+
+    fn insert(
+        &mut self,
+        key: &FrontendKey,
+        position: usize,
+        frontends: &[(FrontendKey, Frontend)],
+    ) {
+        let mut slot = self.home(key);
+        while self.slots[slot] != 0 {
+            if frontends[self.slots[slot] as usize - 1].0 == *key {
+                return;
+            }
+            slot = (slot + 1) & (self.slots.len() - 1);
+        }
+        self.slots[slot] = position as u32 + 1;
+    }
+
+    fn find(&self, key: &FrontendKey, frontends: &[(FrontendKey, Frontend)]) -> Option<usize> {
+        let mut slot = self.home(key);
+        while self.slots[slot] != 0 {
+            let position = self.slots[slot] as usize - 1;
+            if frontends[position].0 == *key {
+                return Some(position);
+            }
+            slot = (slot + 1) & (self.slots.len() - 1);
+        }
+        None
+    }
+
+    fn home(&self, key: &FrontendKey) -> usize {
+        self.hash.hash_one(key) as usize & (self.slots.len() - 1)
+    }
+}

@@ -1,0 +1,1 @@
+//! Labs: clusters made of network namespaces on one machine.

@@ -1,0 +1,3 @@
+//! The binary `penstock-lab`, which the script `lab` calls.
+
+fn main() {}

@@ -7,5 +7,7 @@
 //! Read first: [`tuple`] (the words), [`service`] (what a Service is once compiled for a node), then the path.
 #![deny(unsafe_code)]
 
+pub mod conntrack;
+pub mod ports;
 pub mod service;
 pub mod tuple;

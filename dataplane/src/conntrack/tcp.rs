@@ -1,0 +1,685 @@
+//! TCP as connection tracking sees it from the middle: states, windows, timeouts.
+//!
+//! Measure: Linux `net/netfilter/nf_conntrack_proto_tcp.c` as driven on 6.18; the rows that tests cite are those
+//! of the project's conntrack reference, section 2. Guido van Rooij, "Real Stateful TCP Packet Filtering
+//! in IP Filter", is where the window checks come from. Start at [`Connection::track`].
+//!
+//! Sequence numbers are compared modulo 2^32 ([`after`], [`before`]), never with `<`.
+
+use super::window::{self, Fit};
+use super::{Invalid, Outcome, Status};
+use crate::tuple::Direction;
+use std::fmt;
+use std::time::Duration;
+
+pub use super::segment::{TcpFlags, TcpOptions, TcpSegment};
+
+/// State of a connection, as `conntrack -L` prints it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[repr(u8)]
+pub enum State {
+    /// Nothing seen yet.
+    #[default]
+    None,
+    /// A SYN was seen.
+    SynSent,
+    /// A SYN+ACK was seen.
+    SynReceived,
+    /// The handshake is over, or the connection was picked up in its middle.
+    Established,
+    /// One side sent FIN.
+    FinWait,
+    /// The FIN was acknowledged.
+    CloseWait,
+    /// A FIN after a FIN.
+    LastAck,
+    /// The last FIN was acknowledged.
+    TimeWait,
+    /// Ended by RST.
+    Close,
+    /// A SYN from the reply side too: simultaneous open.
+    SynSent2,
+}
+
+impl State {
+    pub(super) const ALL: [Self; 10] = [
+        Self::None,
+        Self::SynSent,
+        Self::SynReceived,
+        Self::Established,
+        Self::FinWait,
+        Self::CloseWait,
+        Self::LastAck,
+        Self::TimeWait,
+        Self::Close,
+        Self::SynSent2,
+    ];
+
+    /// Whether the connection is on its way out: may be dropped early although assured
+    /// (`tcp_can_early_drop`), and its sequence numbers are no longer checked against RSTs.
+    pub const fn is_closing(self) -> bool {
+        matches!(
+            self,
+            Self::FinWait | Self::CloseWait | Self::LastAck | Self::TimeWait | Self::Close
+        )
+    }
+
+    /// Name in `conntrack -L`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "NONE",
+            Self::SynSent => "SYN_SENT",
+            Self::SynReceived => "SYN_RECV",
+            Self::Established => "ESTABLISHED",
+            Self::FinWait => "FIN_WAIT",
+            Self::CloseWait => "CLOSE_WAIT",
+            Self::LastAck => "LAST_ACK",
+            Self::TimeWait => "TIME_WAIT",
+            Self::Close => "CLOSE",
+            Self::SynSent2 => "SYN_SENT2",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How long an entry lives after a packet that left it in a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// `nf_conntrack_tcp_timeout_syn_sent`; SYN_SENT2 has the same.
+    pub syn_sent: Duration,
+    /// `nf_conntrack_tcp_timeout_syn_recv`.
+    pub syn_received: Duration,
+    /// `nf_conntrack_tcp_timeout_established`.
+    pub established: Duration,
+    /// `nf_conntrack_tcp_timeout_fin_wait`.
+    pub fin_wait: Duration,
+    /// `nf_conntrack_tcp_timeout_close_wait`.
+    pub close_wait: Duration,
+    /// `nf_conntrack_tcp_timeout_last_ack`.
+    pub last_ack: Duration,
+    /// `nf_conntrack_tcp_timeout_time_wait`.
+    pub time_wait: Duration,
+    /// `nf_conntrack_tcp_timeout_close`.
+    pub close: Duration,
+    /// `nf_conntrack_tcp_timeout_max_retrans`.
+    pub max_retransmissions: Duration,
+    /// `nf_conntrack_tcp_timeout_unacknowledged`.
+    pub unacknowledged: Duration,
+}
+
+impl Timeouts {
+    /// The kernel's defaults.
+    pub const KERNEL: Self = Self {
+        syn_sent: Duration::from_secs(120),
+        syn_received: Duration::from_secs(60),
+        established: Duration::from_secs(432_000),
+        fin_wait: Duration::from_secs(120),
+        close_wait: Duration::from_secs(60),
+        last_ack: Duration::from_secs(30),
+        time_wait: Duration::from_secs(120),
+        close: Duration::from_secs(10),
+        max_retransmissions: Duration::from_secs(300),
+        unacknowledged: Duration::from_secs(300),
+    };
+
+    const fn of(&self, state: State) -> Duration {
+        match state {
+            State::None | State::SynSent | State::SynSent2 => self.syn_sent,
+            State::SynReceived => self.syn_received,
+            State::Established => self.established,
+            State::FinWait => self.fin_wait,
+            State::CloseWait => self.close_wait,
+            State::LastAck => self.last_ack,
+            State::TimeWait => self.time_wait,
+            State::Close => self.close,
+        }
+    }
+}
+
+/// What an administrator may set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpSettings {
+    /// Timeouts by state.
+    pub timeouts: Timeouts,
+    /// `nf_conntrack_tcp_loose`: pick connections up in their middle.
+    pub loose: bool,
+    /// `nf_conntrack_tcp_be_liberal`: only RSTs out of the window are INVALID.
+    pub be_liberal: bool,
+    /// `nf_conntrack_tcp_ignore_invalid_rst`: not even those.
+    pub ignore_invalid_reset: bool,
+    /// `nf_conntrack_tcp_max_retrans`: after so many the entry gets the shorter timeout.
+    pub max_retransmissions: u8,
+}
+
+impl Default for TcpSettings {
+    fn default() -> Self {
+        Self {
+            timeouts: Timeouts::KERNEL,
+            loose: true,
+            be_liberal: false,
+            ignore_invalid_reset: false,
+            max_retransmissions: 3,
+        }
+    }
+}
+
+/// What the state table knows a segment by: RST, else SYN or SYN+ACK, else FIN, else ACK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub(super) enum Kind {
+    Syn,
+    SynAck,
+    Fin,
+    Ack,
+    Reset,
+    #[default]
+    None,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 6] = [
+        Self::Syn,
+        Self::SynAck,
+        Self::Fin,
+        Self::Ack,
+        Self::Reset,
+        Self::None,
+    ];
+
+    fn of(flags: TcpFlags) -> Self {
+        if flags.has(TcpFlags::RST) {
+            Self::Reset
+        } else if flags.has(TcpFlags::SYN) {
+            if flags.has(TcpFlags::ACK) {
+                Self::SynAck
+            } else {
+                Self::Syn
+            }
+        } else if flags.has(TcpFlags::FIN) {
+            Self::Fin
+        } else if flags.has(TcpFlags::ACK) {
+            Self::Ack
+        } else {
+            Self::None
+        }
+    }
+}
+
+/// A cell of the state table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Accept and go to this state.
+    To(State),
+    /// Accept, keep the translation, change nothing.
+    Ignore,
+    /// Not of this connection.
+    Invalid,
+}
+
+/// The state table: row of the packet, column of the state (reference section 2, "All 200 cells").
+pub(super) fn next_state(direction: Direction, kind: Kind, state: State) -> Next {
+    use Next::{Ignore, Invalid, To};
+    use State::{
+        Close as CL, CloseWait as CW, Established as ES, FinWait as FW, LastAck as LA, None as NO,
+        SynReceived as SR, SynSent as SS, SynSent2 as S2, TimeWait as TW,
+    };
+    match (direction, kind, state) {
+        (_, Kind::None, _) => Invalid,
+
+        (Direction::Original, Kind::Syn, NO | SS | TW | CL) => To(SS),
+        (Direction::Original, Kind::Syn, S2) => To(S2),
+        (Direction::Original, Kind::Syn, _) => Ignore,
+        (Direction::Original, Kind::SynAck, SR | S2) => To(SR),
+        (Direction::Original, Kind::SynAck, _) => Invalid,
+        (Direction::Original, Kind::Ack, NO) => To(ES),
+
+        (Direction::Reply, _, NO) => Invalid,
+        (Direction::Reply, Kind::Syn, SS | S2) => To(S2),
+        (Direction::Reply, Kind::Syn, TW) => To(SS),
+        (Direction::Reply, Kind::Syn, _) => Invalid,
+        (Direction::Reply, Kind::SynAck, SS | S2) => To(SR),
+        (Direction::Reply, Kind::SynAck, _) => Ignore,
+        (Direction::Reply, Kind::Ack, SS | S2) => Ignore,
+        (Direction::Reply, Kind::Ack, SR) => To(SR),
+
+        (_, Kind::Fin | Kind::Ack, NO | SS | S2) => Invalid,
+        (_, Kind::Fin, SR | ES) => To(FW),
+        (_, Kind::Fin, FW | CW | LA) => To(LA),
+        (_, Kind::Ack, SR | ES) => To(ES),
+        (_, Kind::Ack, FW | CW) => To(CW),
+        (_, Kind::Ack, LA) => To(TW),
+        (_, Kind::Fin | Kind::Ack, TW) => To(TW),
+        (_, Kind::Fin | Kind::Ack, CL) => To(CL),
+
+        (_, Kind::Reset, NO) => Invalid,
+        (_, Kind::Reset, _) => To(CL),
+    }
+}
+
+/// What is known of one side (`struct ip_ct_tcp_state`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) struct Peer {
+    /// Highest sequence number sent, plus length.
+    pub(super) end: u32,
+    /// Highest that the other side allows.
+    pub(super) max_end: u32,
+    /// Largest window offered, scaled. Zero: nothing was seen of this side.
+    pub(super) max_window: u32,
+    /// Highest acknowledgement sent.
+    pub(super) max_ack: u32,
+    /// Window scale, 0 to 14.
+    pub(super) scale: u8,
+    /// [`Peer::SACK_PERMITTED`] and the others.
+    pub(super) flags: u8,
+}
+
+impl Peer {
+    pub(super) const WINDOW_SCALE: u8 = 0x01;
+    pub(super) const SACK_PERMITTED: u8 = 0x02;
+    /// Sent the first FIN.
+    pub(super) const CLOSE_INIT: u8 = 0x04;
+    pub(super) const BE_LIBERAL: u8 = 0x08;
+    pub(super) const DATA_UNACKNOWLEDGED: u8 = 0x10;
+    pub(super) const MAX_ACK_SET: u8 = 0x20;
+
+    pub(super) const fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Takes over what a SYN offers. Without any option nothing changes, with some all is replaced.
+    pub(super) fn take_options(&mut self, options: &TcpOptions) {
+        if options.present {
+            self.flags = options.peer_flags();
+            self.scale = options.window_scale.unwrap_or(0);
+        }
+    }
+
+    fn forget(&mut self) {
+        *self = Self {
+            flags: self.flags & Self::BE_LIBERAL,
+            ..Self::default()
+        };
+    }
+}
+
+/// The last segment that mattered: what a duplicate, a RST or the answer to an ignored SYN is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Last {
+    pub(super) direction: Direction,
+    pub(super) kind: Kind,
+    pub(super) sequence: u32,
+    pub(super) acknowledgement: u32,
+    pub(super) end: u32,
+    /// As in the header, not scaled.
+    pub(super) window: u16,
+    /// Options of an ignored SYN.
+    pub(super) scale: u8,
+    /// Flags of a [`Peer`] from an ignored SYN; and [`Last::SIMULTANEOUS_OPEN`], [`Last::CHALLENGE_ACK`].
+    pub(super) flags: u8,
+}
+
+impl Last {
+    pub(super) const SIMULTANEOUS_OPEN: u8 = 0x40;
+    /// A SYN was let through in LAST_ACK: one ACK of the other side may be RFC 5961's challenge.
+    pub(super) const CHALLENGE_ACK: u8 = 0x80;
+}
+
+impl Default for Last {
+    fn default() -> Self {
+        Self {
+            direction: Direction::Original,
+            kind: Kind::None,
+            sequence: 0,
+            acknowledgement: 0,
+            end: 0,
+            window: 0,
+            scale: 0,
+            flags: 0,
+        }
+    }
+}
+
+/// A tracked TCP connection (`struct ip_ct_tcp`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) struct Connection {
+    pub(super) state: State,
+    pub(super) peers: [Peer; 2],
+    pub(super) last: Last,
+    /// Identical ACKs in a row, saturating.
+    pub(super) retransmissions: u8,
+}
+
+/// A segment on its way through a connection.
+#[derive(Clone, Copy)]
+pub(super) struct Arrival<'s> {
+    pub(super) segment: &'s TcpSegment,
+    pub(super) direction: Direction,
+    pub(super) kind: Kind,
+}
+
+impl Connection {
+    /// The connection that a first segment opens, and its timeout (`tcp_new`, then the first pass).
+    pub(super) fn open(
+        segment: &TcpSegment,
+        settings: &TcpSettings,
+    ) -> Result<(Self, Duration), Invalid> {
+        let kind = Kind::of(segment.flags);
+        let mut connection = Self::default();
+        let peer = &mut connection.peers[0];
+        peer.end = segment.end();
+        peer.max_window = u32::from(segment.window).max(1);
+        match next_state(Direction::Original, kind, State::None) {
+            Next::To(State::SynSent) => {
+                peer.max_end = peer.end;
+                peer.take_options(&segment.options);
+            }
+            Next::To(_) if settings.loose => {
+                peer.max_end = peer.end.wrapping_add(peer.max_window);
+                // Scale and SACK are not known any more, so the windows cannot be judged.
+                peer.flags = Peer::SACK_PERMITTED | Peer::BE_LIBERAL;
+                connection.peers[1].flags = peer.flags;
+            }
+            _ => return Err(Invalid::TcpNew),
+        }
+        let mut status = Status::default();
+        match connection.track(segment, Direction::Original, &mut status, settings) {
+            Outcome::Refresh(timeout) => Ok((connection, timeout)),
+            Outcome::Invalid(reason, _) => Err(reason),
+            Outcome::Ignored | Outcome::Keep | Outcome::Restart | Outcome::End => {
+                Err(Invalid::TcpNew)
+            }
+        }
+    }
+
+    /// A further segment (`nf_conntrack_tcp_packet`). `status` is that before the packet.
+    pub(super) fn track(
+        &mut self,
+        segment: &TcpSegment,
+        direction: Direction,
+        status: &mut Status,
+        settings: &TcpSettings,
+    ) -> Outcome {
+        let arrival = Arrival {
+            segment,
+            direction,
+            kind: Kind::of(segment.flags),
+        };
+        let old = self.state;
+        let step = match next_state(direction, arrival.kind, old) {
+            Next::Invalid => return Outcome::Invalid(Invalid::TcpState(old), None),
+            Next::Ignore => self.ignore(&arrival, old),
+            Next::To(State::SynSent) if matches!(old, State::TimeWait | State::Close) => {
+                if self.may_reopen(direction) {
+                    return Outcome::Restart;
+                }
+                self.ignore(&arrival, old)
+            }
+            Next::To(State::TimeWait) if self.is_challenge_ack(&arrival) => {
+                self.last.flags &= !Last::CHALLENGE_ACK;
+                Step::Stop(Outcome::Ignored)
+            }
+            Next::To(State::SynSent2) => {
+                self.last.flags |= Last::SIMULTANEOUS_OPEN;
+                Step::check(old, State::SynSent2)
+            }
+            Next::To(State::SynReceived) if self.completes_simultaneous_open(&arrival) => {
+                Step::check(old, State::Established)
+            }
+            Next::To(State::Close) if arrival.kind == Kind::Reset => {
+                self.reset(&arrival, *status, settings)
+            }
+            Next::To(new) => Step::check(old, new),
+        };
+        self.finish(&arrival, step, status, settings)
+    }
+
+    fn finish(
+        &mut self,
+        arrival: &Arrival<'_>,
+        step: Step,
+        status: &mut Status,
+        settings: &TcpSettings,
+    ) -> Outcome {
+        let (old, new) = match step {
+            Step::Stop(outcome) => return outcome,
+            Step::Accept { old, new } => (old, new),
+            Step::Check { old, new } => {
+                // The window check still sees the old state, as the kernel's does.
+                match window::check(self, arrival, settings.be_liberal) {
+                    Fit::Accepted => (old, new),
+                    Fit::Ignored => return Outcome::Ignored,
+                    Fit::Invalid(reason) => {
+                        return Outcome::Invalid(
+                            reason,
+                            self.out_of_window_end(arrival, *status, settings),
+                        );
+                    }
+                }
+            }
+        };
+        self.accept(arrival, old, new, status, settings)
+    }
+
+    /// The segment fits: new state, ASSURED, timeout.
+    fn accept(
+        &mut self,
+        arrival: &Arrival<'_>,
+        old: State,
+        new: State,
+        status: &mut Status,
+        settings: &TcpSettings,
+    ) -> Outcome {
+        self.last.kind = arrival.kind;
+        self.last.direction = arrival.direction;
+        self.state = new;
+        if old != new && new == State::FinWait {
+            self.peers[arrival.direction as usize].flags |= Peer::CLOSE_INIT;
+        }
+        let timeout = self.timeout(arrival.kind, settings);
+        if !status.has(Status::SEEN_REPLY) {
+            return match arrival.kind {
+                // Only answered by a RST: there was no connection.
+                Kind::Reset => Outcome::End,
+                // A client that tries the same port again must not keep a dead translation alive.
+                Kind::Syn if old == State::SynSent => Outcome::Keep,
+                _ if new == State::Established => {
+                    Outcome::Refresh(timeout.min(settings.timeouts.unacknowledged))
+                }
+                _ => Outcome::Refresh(timeout),
+            };
+        }
+        if matches!(old, State::SynReceived | State::Established) && new == State::Established {
+            status.set(Status::ASSURED);
+        }
+        Outcome::Refresh(timeout)
+    }
+
+    /// Reference section 2, "Timeout set by an accepted packet, first match: (a) ... (e)".
+    fn timeout(&self, kind: Kind, settings: &TcpSettings) -> Duration {
+        let timeouts = &settings.timeouts;
+        let of_state = timeouts.of(self.state);
+        let unacknowledged =
+            (self.peers[0].flags | self.peers[1].flags) & Peer::DATA_UNACKNOWLEDGED != 0;
+        if self.retransmissions >= settings.max_retransmissions
+            && of_state > timeouts.max_retransmissions
+        {
+            timeouts.max_retransmissions
+        } else if kind == Kind::Reset {
+            timeouts.close
+        } else if unacknowledged {
+            of_state.min(timeouts.unacknowledged)
+        } else if self.last.window == 0 {
+            of_state.min(timeouts.max_retransmissions)
+        } else {
+            of_state
+        }
+    }
+
+    /// A SYN in TIME_WAIT or CLOSE opens a new connection when this one was closed in order, or aborted by
+    /// the side that now tries again (reference section 2, rule 1).
+    fn may_reopen(&self, direction: Direction) -> bool {
+        (self.peers[0].flags | self.peers[1].flags) & Peer::CLOSE_INIT != 0
+            || (self.last.direction == direction && self.last.kind == Kind::Reset)
+    }
+
+    /// We may be out of step with the two ends: let it pass and remember it (rules 2 and 3).
+    fn ignore(&mut self, arrival: &Arrival<'_>, old: State) -> Step {
+        let segment = arrival.segment;
+        if arrival.kind == Kind::SynAck
+            && self.last.kind == Kind::Syn
+            && self.last.direction != arrival.direction
+            && segment.acknowledgement == self.last.end
+        {
+            self.resynchronise(arrival.direction);
+            return Step::check(State::SynSent, State::SynReceived);
+        }
+        self.last.kind = arrival.kind;
+        self.last.direction = arrival.direction;
+        self.last.sequence = segment.sequence;
+        self.last.end = segment.end();
+        self.last.window = segment.window;
+        if arrival.kind == Kind::Syn && arrival.direction == Direction::Original {
+            self.last.scale = segment.options.window_scale.unwrap_or(0);
+            self.last.flags = segment.options.peer_flags();
+            if old == State::LastAck {
+                self.last.flags |= Last::CHALLENGE_ACK;
+            }
+        }
+        if old == State::SynSent
+            && arrival.kind == Kind::Ack
+            && arrival.direction == Direction::Reply
+        {
+            self.last.acknowledgement = segment.acknowledgement;
+        }
+        Step::Stop(Outcome::Ignored)
+    }
+
+    /// A SYN+ACK answers the SYN that was ignored: both ends agree, so start over from that SYN.
+    fn resynchronise(&mut self, direction: Direction) {
+        self.last.flags &= !Last::CHALLENGE_ACK;
+        let peer = &mut self.peers[self.last.direction as usize];
+        peer.end = self.last.end;
+        peer.max_end = self.last.end;
+        peer.max_window = u32::from(self.last.window).max(1);
+        peer.scale = self.last.scale;
+        peer.flags = self.last.flags & !Last::SIMULTANEOUS_OPEN;
+        self.peers[direction as usize].forget();
+    }
+
+    fn is_challenge_ack(&self, arrival: &Arrival<'_>) -> bool {
+        self.state == State::LastAck
+            && arrival.kind == Kind::Ack
+            && self.last.direction != arrival.direction
+            && self.last.kind == Kind::Syn
+            && self.last.flags & Last::CHALLENGE_ACK != 0
+    }
+
+    fn completes_simultaneous_open(&self, arrival: &Arrival<'_>) -> bool {
+        arrival.direction == Direction::Reply
+            && arrival.kind == Kind::Ack
+            && self.last.flags & Last::SIMULTANEOUS_OPEN != 0
+    }
+
+    /// Which RSTs end the connection (reference section 2, "RST validation").
+    fn reset(&mut self, arrival: &Arrival<'_>, status: Status, settings: &TcpSettings) -> Step {
+        let old = self.state;
+        if old.is_closing() {
+            // The port may be in use again, and all that is known is out of date.
+            return Step::Accept {
+                old,
+                new: State::Close,
+            };
+        }
+        let sequence = arrival.segment.sequence;
+        let receiver = &self.peers[arrival.direction.opposite() as usize];
+        let mut new = State::Close;
+        if receiver.has(Peer::MAX_ACK_SET) && self.last.kind != Kind::Syn {
+            if sequence == 0 && old != State::Established {
+                return Step::check(old, new);
+            }
+            if window::before(sequence, receiver.max_ack) && !settings.ignore_invalid_reset {
+                return Step::Stop(Outcome::Invalid(Invalid::TcpReset, None));
+            }
+            if old != State::Established || sequence == receiver.max_ack || self.ends_train(arrival)
+            {
+                return Step::check(old, new);
+            }
+            // Inside the window but not exact: the peer may answer with RFC 5961's challenge ACK.
+            new = old;
+        }
+        if self.answers_ignored(arrival, status) || self.answers_challenge(arrival) {
+            return Step::Accept { old, new };
+        }
+        Step::check(old, new)
+    }
+
+    /// A RST right behind the data that the same side just sent.
+    fn ends_train(&self, arrival: &Arrival<'_>) -> bool {
+        self.last.kind == Kind::Ack
+            && self.last.direction == arrival.direction
+            && arrival.segment.sequence == self.last.end
+    }
+
+    /// A RST to a SYN that was let through, or to the ACK of a half-open connection: no window to check.
+    fn answers_ignored(&self, arrival: &Arrival<'_>, status: Status) -> bool {
+        let to_syn = status.has(Status::SEEN_REPLY)
+            && self.last.kind == Kind::Syn
+            && self.last.direction != arrival.direction;
+        let to_ack = !status.has(Status::ASSURED) && self.last.kind == Kind::Ack;
+        (to_syn || to_ack) && arrival.segment.acknowledgement == self.last.end
+    }
+
+    fn answers_challenge(&self, arrival: &Arrival<'_>) -> bool {
+        self.state == State::SynSent
+            && self.last.kind == Kind::Ack
+            && self.last.direction == Direction::Reply
+            && arrival.segment.sequence == self.last.acknowledgement
+    }
+
+    /// FINs or RSTs out of the window from both sides: the two ends are probably done with each other, so
+    /// an assured entry must not linger for days (`nf_tcp_handle_invalid`). Gives the most it may last.
+    fn out_of_window_end(
+        &mut self,
+        arrival: &Arrival<'_>,
+        status: Status,
+        settings: &TcpSettings,
+    ) -> Option<Duration> {
+        if !status.has(Status::ASSURED) || !matches!(arrival.kind, Kind::Reset | Kind::Fin) {
+            return None;
+        }
+        if self.last.direction != arrival.direction
+            && matches!(self.last.kind, Kind::Reset | Kind::Fin)
+        {
+            return Some(settings.timeouts.unacknowledged);
+        }
+        self.last.kind = arrival.kind;
+        self.last.direction = arrival.direction;
+        None
+    }
+}
+
+/// What is left to do after the state table.
+enum Step {
+    /// Check the window, then go from `old` to `new`.
+    Check {
+        old: State,
+        new: State,
+    },
+    /// Go there without looking at the window.
+    Accept {
+        old: State,
+        new: State,
+    },
+    Stop(Outcome),
+}
+
+impl Step {
+    const fn check(old: State, new: State) -> Self {
+        Self::Check { old, new }
+    }
+}

@@ -3,3 +3,4 @@
 //! Read first: [`model`], the Services as kube-proxy sees them.
 
 pub mod model;
+pub mod netlink;

@@ -10,4 +10,6 @@
 pub mod conntrack;
 pub mod ports;
 pub mod service;
+#[cfg(feature = "tun")]
+pub mod sys;
 pub mod tuple;

@@ -1,0 +1,3 @@
+//! What touches the operating system. Besides `conntrack/slots.rs` the only place for `unsafe`.
+
+pub mod netns;

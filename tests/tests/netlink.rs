@@ -1,0 +1,296 @@
+//! rtnetlink against the real kernel, in a fresh network namespace per test. Needs root.
+
+use control::model::Family;
+use control::netlink::{
+    Monitor, Netlink, Route, RouteKind, Rule, RuleAction, Scope, TABLE_LOCAL, VethEnd, read_sysctl,
+    write_sysctl,
+};
+use std::fs::File;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+/// Runs `test` in a thread of its own in a new network namespace, which goes with the thread.
+fn in_fresh_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            dataplane::sys::netns::unshare_network().expect("needs root");
+            test()
+        });
+        inside.join().unwrap()
+    })
+}
+
+fn veth(netlink: &mut Netlink, name: &str, peer: &str) -> u32 {
+    let end = |name| VethEnd {
+        name,
+        namespace: None,
+        hardware_address: None,
+    };
+    netlink.add_veth(end(name), end(peer)).unwrap();
+    for name in [name, peer] {
+        let index = netlink.link_index(name).unwrap();
+        netlink.set_up(index, true).unwrap();
+    }
+    netlink.link_index(name).unwrap()
+}
+
+#[test]
+fn root_links_are_made_changed_moved_and_deleted() {
+    in_fresh_namespace(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let hardware_address = [0x02, 0, 0, 0, 0, 7];
+        let end = VethEnd {
+            name: "a",
+            namespace: None,
+            hardware_address: Some(hardware_address),
+        };
+        netlink.add_veth(end, VethEnd { name: "b", ..end }).unwrap();
+        netlink.add_bridge("br0", None).unwrap();
+        let (a, bridge) = (
+            netlink.link_index("a").unwrap(),
+            netlink.link_index("br0").unwrap(),
+        );
+        netlink.set_mtu(a, 1400).unwrap();
+        netlink.set_controller(a, bridge).unwrap();
+        netlink.isolate_port(a).unwrap();
+        netlink.set_up(a, true).unwrap();
+
+        let links = netlink.links().unwrap();
+        let link = links.iter().find(|link| link.name == "a").unwrap();
+        assert_eq!(
+            (link.mtu, link.up, link.controller),
+            (1400, true, Some(bridge))
+        );
+        assert_eq!(link.kind.as_deref(), Some("veth"));
+        assert_eq!(link.hardware_address, Some(hardware_address));
+        assert!(
+            links
+                .iter()
+                .any(|link| link.loopback && link.name == "lo" && !link.up)
+        );
+        let isolated = std::fs::read_to_string("/sys/class/net/a/brport/isolated");
+        // /sys shows the namespace of whoever mounted it, so it may not show ours.
+        assert!(isolated.is_err() || isolated.unwrap().trim() == "1");
+
+        let b = netlink.link_index("b").unwrap();
+        netlink.rename_link(b, "renamed").unwrap();
+        let other = in_fresh_namespace(|| File::open("/proc/thread-self/ns/net").unwrap());
+        netlink.move_link(b, other.as_fd()).unwrap();
+        let error = netlink.link_index("renamed").unwrap_err();
+        assert!(error.is_missing());
+        assert_eq!(error.to_string(), "find link renamed: No such device");
+        netlink.delete_link(a).unwrap();
+        assert!(netlink.link_index("a").is_err());
+    });
+}
+
+#[test]
+fn root_addresses_are_usable_at_once() {
+    in_fresh_namespace(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let index = veth(&mut netlink, "a", "b");
+        for address in ["10.0.0.1/24", "10.0.0.2/24", "fd00::1/64"] {
+            netlink
+                .add_address(index, address.parse().unwrap())
+                .unwrap();
+        }
+        let again = netlink
+            .add_address(index, "10.0.0.1/24".parse().unwrap())
+            .unwrap_err();
+        assert!(again.is_exists());
+
+        let addresses = netlink.addresses().unwrap();
+        let find = |text: &str| {
+            let address = text.parse().unwrap();
+            *addresses
+                .iter()
+                .find(|found| found.address == address)
+                .unwrap()
+        };
+        assert!(!find("10.0.0.1/24").secondary && find("10.0.0.2/24").secondary);
+        let six = find("fd00::1/64");
+        assert_eq!(
+            (six.index, six.scope, six.tentative),
+            (index, Scope::Universe, false)
+        );
+        netlink
+            .delete_address(index, "10.0.0.1/24".parse().unwrap())
+            .unwrap();
+    });
+}
+
+#[test]
+fn root_routes_come_back_as_they_were_given() {
+    in_fresh_namespace(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let oif = Some(veth(&mut netlink, "a", "b"));
+        netlink
+            .add_address(oif.unwrap(), "10.0.0.1/24".parse().unwrap())
+            .unwrap();
+        netlink
+            .add_address(oif.unwrap(), "fd00::1/64".parse().unwrap())
+            .unwrap();
+        let new = |text: &str| Route {
+            oif,
+            ..Route::new(text.parse().unwrap())
+        };
+        let routes = [
+            Route {
+                gateway: Some("192.0.2.1".parse().unwrap()),
+                onlink: true,
+                table: 1000,
+                mtu: Some(1400),
+                ..new("198.51.100.0/24")
+            },
+            Route {
+                preferred_source: Some("10.0.0.1".parse().unwrap()),
+                metric: Some(7),
+                protocol: 80,
+                ..new("203.0.113.1/32")
+            },
+            Route {
+                kind: RouteKind::Local,
+                table: TABLE_LOCAL,
+                ..new("203.0.113.2/32")
+            },
+            Route {
+                gateway: Some("fd00::2".parse().unwrap()),
+                metric: Some(5),
+                ..new("::/0")
+            },
+        ];
+        netlink.add_routes(&routes).unwrap();
+        for route in &routes {
+            let all = netlink.routes(route.family()).unwrap();
+            let found = all
+                .iter()
+                .find(|found| (found.destination, found.table) == (route.destination, route.table));
+            let expected = Route {
+                scope: found.unwrap().scope,
+                ..*route
+            };
+            assert_eq!(*found.unwrap(), expected);
+        }
+
+        let error = netlink.add_route(&routes[0]).unwrap_err();
+        assert!(error.is_exists());
+        let text = error.to_string();
+        assert!(
+            text.starts_with("add route 198.51.100.0/24 via 192.0.2.1 dev"),
+            "{text}"
+        );
+        assert!(text.ends_with("table 1000: File exists"), "{text}");
+        netlink.replace_routes(&routes).unwrap();
+        netlink.delete_routes(&routes).unwrap();
+        netlink.delete_routes(&routes).unwrap();
+        let left = netlink.routes(Family::V4).unwrap();
+        assert!(left.iter().all(|route| route.table != 1000));
+    });
+}
+
+#[test]
+fn root_ten_thousand_routes_go_in_and_out_in_batches() {
+    in_fresh_namespace(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let oif = Some(veth(&mut netlink, "a", "b"));
+        let routes: Vec<Route> = (0..10_000u32)
+            .map(|number| IpAddr::from((0x0a00_0000 + number).to_be_bytes()))
+            .map(|address| Route {
+                oif,
+                table: 1000,
+                ..Route::new(address.into())
+            })
+            .collect();
+        let started = std::time::Instant::now();
+        netlink.add_routes(&routes).unwrap();
+        eprintln!("10,000 routes added in {:?}", started.elapsed());
+        let all = netlink.routes(Family::V4).unwrap();
+        assert_eq!(
+            all.iter().filter(|route| route.table == 1000).count(),
+            routes.len()
+        );
+        // Every one is refused the second time: refusals must not overflow the receive buffer.
+        assert!(netlink.add_routes(&routes).unwrap_err().is_exists());
+        netlink.delete_routes(&routes).unwrap();
+        let all = netlink.routes(Family::V4).unwrap();
+        assert!(all.iter().all(|route| route.table != 1000));
+    });
+}
+
+#[test]
+fn root_rules_come_back_as_they_were_given() {
+    in_fresh_namespace(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let table = |family| Rule {
+            iif: Some("eth0".into()),
+            ip_protocol: Some(17),
+            destination_ports: Some(30000..=32767),
+            protocol: 80,
+            ..Rule::new(family, 50, RuleAction::Table(1000))
+        };
+        let rules = [
+            table(Family::V4),
+            table(Family::V6),
+            Rule {
+                source: Some("10.0.0.0/8".parse().unwrap()),
+                destination: Some("10.96.0.0/12".parse().unwrap()),
+                source_ports: Some(53..=53),
+                ..Rule::new(Family::V4, 60, RuleAction::Goto(70))
+            },
+            Rule::new(Family::V4, 70, RuleAction::Table(TABLE_LOCAL)),
+        ];
+        netlink.add_rules(&rules).unwrap();
+        for rule in &rules {
+            assert!(netlink.rules(rule.family).unwrap().contains(rule), "{rule}");
+        }
+        let error = netlink.add_rule(&rules[0]).unwrap_err();
+        let text = "add rule 50: iif eth0 ipproto 17 dport 30000-32767 lookup 1000: File exists";
+        assert_eq!(error.to_string(), text);
+        netlink.delete_rule(&rules[0]).unwrap();
+        assert!(!netlink.rules(Family::V4).unwrap().contains(&rules[0]));
+        assert!(netlink.delete_rule(&rules[0]).unwrap_err().is_missing());
+        // As an agent does before it takes the packets of the node's own addresses.
+        let local = Rule {
+            protocol: 2,
+            ..Rule::new(Family::V4, 0, RuleAction::Table(TABLE_LOCAL))
+        };
+        assert!(netlink.rules(Family::V4).unwrap().contains(&local));
+        netlink.delete_rule(&local).unwrap();
+    });
+}
+
+#[test]
+fn root_monitor_tells_what_changed() {
+    in_fresh_namespace(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let index = veth(&mut netlink, "a", "b");
+        let mut monitor = Monitor::open().unwrap();
+        assert!(!monitor.wait(Duration::from_millis(50)).unwrap().any());
+        netlink.set_mtu(index, 1300).unwrap();
+        let changes = monitor.wait(Duration::from_secs(5)).unwrap();
+        assert!(changes.links && !changes.addresses);
+        netlink
+            .add_address(index, "10.0.0.1/24".parse().unwrap())
+            .unwrap();
+        let changes = monitor.wait(Duration::from_secs(5)).unwrap();
+        assert!(changes.addresses && changes.routes);
+    });
+}
+
+#[test]
+fn root_sysctls_are_those_of_the_namespace() {
+    let forwards = read_sysctl("ipv4/ip_forward").unwrap();
+    in_fresh_namespace(|| {
+        let other = if forwards == "1" { "0" } else { "1" };
+        write_sysctl("ipv4/ip_forward", other).unwrap();
+        assert_eq!(read_sysctl("ipv4/ip_forward").unwrap(), other);
+        let error = write_sysctl("ipv4/conf/none0/rp_filter", "0").unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("/proc/sys/net/ipv4/conf/none0/rp_filter")
+        );
+    });
+    assert_eq!(read_sysctl("ipv4/ip_forward").unwrap(), forwards);
+}

@@ -1,6 +1,14 @@
 //! The control plane of Penstock: Kubernetes objects in, a service table for one node out.
 //!
-//! Read first: [`model`], the Services as kube-proxy sees them.
+//! Read first: [`snapshot`] (the objects), [`model`] (the Services as kube-proxy sees them, made by [`resolve`]),
+//! [`compile`] (what they mean on one node).
 
+pub mod compile;
+pub mod config;
+pub mod endpoints;
 pub mod model;
 pub mod netlink;
+pub mod node_network;
+pub mod problem;
+pub mod resolve;
+pub mod snapshot;

@@ -7,6 +7,7 @@
 //! Invariants: endpoints are sorted by the string `ip:port` and unique by it; all addresses of a [`ServicePort`]
 //! are of its family.
 
+use dataplane::service::Selection;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -116,6 +117,8 @@ pub struct ServicePort {
     pub health_check_node_port: Option<u16>,
     /// The topology annotation: `service.kubernetes.io/topology-aware-hints`, else `…/topology-mode`.
     pub hints_annotation: String,
+    /// The annotation `penstock.dev/load-balancing`: how endpoints are chosen, if the Service says so.
+    pub selection: Option<Selection>,
     /// All endpoints of the slices, usable or not.
     pub endpoints: Vec<Endpoint>,
 }

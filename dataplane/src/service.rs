@@ -46,6 +46,23 @@ pub enum Selection {
     Maglev,
 }
 
+impl Selection {
+    /// All of them, by the names that users give them.
+    pub const NAMES: [(&'static str, Self); 5] = [
+        ("random", Self::Random),
+        ("round-robin", Self::RoundRobin),
+        ("least-connections", Self::LeastConnections),
+        ("source-hash", Self::SourceHash),
+        ("maglev", Self::Maglev),
+    ];
+
+    /// The one of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let known = Self::NAMES.iter().find(|(known, _)| *known == name)?;
+        Some(known.1)
+    }
+}
+
 /// Where one of a Service's pods answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {

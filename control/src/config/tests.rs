@@ -1,0 +1,93 @@
+use super::*;
+
+fn parse(body: &str) -> Result<KubeProxyConfig, String> {
+    let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+    KubeProxyConfig::parse("kube-proxy.yaml", &format!("{head}{body}"))
+        .map_err(|error| error.to_string())
+}
+
+#[test]
+fn an_empty_configuration_is_the_default() {
+    assert_eq!(parse("").unwrap(), KubeProxyConfig::default());
+}
+
+#[test]
+fn an_unknown_field_is_refused_with_the_likely_name() {
+    assert_eq!(
+        parse("iptables:\n  masqeradeAll: true\n").unwrap_err(),
+        "kube-proxy.yaml:4: iptables.masqeradeAll: kube-proxy has no such field; did you mean `masqueradeAll`?"
+    );
+}
+
+#[test]
+fn reads_what_concerns_us() {
+    let config = parse(
+        "mode: ipvs\nipvs: {scheduler: sh}\nclusterCIDR: 10.244.3.0/16,fd00::/56\nnodePortAddresses: [10.0.0.0/8]\n\
+         iptables: {masqueradeAll: true, localhostNodePorts: false, minSyncPeriod: 0s}\n\
+         conntrack: {tcpEstablishedTimeout: 24h0m0s, udpTimeout: 1m30s, tcpCloseWaitTimeout: 0s}\n",
+    )
+    .unwrap();
+    assert_eq!(config.selection, Selection::SourceHash);
+    assert_eq!(
+        config.cluster_cidr(Family::V4),
+        "10.244.0.0/16".parse().ok()
+    );
+    assert_eq!(config.cluster_cidr(Family::V6), "fd00::/56".parse().ok());
+    assert!(config.masquerade_all && !config.localhost_node_ports);
+    assert_eq!(config.min_sync_period, Duration::ZERO);
+    assert_eq!(config.conntrack.udp_timeout, Some(Duration::from_secs(90)));
+    assert_eq!(config.conntrack.tcp_close_wait_timeout, None);
+    assert_eq!(config.warnings, ["mode has no effect here"]);
+}
+
+#[test]
+fn bad_values_name_field_and_rule() {
+    for (body, expected) in [
+        (
+            "detectLocalMode: InterfaceNamePrefix\n",
+            "kube-proxy.yaml:1: detectLocal.interfaceNamePrefix: is needed with detectLocalMode InterfaceNamePrefix",
+        ),
+        (
+            "clusterCIDR: 10.0.0.0/8,10.1.0.0/16\n",
+            "kube-proxy.yaml:3: clusterCIDR: takes one range, or one of IPv4 and one of IPv6 with a comma between",
+        ),
+        (
+            "clusterCIDR: 10.0.0.0\n",
+            "kube-proxy.yaml:3: clusterCIDR: `10.0.0.0` is not a CIDR",
+        ),
+        (
+            "conntrack: {udpTimeout: soon}\n",
+            "kube-proxy.yaml:1: conntrack.udpTimeout: `soon` is not a duration; write one like 30s or 1h0m0s",
+        ),
+        (
+            "mode: userspace\n",
+            "kube-proxy.yaml:3: mode: `userspace` is none of iptables, nftables and ipvs",
+        ),
+        (
+            "winkernel: {networkName: x}\n",
+            "kube-proxy.yaml:3: winkernel: is for Windows nodes, which Penstock does not run on; remove it",
+        ),
+    ] {
+        assert_eq!(parse(body).unwrap_err(), expected);
+    }
+}
+
+#[test]
+fn durations_are_read_as_go_writes_them() {
+    for (text, milliseconds) in [
+        ("24h0m0s", 86_400_000),
+        ("1.5s", 1500),
+        ("300ms", 300),
+        ("0", 0),
+        ("0s", 0),
+    ] {
+        assert_eq!(
+            parse_duration(text),
+            Some(Duration::from_millis(milliseconds)),
+            "{text}"
+        );
+    }
+    for text in ["", "5", "1x", "-1s", "s", "1.2.3s"] {
+        assert_eq!(parse_duration(text), None, "{text}");
+    }
+}

@@ -1,0 +1,342 @@
+//! The file as it is written, and how it becomes a [`KubeProxyConfig`].
+
+use super::fields::Wrong;
+use super::{
+    ConntrackConfig, DetectLocal, KubeProxyConfig, NodePortAddresses, ProxyMode, parse_duration,
+};
+use crate::model::Family;
+use crate::snapshot::{parse_cidr, parse_ip};
+use dataplane::service::Selection;
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Wire {
+    kind: Option<String>,
+    api_version: Option<String>,
+    #[serde(default)]
+    hostname_override: String,
+    #[serde(default)]
+    bind_address: String,
+    healthz_bind_address: Option<String>,
+    metrics_bind_address: Option<String>,
+    #[serde(default)]
+    bind_address_hard_fail: bool,
+    #[serde(default)]
+    mode: String,
+    #[serde(default, rename = "clusterCIDR")]
+    cluster_cidr: String,
+    #[serde(default)]
+    detect_local_mode: String,
+    #[serde(default)]
+    detect_local: DetectLocalWire,
+    node_port_addresses: Option<Vec<String>>,
+    #[serde(default)]
+    iptables: RulesWire,
+    #[serde(default)]
+    nftables: RulesWire,
+    #[serde(default)]
+    ipvs: IpvsWire,
+    #[serde(default)]
+    conntrack: ConntrackWire,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct DetectLocalWire {
+    bridge_interface: String,
+    interface_name_prefix: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RulesWire {
+    masquerade_all: bool,
+    masquerade_bit: Option<u8>,
+    localhost_node_ports: Option<bool>,
+    #[serde(deserialize_with = "duration")]
+    sync_period: Option<Duration>,
+    #[serde(deserialize_with = "duration")]
+    min_sync_period: Option<Duration>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct IpvsWire {
+    scheduler: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ConntrackWire {
+    max_per_core: Option<u32>,
+    min: Option<u32>,
+    #[serde(deserialize_with = "duration")]
+    tcp_established_timeout: Option<Duration>,
+    #[serde(deserialize_with = "duration")]
+    tcp_close_wait_timeout: Option<Duration>,
+    tcp_be_liberal: bool,
+    #[serde(deserialize_with = "duration")]
+    udp_timeout: Option<Duration>,
+    #[serde(deserialize_with = "duration")]
+    udp_stream_timeout: Option<Duration>,
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else {
+        return Ok(None);
+    };
+    parse_duration(&text).map(Some).ok_or_else(|| {
+        serde::de::Error::custom(format!(
+            "`{text}` is not a duration; write one like 30s or 1h0m0s"
+        ))
+    })
+}
+
+const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+
+impl Wire {
+    pub(super) fn into_config(self) -> Result<KubeProxyConfig, Wrong> {
+        let mut wrong = Wrong::new();
+        self.check_kind(&mut wrong);
+        let mut config = KubeProxyConfig::default();
+        let mode = self.mode(&mut wrong);
+        let rules = if mode == ProxyMode::Nftables {
+            &self.nftables
+        } else {
+            &self.iptables
+        };
+        config.mode = mode;
+        config.hostname_override =
+            (!self.hostname_override.is_empty()).then(|| self.hostname_override.clone());
+        config.bind_address = self.bind_address(&mut wrong).unwrap_or(config.bind_address);
+        config.bind_address_hard_fail = self.bind_address_hard_fail;
+        if let Some(text) = &self.healthz_bind_address {
+            config.healthz_bind_address =
+                socket_address("healthzBindAddress", text, 10256, &mut wrong);
+        }
+        if let Some(text) = &self.metrics_bind_address {
+            config.metrics_bind_address =
+                socket_address("metricsBindAddress", text, 10249, &mut wrong);
+        }
+        config.detect_local = self.detect_local(&mut wrong);
+        config.node_port_addresses = self.node_port_addresses(&mut wrong);
+        config.localhost_node_ports = self.iptables.localhost_node_ports.unwrap_or(true);
+        config.masquerade_all = rules.masquerade_all;
+        config.masquerade_bit = masquerade_bit(rules, &mut wrong);
+        config.sync_period = rules
+            .sync_period
+            .filter(|period| !period.is_zero())
+            .unwrap_or(config.sync_period);
+        config.min_sync_period = rules.min_sync_period.unwrap_or(config.min_sync_period);
+        if mode == ProxyMode::Ipvs {
+            config.selection = self.scheduler(&mut config.warnings);
+        }
+        config.conntrack = self.conntrack.into_config();
+        if wrong.is_empty() {
+            Ok(config)
+        } else {
+            Err(wrong)
+        }
+    }
+
+    fn check_kind(&self, wrong: &mut Wrong) {
+        let is = |given: &Option<String>, expected| given.as_deref() == Some(expected);
+        if !is(&self.kind, "KubeProxyConfiguration") {
+            wrong.push((
+                "kind".to_owned(),
+                "must be KubeProxyConfiguration".to_owned(),
+            ));
+        }
+        if !is(&self.api_version, API_VERSION) {
+            wrong.push(("apiVersion".to_owned(), format!("must be {API_VERSION}")));
+        }
+    }
+
+    fn mode(&self, wrong: &mut Wrong) -> ProxyMode {
+        match self.mode.as_str() {
+            "" | "iptables" => ProxyMode::Iptables,
+            "nftables" => ProxyMode::Nftables,
+            "ipvs" => ProxyMode::Ipvs,
+            other => {
+                wrong.push((
+                    "mode".to_owned(),
+                    format!("`{other}` is none of iptables, nftables and ipvs"),
+                ));
+                ProxyMode::Iptables
+            }
+        }
+    }
+
+    fn bind_address(&self, wrong: &mut Wrong) -> Option<IpAddr> {
+        if self.bind_address.is_empty() {
+            return None;
+        }
+        let address = parse_ip(&self.bind_address);
+        if address.is_none() {
+            wrong.push((
+                "bindAddress".to_owned(),
+                format!("`{}` is not an IP address", self.bind_address),
+            ));
+        }
+        address
+    }
+
+    fn detect_local(&self, wrong: &mut Wrong) -> DetectLocal {
+        let needs = |field: &str, value: &str, wrong: &mut Wrong| {
+            if value.is_empty() {
+                wrong.push((
+                    format!("detectLocal.{field}"),
+                    format!("is needed with detectLocalMode {}", self.detect_local_mode),
+                ));
+            }
+            value.to_owned()
+        };
+        match self.detect_local_mode.as_str() {
+            "" | "ClusterCIDR" => DetectLocal::ClusterCidr(self.cluster_cidrs(wrong)),
+            "NodeCIDR" => DetectLocal::NodeCidr,
+            "BridgeInterface" => DetectLocal::BridgeInterface(needs(
+                "bridgeInterface",
+                &self.detect_local.bridge_interface,
+                wrong,
+            )),
+            "InterfaceNamePrefix" => DetectLocal::InterfaceNamePrefix(needs(
+                "interfaceNamePrefix",
+                &self.detect_local.interface_name_prefix,
+                wrong,
+            )),
+            other => {
+                wrong.push((
+                    "detectLocalMode".to_owned(),
+                    format!(
+                        "`{other}` is none of ClusterCIDR, NodeCIDR, BridgeInterface and InterfaceNamePrefix"
+                    ),
+                ));
+                DetectLocal::NodeCidr
+            }
+        }
+    }
+
+    /// One range, or two of different families.
+    fn cluster_cidrs(&self, wrong: &mut Wrong) -> Vec<IpNet> {
+        let mut ranges = Vec::new();
+        for text in self
+            .cluster_cidr
+            .split(',')
+            .map(str::trim)
+            .filter(|text| !text.is_empty())
+        {
+            match parse_cidr(text) {
+                Some(range) => ranges.push(range),
+                None => wrong.push(("clusterCIDR".to_owned(), format!("`{text}` is not a CIDR"))),
+            }
+        }
+        let one_family =
+            |ranges: &[IpNet]| Family::of(ranges[0].addr()) == Family::of(ranges[1].addr());
+        if ranges.len() > 2 || (ranges.len() == 2 && one_family(&ranges)) {
+            let message = "takes one range, or one of IPv4 and one of IPv6 with a comma between";
+            wrong.push(("clusterCIDR".to_owned(), message.to_owned()));
+        }
+        ranges
+    }
+
+    fn node_port_addresses(&self, wrong: &mut Wrong) -> NodePortAddresses {
+        let list = self.node_port_addresses.as_deref().unwrap_or_default();
+        if list.is_empty() {
+            return NodePortAddresses::Default;
+        }
+        if list == ["primary"] {
+            return NodePortAddresses::Primary;
+        }
+        let mut ranges = Vec::new();
+        for (index, text) in list.iter().enumerate() {
+            match parse_cidr(text.trim()) {
+                Some(range) => ranges.push(range),
+                None => wrong.push((
+                    format!("nodePortAddresses[{index}]"),
+                    format!("`{text}` is not a CIDR (and `primary` stands alone)"),
+                )),
+            }
+        }
+        NodePortAddresses::Ranges(ranges)
+    }
+
+    fn scheduler(&self, warnings: &mut Vec<String>) -> Selection {
+        match self.ipvs.scheduler.as_str() {
+            "" | "rr" => Selection::RoundRobin,
+            "lc" => Selection::LeastConnections,
+            "sh" => Selection::SourceHash,
+            "mh" => Selection::Maglev,
+            other => {
+                warnings.push(format!(
+                    "ipvs.scheduler {other} is not known here: rr is used instead"
+                ));
+                Selection::RoundRobin
+            }
+        }
+    }
+}
+
+fn masquerade_bit(rules: &RulesWire, wrong: &mut Wrong) -> u8 {
+    let bit = rules.masquerade_bit.unwrap_or(14);
+    if bit > 31 {
+        wrong.push((
+            "iptables.masqueradeBit".to_owned(),
+            format!("{bit} is not from 0 to 31"),
+        ));
+    }
+    bit
+}
+
+/// `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`; empty means nowhere.
+fn socket_address(
+    field: &str,
+    text: &str,
+    default_port: u16,
+    wrong: &mut Wrong,
+) -> Option<SocketAddr> {
+    if text.is_empty() {
+        return None;
+    }
+    let address = text
+        .parse()
+        .ok()
+        .or_else(|| Some(SocketAddr::new(parse_ip(text)?, default_port)));
+    if address.is_none() {
+        wrong.push((
+            field.to_owned(),
+            format!("`{text}` is not ADDRESS:PORT; write one like 0.0.0.0:{default_port}"),
+        ));
+    }
+    address
+}
+
+impl ConntrackWire {
+    /// A timeout of 0 means: leave it.
+    fn into_config(self) -> ConntrackConfig {
+        let default = ConntrackConfig::default();
+        let timeout = |given: Option<Duration>, default: Option<Duration>| match given {
+            Some(given) if given.is_zero() => None,
+            Some(given) => Some(given),
+            None => default,
+        };
+        ConntrackConfig {
+            max_per_core: self.max_per_core.unwrap_or(default.max_per_core),
+            min: self.min.unwrap_or(default.min),
+            tcp_established_timeout: timeout(
+                self.tcp_established_timeout,
+                default.tcp_established_timeout,
+            ),
+            tcp_close_wait_timeout: timeout(
+                self.tcp_close_wait_timeout,
+                default.tcp_close_wait_timeout,
+            ),
+            tcp_be_liberal: self.tcp_be_liberal,
+            udp_timeout: timeout(self.udp_timeout, None),
+            udp_stream_timeout: timeout(self.udp_stream_timeout, None),
+        }
+    }
+}

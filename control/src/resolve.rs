@@ -1,0 +1,268 @@
+//! Objects to svcports: everything that kube-proxy ignores is left out, everything it defaults is filled in.
+//!
+//! Source: Kubernetes 1.30 `pkg/proxy/{serviceport,servicechangetracker,endpointslicecache}.go` and
+//! `pkg/proxy/util/utils.go`.
+
+use crate::config::KubeProxyConfig;
+use crate::model::{Endpoint, Family, ServicePort, ServicePortName, TrafficPolicy, Transport};
+use crate::snapshot::objects::{
+    self, AddressType, ClusterIp, EndpointPort, EndpointSlice, IpFamily, IpMode, Policy, Service,
+    ServiceType, SessionAffinity,
+};
+use crate::snapshot::{Snapshot, slices_by_service};
+use dataplane::service::Selection;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Objects with one of these labels are somebody else's business, whatever the value.
+const IGNORE_LABELS: [&str; 2] = [
+    "service.kubernetes.io/service-proxy-name",
+    "service.kubernetes.io/headless",
+];
+const HINTS_ANNOTATIONS: [&str; 2] = [
+    "service.kubernetes.io/topology-aware-hints",
+    "service.kubernetes.io/topology-mode",
+];
+/// Says how endpoints of a Service, or of all Services on a Node, are chosen.
+pub const SELECTION_ANNOTATION: &str = "penstock.dev/load-balancing";
+/// What the API server writes where nothing is said.
+const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
+
+/// All svcports of one family as the proxy of `node_name` sees them, sorted by namespace, name, port and protocol.
+pub fn service_ports(
+    snapshot: &Snapshot,
+    _config: &KubeProxyConfig,
+    node_name: &str,
+    family: Family,
+) -> Vec<ServicePort> {
+    let slices = slices_by_service(&snapshot.endpoint_slices);
+    let mut service_ports = Vec::new();
+    for service in &snapshot.services {
+        let Some(cluster_ip) = served_address(service, family) else {
+            continue;
+        };
+        let metadata = &service.metadata;
+        let key = (metadata.namespace.as_str(), metadata.name.as_str());
+        let positions = slices.get(&key).map_or(&[][..], Vec::as_slice);
+        let slices: Vec<&EndpointSlice> = positions
+            .iter()
+            .map(|position| &snapshot.endpoint_slices[*position])
+            .filter(|slice| is_slice_used(slice, family))
+            .collect();
+        for port in &service.spec.ports {
+            let mut service_port = service_port(service, port, family, cluster_ip);
+            service_port.endpoints = endpoints(&slices, &service_port.name, node_name);
+            service_ports.push(service_port);
+        }
+    }
+    service_ports.sort_by(|a, b| a.name.cmp(&b.name));
+    service_ports
+}
+
+/// The cluster IP of `family` of a Service that kube-proxy serves (`ShouldSkipService`, `GetClusterIPByFamily`).
+pub fn served_address(service: &Service, family: Family) -> Option<IpAddr> {
+    let ignored = IGNORE_LABELS
+        .iter()
+        .any(|label| service.metadata.labels.contains_key(*label));
+    let spec = &service.spec;
+    if ignored || spec.kind == ServiceType::ExternalName {
+        return None;
+    }
+    let ClusterIp::Address(first) = spec.cluster_ip else {
+        return None;
+    };
+    if spec.ip_families.is_empty() {
+        return (Family::of(first) == family).then_some(first);
+    }
+    let index = spec
+        .ip_families
+        .iter()
+        .position(|entry| family_of(*entry) == family)?;
+    match spec.cluster_ips.get(index) {
+        Some(ClusterIp::Address(address)) => Some(*address),
+        // Manifests by hand often give clusterIP alone; the API server then fills in the list.
+        None if index == 0 => Some(first),
+        _ => None,
+    }
+}
+
+const fn family_of(entry: IpFamily) -> Family {
+    match entry {
+        IpFamily::IPv4 => Family::V4,
+        IpFamily::IPv6 => Family::V6,
+    }
+}
+
+fn is_slice_used(slice: &EndpointSlice, family: Family) -> bool {
+    let address_type = match family {
+        Family::V4 => AddressType::IPv4,
+        Family::V6 => AddressType::IPv6,
+    };
+    let labels = &slice.metadata.labels;
+    slice.address_type == address_type
+        && !IGNORE_LABELS
+            .iter()
+            .any(|label| labels.contains_key(*label))
+}
+
+fn service_port(
+    service: &Service,
+    port: &objects::ServicePort,
+    family: Family,
+    cluster_ip: IpAddr,
+) -> ServicePort {
+    let spec = &service.spec;
+    let of_family = |address: &IpAddr| Family::of(*address) == family;
+    let external_traffic_policy = external_policy(service);
+    ServicePort {
+        name: ServicePortName {
+            namespace: service.metadata.namespace.clone(),
+            service: service.metadata.name.clone(),
+            port: port.name.clone(),
+            protocol: port.protocol.into(),
+        },
+        family,
+        cluster_ip,
+        port: port.port,
+        node_port: port.node_port,
+        external_ips: spec
+            .external_ips
+            .iter()
+            .copied()
+            .filter(of_family)
+            .collect(),
+        load_balancer_vips: load_balancer_vips(service).filter(of_family).collect(),
+        source_ranges: spec
+            .load_balancer_source_ranges
+            .iter()
+            .copied()
+            .filter(|range| Family::of(range.addr()) == family)
+            .collect(),
+        internal_traffic_policy: spec
+            .internal_traffic_policy
+            .map_or(TrafficPolicy::Cluster, TrafficPolicy::from),
+        external_traffic_policy,
+        affinity_timeout: affinity_timeout(service),
+        health_check_node_port: spec.health_check_node_port.filter(|_| {
+            spec.kind == ServiceType::LoadBalancer
+                && external_traffic_policy == TrafficPolicy::Local
+        }),
+        hints_annotation: hints_annotation(service),
+        selection: selection(service),
+        endpoints: Vec::new(),
+    }
+}
+
+/// Addresses of the load balancer at which packets arrive unchanged.
+pub fn load_balancer_vips(service: &Service) -> impl Iterator<Item = IpAddr> {
+    let ingress = service.status.load_balancer.ingress.iter();
+    ingress
+        .filter(|entry| entry.ip_mode != Some(IpMode::Proxy))
+        .filter_map(|entry| entry.ip)
+}
+
+/// `ExternalPolicyLocal`: the only place where the type of a Service counts, with the health check port.
+fn external_policy(service: &Service) -> TrafficPolicy {
+    let spec = &service.spec;
+    let honoured = match spec.kind {
+        ServiceType::LoadBalancer | ServiceType::NodePort => true,
+        ServiceType::ClusterIP => !spec.external_ips.is_empty(),
+        ServiceType::ExternalName => false,
+    };
+    if honoured && spec.external_traffic_policy == Some(Policy::Local) {
+        TrafficPolicy::Local
+    } else {
+        TrafficPolicy::Cluster
+    }
+}
+
+fn affinity_timeout(service: &Service) -> Option<Duration> {
+    let spec = &service.spec;
+    let seconds = spec.session_affinity_config.client_ip.timeout_seconds;
+    (spec.session_affinity == SessionAffinity::ClientIP).then(|| {
+        seconds.map_or(DEFAULT_AFFINITY, |seconds| {
+            Duration::from_secs(seconds.into())
+        })
+    })
+}
+
+/// The first of the two annotations that is present wins, even when it is empty.
+fn hints_annotation(service: &Service) -> String {
+    let annotations = &service.metadata.annotations;
+    let value = HINTS_ANNOTATIONS
+        .iter()
+        .find_map(|name| annotations.get(*name));
+    value.cloned().unwrap_or_default()
+}
+
+fn selection(service: &Service) -> Option<Selection> {
+    Selection::from_name(service.metadata.annotations.get(SELECTION_ANNOTATION)?)
+}
+
+/// The endpoints of a svcport from all its slices, unique by `ip:port` and sorted by that string.
+fn endpoints(slices: &[&EndpointSlice], name: &ServicePortName, node_name: &str) -> Vec<Endpoint> {
+    let mut unique: HashMap<(IpAddr, u16), Endpoint> = HashMap::new();
+    for slice in slices {
+        for port in ports(slice, name) {
+            for endpoint in &slice.endpoints {
+                let Some(endpoint) = resolve_endpoint(endpoint, port, slice, node_name) else {
+                    continue;
+                };
+                let key = (endpoint.address, endpoint.port);
+                // Among duplicates a local one wins, else the first.
+                if unique
+                    .get(&key)
+                    .is_none_or(|known| endpoint.is_local && !known.is_local)
+                {
+                    unique.insert(key, endpoint);
+                }
+            }
+        }
+    }
+    let mut endpoints: Vec<Endpoint> = unique.into_values().collect();
+    endpoints.sort_by_cached_key(Endpoint::to_string);
+    endpoints
+}
+
+fn ports<'s>(
+    slice: &'s EndpointSlice,
+    name: &'s ServicePortName,
+) -> impl Iterator<Item = u16> + 's {
+    let matches = |port: &&EndpointPort| {
+        port.name == name.port && Transport::from(port.protocol) == name.protocol
+    };
+    slice
+        .ports
+        .iter()
+        .filter(matches)
+        .filter_map(|port| port.port)
+}
+
+fn resolve_endpoint(
+    endpoint: &objects::Endpoint,
+    port: u16,
+    slice: &EndpointSlice,
+    node_name: &str,
+) -> Option<Endpoint> {
+    let address = endpoint.address()?;
+    let is_of_slice = matches!(
+        (Family::of(address), slice.address_type),
+        (Family::V4, AddressType::IPv4) | (Family::V6, AddressType::IPv6)
+    );
+    is_of_slice.then(|| Endpoint {
+        address,
+        port,
+        node_name: endpoint.node_name.clone(),
+        is_local: endpoint.node_name.as_deref() == Some(node_name),
+        ready: endpoint.conditions.ready.unwrap_or(true),
+        serving: endpoint.conditions.serving.unwrap_or(true),
+        terminating: endpoint.conditions.terminating.unwrap_or(false),
+        zone_hints: endpoint
+            .hints
+            .for_zones
+            .iter()
+            .map(|zone| zone.name.clone())
+            .collect(),
+    })
+}

@@ -1,0 +1,328 @@
+//! [`Snapshot`]: the Services, EndpointSlices and Nodes of a cluster, read from files.
+//!
+//! Multi-document YAML, JSON and lists of objects; other kinds are skipped with a note. What the API server would
+//! refuse is refused here, with one [`Problem`] per object; what kube-proxy ignores is ignored by
+//! [`crate::resolve`]. Endpoints objects become slices where their Service has none.
+//!
+//! Invariants: objects are sorted by namespace and name and unique by them, so the order of documents and files
+//! makes no difference. Read first: [`objects`].
+
+mod document;
+mod endpoints_object;
+mod fields;
+pub mod objects;
+mod validate;
+
+pub(crate) use document::options as yaml_options;
+pub use fields::{parse_cidr, parse_ip};
+pub use objects::{EndpointSlice, Node, Service};
+
+use crate::problem::{ObjectName, Problem, Problems, did_you_mean};
+use document::RawObject;
+use objects::{Endpoints, Object};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// The objects of a cluster that kube-proxy reads. See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Services.
+    pub services: Vec<Service>,
+    /// EndpointSlices, those made of Endpoints objects included.
+    pub endpoint_slices: Vec<EndpointSlice>,
+    /// Nodes.
+    pub nodes: Vec<Node>,
+    /// What was skipped or is odd, for people to read.
+    pub notes: Vec<String>,
+}
+
+/// Why there is no snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The file or folder cannot be read.
+    #[error("{}: {source}", path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Objects are wrong.
+    #[error(transparent)]
+    Invalid(#[from] Problems),
+    /// There is nothing that kube-proxy would read.
+    #[error(
+        "{0}: no Service, EndpointSlice, Endpoints or Node in it; `kubectl get svc,endpointslices,nodes -A -o yaml` prints what is needed"
+    )]
+    Empty(String),
+}
+
+impl Snapshot {
+    /// Reads a file, or all `.yaml`, `.yml` and `.json` files of a folder (KubeProxyConfiguration documents are
+    /// skipped).
+    pub fn read(path: &Path) -> Result<Self, SnapshotError> {
+        let mut reader = Reader::default();
+        for file in files(path)? {
+            let text = std::fs::read_to_string(&file).map_err(unreadable(&file))?;
+            reader.add(&file.display().to_string(), &text);
+        }
+        reader.finish(&path.display().to_string())
+    }
+
+    /// Reads `text`; `name` stands for it in messages.
+    pub fn parse(name: &str, text: &str) -> Result<Self, SnapshotError> {
+        let mut reader = Reader::default();
+        reader.add(name, text);
+        reader.finish(name)
+    }
+
+    /// The node of that name.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.metadata.name == name)
+    }
+}
+
+fn files(path: &Path) -> Result<Vec<PathBuf>, SnapshotError> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries = std::fs::read_dir(path).map_err(unreadable(path))?;
+    let mut files = Vec::new();
+    for entry in entries {
+        let file = entry.map_err(unreadable(path))?.path();
+        let extension = file.extension().and_then(|extension| extension.to_str());
+        if file.is_file() && matches!(extension, Some("yaml" | "yml" | "json")) {
+            files.push(file);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn unreadable(path: &Path) -> impl FnOnce(std::io::Error) -> SnapshotError {
+    let path = path.to_owned();
+    move |source| SnapshotError::Unreadable { path, source }
+}
+
+/// Collects objects and problems over several texts.
+#[derive(Default)]
+struct Reader {
+    snapshot: Snapshot,
+    endpoints: Vec<Endpoints>,
+    problems: Vec<Problem>,
+    skipped: BTreeMap<String, usize>,
+}
+
+const KINDS: [&str; 4] = ["Service", "EndpointSlice", "Endpoints", "Node"];
+
+impl Reader {
+    fn add(&mut self, file: &str, text: &str) {
+        let (objects, problems) = document::read(file, text);
+        self.problems.extend(problems);
+        for object in objects {
+            if let Err(problem) = self.object(object) {
+                self.problems.push(problem);
+            }
+        }
+    }
+
+    fn object(&mut self, raw: RawObject) -> Result<(), Problem> {
+        let kind = kind_of(&raw)?;
+        match kind.as_str() {
+            "Service" => self.snapshot.services.push(decode(raw)?),
+            "EndpointSlice" => self.snapshot.endpoint_slices.push(decode(raw)?),
+            "Endpoints" => self.endpoints.push(decode(raw)?),
+            "Node" => self.snapshot.nodes.push(decode(raw)?),
+            _ => *self.skipped.entry(kind).or_default() += 1,
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, name: &str) -> Result<Snapshot, SnapshotError> {
+        for (kind, count) in &self.skipped {
+            let note = format!("{count} {kind} skipped: kube-proxy does not read that kind");
+            self.snapshot.notes.push(note);
+        }
+        let snapshot = &mut self.snapshot;
+        self.problems.extend(sort(&mut snapshot.services));
+        self.problems.extend(sort(&mut snapshot.nodes));
+        self.problems.extend(sort(&mut self.endpoints));
+        self.problems.extend(sort(&mut snapshot.endpoint_slices));
+        endpoints_object::convert(self.endpoints, &mut snapshot.endpoint_slices);
+        self.problems.extend(validate::all(snapshot));
+        if !self.problems.is_empty() {
+            self.problems.sort();
+            return Err(Problems(self.problems).into());
+        }
+        if snapshot.services.is_empty()
+            && snapshot.endpoint_slices.is_empty()
+            && snapshot.nodes.is_empty()
+        {
+            return Err(SnapshotError::Empty(name.to_owned()));
+        }
+        Ok(self.snapshot)
+    }
+}
+
+/// `group/Kind` of kinds that are skipped, the bare kind of those that are read.
+fn kind_of(raw: &RawObject) -> Result<String, Problem> {
+    let text = |field: &str| raw.value.get(field).and_then(Value::as_str);
+    let Some(kind) = text("kind").or(raw.list_kind.as_deref()) else {
+        return Err(problem(
+            raw,
+            None,
+            "kind",
+            "is missing; every Kubernetes object has one",
+        ));
+    };
+    let version = match (text("apiVersion"), &raw.list_kind) {
+        (Some(version), _) => version,
+        (None, Some(_)) => expected_version(kind).unwrap_or("v1"),
+        (None, None) => {
+            return Err(problem(
+                raw,
+                Some(kind),
+                "apiVersion",
+                "is missing; every Kubernetes object has one",
+            ));
+        }
+    };
+    if expected_version(kind) == Some(version) {
+        return Ok(kind.to_owned());
+    }
+    if version == "discovery.k8s.io/v1beta1" {
+        let message = "discovery.k8s.io/v1beta1 is no longer served; write discovery.k8s.io/v1";
+        return Err(problem(raw, Some(kind), "apiVersion", message));
+    }
+    let core = version == "v1" || version == "discovery.k8s.io/v1";
+    if core && let Some(expected) = expected_version(kind) {
+        let message =
+            format!("{kind} is in {expected}, not in {version}; write `apiVersion: {expected}`");
+        return Err(problem(raw, Some(kind), "apiVersion", &message));
+    }
+    if core
+        && kind != "Endpoint"
+        && let Some(likely) = misspelt(kind)
+    {
+        let message = format!("there is no kind {kind} in {version}; did you mean {likely}?");
+        return Err(problem(raw, Some(kind), "kind", &message));
+    }
+    Ok(format!("{kind} ({version})"))
+}
+
+fn expected_version(kind: &str) -> Option<&'static str> {
+    match kind {
+        "Service" | "Endpoints" | "Node" => Some("v1"),
+        "EndpointSlice" => Some("discovery.k8s.io/v1"),
+        _ => None,
+    }
+}
+
+/// A kind that differs from one of ours by little, and is none of the core kinds that look alike.
+fn misspelt(kind: &str) -> Option<&'static str> {
+    if matches!(kind, "ServiceAccount" | "Secret") {
+        return None;
+    }
+    did_you_mean(kind, KINDS)
+}
+
+fn problem(raw: &RawObject, kind: Option<&str>, field: &str, message: &str) -> Problem {
+    let metadata = |field: &str| {
+        let value = raw
+            .value
+            .get("metadata")
+            .and_then(|metadata| metadata.get(field));
+        value.and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    Problem {
+        location: raw.location.clone(),
+        object: kind.map(|kind| ObjectName {
+            kind: kind.to_owned(),
+            namespace: metadata("namespace"),
+            name: metadata("name"),
+        }),
+        field: field.to_owned(),
+        message: message.to_owned(),
+    }
+}
+
+/// Typed, with its place and namespace filled in.
+fn decode<T: Object + DeserializeOwned>(mut raw: RawObject) -> Result<T, Problem> {
+    drop_nulls(&mut raw.value);
+    let mut object = T::deserialize(&raw.value).map_err(|_| undecodable::<T>(&raw))?;
+    let metadata = object.metadata_mut();
+    metadata.location = raw.location;
+    if T::NAMESPACED && metadata.namespace.is_empty() {
+        "default".clone_into(&mut metadata.namespace);
+    }
+    Ok(object)
+}
+
+/// Decodes again, with the path of the field that is wrong.
+fn undecodable<T: Object + DeserializeOwned>(raw: &RawObject) -> Problem {
+    match serde_path_to_error::deserialize::<_, T>(&raw.value) {
+        Err(error) => {
+            let path = error.path().to_string();
+            let field = if path == "." { "" } else { &path };
+            problem(raw, Some(T::KIND), field, &error.inner().to_string())
+        }
+        Ok(_) => problem(raw, Some(T::KIND), "", "cannot be read"),
+    }
+}
+
+/// In Kubernetes a null field is an absent field.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(elements) => elements.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
+/// Sorts by namespace and name; of two objects of one name the later is a problem.
+fn sort<T: Object>(objects: &mut [T]) -> Vec<Problem> {
+    objects.sort_by_cached_key(|object| {
+        let metadata = object.metadata();
+        (
+            metadata.namespace.clone(),
+            metadata.name.clone(),
+            metadata.location.clone(),
+        )
+    });
+    let same = |pair: &[T]| {
+        let (a, b) = (pair[0].metadata(), pair[1].metadata());
+        a.name == b.name && a.namespace == b.namespace && !a.name.is_empty()
+    };
+    let twice = objects.windows(2).filter(|pair| same(pair));
+    twice
+        .map(|pair| Problem {
+            location: pair[1].metadata().location.clone(),
+            object: Some(pair[1].metadata().object_name(T::KIND)),
+            field: "metadata.name".to_owned(),
+            message: format!(
+                "is here a second time, the first is at {}; remove one of them",
+                pair[0].metadata().location
+            ),
+        })
+        .collect()
+}
+
+/// Positions of the slices of each Service.
+pub(crate) fn slices_by_service(slices: &[EndpointSlice]) -> HashMap<(&str, &str), Vec<usize>> {
+    let mut by_service: HashMap<_, Vec<usize>> = HashMap::new();
+    for (position, slice) in slices.iter().enumerate() {
+        if let Some(service) = slice.service_name() {
+            let key = (slice.metadata.namespace.as_str(), service);
+            by_service.entry(key).or_default().push(position);
+        }
+    }
+    by_service
+}
+
+#[cfg(test)]
+mod tests;

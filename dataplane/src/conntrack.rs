@@ -228,13 +228,25 @@ impl Settings {
     }
 }
 
-/// Which svcport a connection was made for.
+/// Which svcport a connection was made for, and the table that last agreed with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceTag {
-    /// A stable hash of the svcport's name.
+    /// A stable hash of the svcport's name; zero when no Service translated the connection.
     pub id: u64,
     /// The table that last confirmed the endpoint.
     pub generation: Generation,
+}
+
+impl ServiceTag {
+    /// Of a connection that no Service translated.
+    pub const fn untranslated(generation: Generation) -> Self {
+        Self { id: 0, generation }
+    }
+
+    /// The svcport, if there is one.
+    pub fn service(self) -> Option<u64> {
+        (self.id != 0).then_some(self.id)
+    }
 }
 
 /// What a packet of one direction must carry after rewriting: the inverse of the other direction's tuple.

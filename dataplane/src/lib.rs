@@ -4,12 +4,23 @@
 //! no randomness and no input or output of its own: time and random numbers are arguments, and without
 //! the feature `tun` it builds without any operating system.
 //!
-//! Read first: [`tuple`] (the words), [`service`] (what a Service is once compiled for a node), then the path.
+//! Read first: [`path`]; then [`tuple`] (the words), [`service`] (what a Service is once compiled for a node),
+//! [`conntrack`] (the connections), [`nat`] (the one rule of translation).
 #![deny(unsafe_code)]
 
+pub mod checksum;
 pub mod conntrack;
+pub mod fragments;
+pub mod frame;
+pub mod nat;
+pub mod packet;
+pub mod path;
 pub mod ports;
+pub mod reject;
+pub mod select;
 pub mod service;
 #[cfg(feature = "tun")]
 pub mod sys;
 pub mod tuple;
+pub mod verdict;
+pub mod worker;

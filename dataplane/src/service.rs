@@ -8,7 +8,9 @@
 //! never more than half full, so a probe always ends.
 
 use crate::tuple::{Address, Origin, Protocol, Tuple};
+use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// The version of a table: grows by one with each that is published.
@@ -222,7 +224,11 @@ pub struct Parts {
 pub struct ServiceTable {
     parts: Parts,
     index: Index,
-    node_addresses: std::collections::HashSet<Address>,
+    node_addresses: HashSet<Address>,
+    /// Stable over all versions of the table, one per Service.
+    ids: Vec<u64>,
+    /// For selection in turn, one per Service.
+    turns: Vec<AtomicU32>,
 }
 
 /// The class of a packet's source (kube-proxy's local detector, then `addrtype --src-type LOCAL`).
@@ -263,11 +269,9 @@ impl ServiceTable {
     pub fn new(parts: Parts, hash: &RandomState) -> Self {
         let index = Index::new(&parts.frontends, hash.clone());
         let node_addresses = parts.node_addresses.iter().copied().collect();
-        Self {
-            parts,
-            index,
-            node_addresses,
-        }
+        let ids: Vec<u64> = parts.services.iter().map(|service| stable_id(&service.name)).collect();
+        let turns = ids.iter().map(|_| AtomicU32::new(0)).collect();
+        Self { parts, index, node_addresses, ids, turns }
     }
 
     /// A table without Services, of a node without addresses.
@@ -399,6 +403,28 @@ impl ServiceTable {
         &self.parts.services[index.0 as usize]
     }
 
+    /// What identifies a Service in all versions of the table.
+    pub fn service_id(&self, index: ServiceIndex) -> u64 {
+        self.ids[index.0 as usize]
+    }
+
+    /// Counts the choices in turn.
+    pub fn next_turn(&self, index: ServiceIndex) -> u32 {
+        self.turns[index.0 as usize].fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Whether a UDP flow has lost its place: the Service that it was translated for is gone from this address or no
+    /// longer lists the endpoint, or it was not translated and its destination has become a Service's.
+    pub fn is_stale(&self, original: &Tuple, reply: &Tuple, service: Option<u64>) -> bool {
+        match (self.find(original), service) {
+            (None, None) => false,
+            (None, Some(_)) | (Some(_), None) => true,
+            (Some(frontend), Some(id)) => {
+                self.service_id(frontend.service) != id || !frontend.lists(self, reply)
+            }
+        }
+    }
+
     /// All that the table was made of.
     pub fn parts(&self) -> &Parts {
         &self.parts
@@ -410,7 +436,24 @@ impl ServiceTable {
     }
 }
 
+/// FNV-1a of the name.
+fn stable_id(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
 impl Frontend {
+    /// Whether any of its actions may lead to the endpoint that answers as `reply`.
+    fn lists(&self, table: &ServiceTable, reply: &Tuple) -> bool {
+        [self.from_pod, self.from_local, self.from_outside].iter().any(|action| match action {
+            Action::Balance { endpoints, .. } => table.endpoints(*endpoints).iter().any(|endpoint| {
+                endpoint.address == reply.source && endpoint.port == reply.source_port
+            }),
+            Action::Reject | Action::Drop => false,
+        })
+    }
+
     fn is_external_address(&self) -> bool {
         matches!(
             self.kind,

@@ -1,3 +1,4 @@
 //! What touches the operating system. Besides `conntrack/slots.rs` the only place for `unsafe`.
 
 pub mod netns;
+pub mod tun;

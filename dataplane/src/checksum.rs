@@ -1,0 +1,159 @@
+//! The Internet checksum (RFC 1071), its incremental update (RFC 1624) and CRC32c for SCTP (RFC 9260, appendix A).
+//!
+//! A checksum field is in one of two states: *full* (the complement of the sum over everything it covers) or *partial*
+//! (CHECKSUM_PARTIAL of Linux: the sum over the pseudo header only, not complemented; whoever sends the packet out
+//! completes it). A full field changes with addresses and ports, a partial one with addresses alone.
+
+use crate::tuple::Address;
+
+/// Sum of `bytes` as big-endian 16-bit words in ones' complement, folded; an odd last byte is padded with zero.
+pub fn sum(bytes: &[u8]) -> u16 {
+    let (quads, rest) = bytes.as_chunks::<8>();
+    let mut total: u128 = 0;
+    for quad in quads {
+        total += u128::from(u64::from_be_bytes(*quad));
+    }
+    let mut tail = [0; 8];
+    tail[..rest.len()].copy_from_slice(rest);
+    total += u128::from(u64::from_be_bytes(tail));
+    fold(total)
+}
+
+/// Adds two folded sums.
+#[inline]
+pub const fn add(left: u16, right: u16) -> u16 {
+    let (total, carry) = left.overflowing_add(right);
+    total + carry as u16
+}
+
+/// Sum over the pseudo header of TCP, UDP and ICMPv6 (RFC 9293 section 3.1, RFC 8200 section 8.1).
+/// `length` is that of the transport header and its payload in bytes.
+pub fn pseudo_header(source: Address, destination: Address, protocol: u8, length: u32) -> u16 {
+    let addresses = add(address_sum(source), address_sum(destination));
+    add(addresses, fold(u128::from(length) + u128::from(protocol)))
+}
+
+fn address_sum(address: Address) -> u16 {
+    if address.is_ipv4() {
+        sum(&address.octets_v4())
+    } else {
+        sum(&address.octets())
+    }
+}
+
+/// Ones' complement folding: 2^16 is 1, so the words of a number just add up.
+const fn fold(mut total: u128) -> u16 {
+    while total >> 16 != 0 {
+        total = (total >> 16) + (total & 0xffff);
+    }
+    total as u16
+}
+
+/// How the sum over some words changes when they are replaced: the sum of `~old + new` (RFC 1624, equation 3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change(u32);
+
+impl Change {
+    /// One 16-bit word replaced.
+    #[inline]
+    pub const fn word(old: u16, new: u16) -> Self {
+        Self(!old as u32 + new as u32)
+    }
+
+    /// One address replaced by another of its family.
+    #[inline]
+    pub fn address(old: Address, new: Address) -> Self {
+        Self(u32::from(!address_sum(old)) + u32::from(address_sum(new)))
+    }
+
+    /// Both changes.
+    #[inline]
+    pub const fn and(self, other: Self) -> Self {
+        Self(fold(self.0 as u128) as u32 + fold(other.0 as u128) as u32)
+    }
+
+    /// The full checksum `field` after the change.
+    #[inline]
+    pub const fn apply(self, field: u16) -> u16 {
+        !fold((!field) as u128 + self.0 as u128)
+    }
+
+    /// The partial checksum `field` after the change.
+    #[inline]
+    pub const fn apply_partial(self, field: u16) -> u16 {
+        fold(field as u128 + self.0 as u128)
+    }
+}
+
+/// CRC32c of `bytes` (Castagnoli, reflected, initial and final complement).
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc: u32, byte| {
+        (crc >> 8) ^ CRC32C_TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize]
+    })
+}
+
+const CRC32C_TABLE: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut crc = byte as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = (crc >> 1) ^ (0x82f6_3b78 * (crc & 1));
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn naive(bytes: &[u8]) -> u16 {
+        let mut total = 0u32;
+        for pair in bytes.chunks(2) {
+            total += u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low));
+            total = (total & 0xffff) + (total >> 16);
+        }
+        total as u16
+    }
+
+    #[test]
+    fn crc32c_of_the_check_string() {
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    }
+
+    #[test]
+    fn the_example_of_rfc_1624() {
+        // Section 4: HC = 0xDD2F, m = 0x5555, m' = 0x3285, HC' = 0x0000.
+        assert_eq!(Change::word(0x5555, 0x3285).apply(0xdd2f), 0x0000);
+    }
+
+    proptest! {
+        #[test]
+        fn sum_equals_the_sum_of_words(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert_eq!(sum(&bytes), naive(&bytes));
+        }
+
+        #[test]
+        fn a_change_equals_a_full_recomputation(
+            mut words in proptest::collection::vec(any::<u16>(), 3..40),
+            at in any::<proptest::sample::Index>(),
+            new in any::<u16>(),
+        ) {
+            let bytes = |words: &[u16]| words.iter().flat_map(|w| w.to_be_bytes()).collect::<Vec<_>>();
+            // A constant word keeps the sum from being zero, whose two forms compare unequal.
+            words.push(0x0101);
+            let at = at.index(words.len() - 1);
+            let (full, partial) = (!sum(&bytes(&words)), sum(&bytes(&words)));
+            let change = Change::word(words[at], new);
+            words[at] = new;
+            prop_assert_eq!(change.apply(full), !sum(&bytes(&words)));
+            prop_assert_eq!(change.apply_partial(partial), sum(&bytes(&words)));
+        }
+    }
+}

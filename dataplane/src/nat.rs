@@ -1,0 +1,203 @@
+//! Network address translation: what a new connection's reply tuple becomes, and the rewriting of packets.
+//!
+//! One rule is the whole of NAT: a packet is rewritten to the inverse of the tuple of the *other* direction
+//! (Linux `nf_nat_proto.c`, `nf_nat_manip_pkt`). DNAT, masquerade and hairpin differ only in the reply tuple.
+
+use crate::checksum::Change;
+use crate::conntrack::{Headers, Translation, Transport};
+use crate::frame::ChecksumState;
+use crate::packet::{self, Packet, Quote};
+use crate::service::Endpoint;
+use crate::tuple::{Address, Origin, Protocol, Tuple};
+use crate::verdict::DropReason;
+
+/// The reply tuple of a connection to `endpoint`, and whether its source has been masqueraded and so needs a port
+/// of its own.
+///
+/// # Errors
+/// [`DropReason::NoMasqueradeAddress`] when the source must be masqueraded and the node has no address for it.
+pub fn plan(
+    original: &Tuple,
+    endpoint: &Endpoint,
+    masquerade: bool,
+    origin: Origin,
+) -> Result<(Tuple, bool), DropReason> {
+    let translated = Tuple {
+        destination: endpoint.address,
+        destination_port: endpoint.port,
+        ..*original
+    };
+    let hairpin = original.source == endpoint.address;
+    // What is delivered on this node never reaches POSTROUTING, unless the node itself sent it.
+    let leaves = !endpoint.on_node || origin == Origin::Node;
+    if !(masquerade || hairpin) || !leaves {
+        return Ok((translated.inverse(), false));
+    }
+    let source = endpoint.masquerade_address.ok_or(DropReason::NoMasqueradeAddress)?;
+    Ok((Tuple { source, ..translated }.inverse(), true))
+}
+
+/// Rewrites addresses and ports of a packet and mends its checksums.
+pub fn rewrite(packet: &mut Packet<'_>, headers: &Headers, translation: &Translation) {
+    let change = TransportChange::between(&headers.tuple, translation);
+    let protocol = headers.tuple.protocol;
+    let checksum_state = packet.checksum_state();
+    packet.set_addresses(translation.source, translation.destination);
+    let transport = packet.transport_mut();
+    write_ports(transport, protocol, translation);
+    match headers.transport {
+        Transport::Sctp(_) if change.ports != Change::default() => {
+            let checksum = packet::sctp_checksum(transport);
+            transport[8..12].copy_from_slice(&checksum);
+        }
+        Transport::Sctp(_) => {}
+        _ => change.mend(transport, protocol, checksum_state),
+    }
+}
+
+/// Rewrites only the addresses: what a later fragment needs.
+pub fn rewrite_addresses(packet: &mut Packet<'_>, translation: &Translation) {
+    packet.set_addresses(translation.source, translation.destination);
+}
+
+/// Rewrites an ICMP error about a translated connection. `translation` is that of the direction in which the error
+/// travels. Its source becomes the translated address whoever sent it, and the quoted packet becomes what the
+/// receiver once sent (Linux `nf_nat_icmp_reply_translation`).
+///
+/// # Errors
+/// [`DropReason::QuoteTooShort`] when less than eight bytes of the quoted transport header are there.
+pub fn rewrite_error(
+    packet: &mut Packet<'_>,
+    quote: &Quote,
+    translation: &Translation,
+) -> Result<(), DropReason> {
+    let at = quote.transport();
+    if packet.quoted().len() < at + 8 {
+        return Err(DropReason::QuoteTooShort);
+    }
+    let before = crate::checksum::sum(packet.transport());
+    rewrite_quoted(packet.quoted(), quote, &inverse(translation, quote.tuple.protocol));
+    let (source, destination) = error_addresses(packet, quote, translation);
+    let addresses = Change::address(packet.source(), source)
+        .and(Change::address(packet.destination(), destination));
+    packet.set_addresses(source, destination);
+    let after = crate::checksum::sum(packet.transport());
+    let body = Change::word(before, after);
+    let is_v6 = packet.protocol() == Protocol::ICMPV6;
+    let change = if is_v6 { body.and(addresses) } else { body };
+    packet::update(&mut packet.transport_mut()[2..4], change);
+    Ok(())
+}
+
+/// Each outer address that the translation of this direction changes is replaced, no other.
+fn error_addresses(
+    packet: &Packet<'_>,
+    quote: &Quote,
+    translation: &Translation,
+) -> (Address, Address) {
+    let sent_by_the_other_side = quote.tuple.inverse();
+    let source = if sent_by_the_other_side.source == translation.source {
+        packet.source()
+    } else {
+        translation.source
+    };
+    (source, translation.destination)
+}
+
+/// The quoted packet went the other way: its source is this direction's destination.
+fn inverse(translation: &Translation, protocol: Protocol) -> Translation {
+    let inverse = Tuple {
+        source: translation.source,
+        destination: translation.destination,
+        source_port: translation.source_port,
+        destination_port: translation.destination_port,
+        protocol,
+    }
+    .inverse();
+    Translation {
+        source: inverse.source,
+        destination: inverse.destination,
+        source_port: inverse.source_port,
+        destination_port: inverse.destination_port,
+    }
+}
+
+fn rewrite_quoted(quoted: &mut [u8], quote: &Quote, translation: &Translation) {
+    let protocol = quote.tuple.protocol;
+    let change = TransportChange::between(&quote.tuple, translation);
+    packet::write_addresses(quoted, translation.source, translation.destination);
+    let transport = &mut quoted[quote.transport()..];
+    write_ports(transport, protocol, translation);
+    change.mend(transport, protocol, ChecksumState::Unverified);
+}
+
+/// For ICMP queries the identifier is the one port; type and code never change.
+fn write_ports(transport: &mut [u8], protocol: Protocol, translation: &Translation) {
+    match protocol {
+        Protocol::TCP | Protocol::UDP | Protocol::SCTP => {
+            transport[..2].copy_from_slice(&translation.source_port.to_be_bytes());
+            transport[2..4].copy_from_slice(&translation.destination_port.to_be_bytes());
+        }
+        // An ICMP tuple has its identifier in the source port, in both directions.
+        Protocol::ICMP | Protocol::ICMPV6 => {
+            transport[4..6].copy_from_slice(&translation.source_port.to_be_bytes());
+        }
+        _ => {}
+    }
+}
+
+/// What a translation changes in the sum that a transport checksum covers.
+struct TransportChange {
+    addresses: Change,
+    ports: Change,
+}
+
+impl TransportChange {
+    fn between(old: &Tuple, new: &Translation) -> Self {
+        let addresses = Change::address(old.source, new.source)
+            .and(Change::address(old.destination, new.destination));
+        let source_port = Change::word(old.source_port, new.source_port);
+        let ports = if old.source_port == new.source_port
+            && old.destination_port == new.destination_port
+        {
+            Change::default()
+        } else if old.protocol.is_icmp() {
+            source_port
+        } else {
+            source_port.and(Change::word(old.destination_port, new.destination_port))
+        };
+        Self { addresses, ports }
+    }
+
+    /// Mends the checksum field in `transport`. A field that is not there (a short quote) is left alone.
+    fn mend(&self, transport: &mut [u8], protocol: Protocol, state: ChecksumState) {
+        let (at, change) = match protocol {
+            // The kernel mends a quoted TCP checksum only if the whole header is quoted.
+            Protocol::TCP if transport.len() < 20 => return,
+            Protocol::TCP => (16, self.addresses.and(self.ports)),
+            Protocol::UDP => (6, self.addresses.and(self.ports)),
+            Protocol::ICMPV6 => (2, self.addresses.and(self.ports)),
+            Protocol::ICMP => (2, self.ports),
+            _ => return,
+        };
+        let Some(field) = transport.get_mut(at..at + 2) else {
+            return;
+        };
+        let old = u16::from_be_bytes([field[0], field[1]]);
+        let new = match state {
+            ChecksumState::Partial => self.addresses.apply_partial(old),
+            _ if protocol == Protocol::UDP => udp(old, change),
+            _ => change.apply(old),
+        };
+        field.copy_from_slice(&new.to_be_bytes());
+    }
+}
+
+/// Zero means that there is no checksum (RFC 768), so a computed zero is sent as its other form.
+fn udp(old: u16, change: Change) -> u16 {
+    match change.apply(old) {
+        _ if old == 0 => 0,
+        0 => 0xffff,
+        new => new,
+    }
+}

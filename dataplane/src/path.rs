@@ -1,0 +1,290 @@
+//! The path of a packet: [`process`], then [`established`] for packets of known connections, [`new_flow`] for the
+//! first of a new one, [`related`] for ICMP errors about one.
+//!
+//! A packet takes one pass. A hit never reads the service table, but to find out whether a UDP flow from before the
+//! newest table still has its endpoint. Read first: `docs/architecture.md`; then the module whose noun interests you.
+
+use crate::conntrack::{Confirmed, ConfirmError, Conntrack, Found, Headers, ServiceTag};
+use crate::conntrack::{Tentative, Tracked};
+use crate::fragments::{self, Collected, Described, Fragments};
+use crate::frame::Frame;
+use crate::nat;
+use crate::packet::{self, Kind, Packet, Quote, Unparsed};
+use crate::ports::{self, Choice, ReservedPorts};
+use crate::select::{self, Affinity, Turn};
+use crate::service::{Decision, ServiceTable};
+use crate::tuple::{Address, Direction, Origin, Protocol, Timestamp, Tuple};
+use crate::verdict::{DropReason, RejectWith, Verdict};
+use fastrand::Rng;
+
+/// All that the path works with, for the packets of one batch.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// The connections.
+    pub conntrack: &'a Conntrack,
+    /// The newest service table.
+    pub services: &'a ServiceTable,
+    /// Endpoints that clients stay with.
+    pub affinity: &'a Affinity,
+    /// Ports that masquerading must leave alone.
+    pub reserved_ports: &'a ReservedPorts,
+    /// Datagrams that arrive in fragments.
+    pub fragments: &'a Fragments,
+    /// Filled when the last fragment of a datagram arrived: all of its frames, which the verdict is about.
+    pub datagram: Vec<Frame>,
+    /// Whether INVALID packets go on untranslated (`tcpBeLiberal` takes kube-proxy's drop rule away).
+    pub forward_invalid: bool,
+    /// Randomness.
+    pub rng: &'a mut Rng,
+    /// Time.
+    pub now: Timestamp,
+}
+
+/// Decides on the packet in `frame`, which came from `origin`, and translates it in place.
+pub fn process(context: &mut Context<'_>, origin: Origin, frame: &mut Frame) -> Verdict {
+    packet::give_back_hop(frame.packet_mut());
+    let mut packet = match Packet::parse(frame) {
+        Ok(packet) => packet,
+        Err(unparsed) => return not_a_packet(context, origin, unparsed),
+    };
+    if let Some(described) = Described::of(&packet) {
+        return datagram(context, origin, frame, &described);
+    }
+    // As the kernel does, which verifies in PREROUTING only.
+    if origin != Origin::Node && packet.has_bad_checksum() {
+        return invalid(context, origin, packet.destination());
+    }
+    match *packet.kind() {
+        Kind::Flow(headers) => flow(context, origin, &mut packet, &headers),
+        Kind::Error(quote) => related(context, origin, &mut packet, &quote),
+        Kind::LaterFragment => invalid(context, origin, packet.destination()),
+    }
+}
+
+fn flow(
+    context: &mut Context<'_>,
+    origin: Origin,
+    packet: &mut Packet<'_>,
+    headers: &Headers,
+) -> Verdict {
+    match context.conntrack.find(&headers.tuple, context.now) {
+        Some(found) => established(context, origin, packet, headers, found),
+        None => new_flow(context, origin, packet, headers),
+    }
+}
+
+/// A packet of a connection that the table knows: track its state, rewrite, forward.
+fn established(
+    context: &mut Context<'_>,
+    origin: Origin,
+    packet: &mut Packet<'_>,
+    headers: &Headers,
+    found: Found,
+) -> Verdict {
+    if is_stale(context, headers, &found) {
+        context.conntrack.end(&found);
+        return new_flow(context, origin, packet, headers);
+    }
+    match context.conntrack.track(&found, headers, context.now) {
+        Tracked::Accepted | Tracked::Ignored => translate(packet, headers, &found),
+        Tracked::Invalid(_) => invalid(context, origin, packet.destination()),
+        Tracked::Restart => new_flow(context, origin, packet, headers),
+    }
+}
+
+/// The first packet of a connection: find the Service, choose the endpoint, plan the reply tuple, confirm, rewrite.
+fn new_flow(
+    context: &mut Context<'_>,
+    origin: Origin,
+    packet: &mut Packet<'_>,
+    headers: &Headers,
+) -> Verdict {
+    let Ok(mut tentative) = context.conntrack.open(headers, context.now) else {
+        return invalid(context, origin, packet.destination());
+    };
+    let masqueraded = match plan(context, origin, &mut tentative) {
+        Ok(masqueraded) => masqueraded,
+        Err(verdict) => return verdict,
+    };
+    match confirm(context, tentative, masqueraded) {
+        Ok(found) => translate(packet, headers, &found),
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// An ICMP error: translated as the connection that the quoted packet belongs to.
+fn related(
+    context: &mut Context<'_>,
+    origin: Origin,
+    packet: &mut Packet<'_>,
+    quote: &Quote,
+) -> Verdict {
+    let known = context.conntrack.find(&quote.tuple.inverse(), context.now);
+    // An error travels to the sender of the quoted packet, or it is a forgery.
+    let Some(found) = known.filter(|_| packet.destination() == quote.tuple.source) else {
+        return invalid(context, origin, packet.destination());
+    };
+    let Some(translation) = found.translation() else {
+        return Verdict::Pass;
+    };
+    match nat::rewrite_error(packet, quote, &translation) {
+        Ok(()) => Verdict::Forward,
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// A fragment: waits until its datagram is whole; then all fragments go the way of the first.
+fn datagram(
+    context: &mut Context<'_>,
+    origin: Origin,
+    frame: &Frame,
+    described: &Described,
+) -> Verdict {
+    let mut frames = match context.fragments.collect(frame, described, context.now) {
+        Collected::Waiting => return Verdict::Hold,
+        Collected::Dropped(reason) => return Verdict::Drop(reason),
+        Collected::Whole(frames) => frames,
+    };
+    let verdict = whole(context, origin, &mut frames);
+    context.datagram = frames;
+    verdict
+}
+
+fn whole(context: &mut Context<'_>, origin: Origin, frames: &mut [Frame]) -> Verdict {
+    let is_bad = origin != Origin::Node && fragments::has_bad_checksum(frames);
+    let Some((first, later)) = frames.split_first_mut() else {
+        return Verdict::Drop(DropReason::Malformed);
+    };
+    let mut packet = match Packet::parse(first) {
+        Ok(packet) if !is_bad => packet,
+        Ok(packet) => return invalid(context, origin, packet.destination()),
+        Err(unparsed) => return not_a_packet(context, origin, unparsed),
+    };
+    let verdict = match *packet.kind() {
+        Kind::Flow(headers) => flow(context, origin, &mut packet, &headers),
+        Kind::Error(_) | Kind::LaterFragment => invalid(context, origin, packet.destination()),
+    };
+    if verdict == Verdict::Forward {
+        let (source, destination) = (packet.source(), packet.destination());
+        for frame in later {
+            packet::write_addresses(frame.packet_mut(), source, destination);
+        }
+    }
+    verdict
+}
+
+fn translate(
+    packet: &mut Packet<'_>,
+    headers: &Headers,
+    found: &Found,
+) -> Verdict {
+    let Some(translation) = found.translation() else {
+        return Verdict::Pass;
+    };
+    nat::rewrite(packet, headers, &translation);
+    Verdict::Forward
+}
+
+/// Sets the reply tuple as the Service asks for. Says whether the source is masqueraded.
+fn plan(
+    context: &mut Context<'_>,
+    origin: Origin,
+    tentative: &mut Tentative,
+) -> Result<bool, Verdict> {
+    let services = context.services;
+    tentative.service = Some(ServiceTag::untranslated(services.generation()));
+    let (service, endpoints, masquerade) = match services.decide(&tentative.original, origin) {
+        Decision::NotAService => return Ok(false),
+        Decision::Reject(_) => return Err(Verdict::Reject(RejectWith::PortUnreachable)),
+        Decision::NoLocalEndpoint(_) => return Err(Verdict::Drop(DropReason::NoLocalEndpoint)),
+        Decision::SourceNotAllowed(_) => return Err(Verdict::Drop(DropReason::SourceNotAllowed)),
+        Decision::Balance { service, endpoints, masquerade } => (service, endpoints, masquerade),
+    };
+    let mut turn = Turn { affinity: context.affinity, rng: context.rng, now: context.now };
+    let original = tentative.original;
+    let endpoint = select::endpoint(services, service, endpoints, &original, &mut turn);
+    let (reply, masqueraded) =
+        nat::plan(&original, endpoint, masquerade, origin).map_err(Verdict::Drop)?;
+    tentative.reply = reply;
+    tentative.service = Some(ServiceTag {
+        id: services.service_id(service),
+        generation: services.generation(),
+    });
+    Ok(masqueraded)
+}
+
+/// Gives the connection a source port of its own where it needs one and enters it into the table. Another packet may
+/// take the same port in between: then the search goes on.
+fn confirm(
+    context: &mut Context<'_>,
+    mut tentative: Tentative,
+    masqueraded: bool,
+) -> Result<Found, DropReason> {
+    const ATTEMPTS: usize = 8;
+    let choice = if masqueraded { Choice::Random } else { Choice::KeepIfFree };
+    for _ in 0..ATTEMPTS {
+        let reserved = context.reserved_ports;
+        let turn = (context.now, &mut *context.rng);
+        ports::lease(context.conntrack, reserved, &mut tentative.reply, choice, turn)
+            .map_err(|_| DropReason::NoFreePort)?;
+        match context.conntrack.confirm(tentative.clone(), context.now) {
+            Ok(Confirmed::Inserted(found) | Confirmed::Adopted(found)) => return Ok(found),
+            Err(ConfirmError::TableFull) => return Err(DropReason::TableFull),
+            Err(ConfirmError::ReplyTaken) => {}
+        }
+    }
+    Err(DropReason::NoFreePort)
+}
+
+/// Whether a UDP flow must end because the newest table has no place for it: its endpoint is gone, or what went on
+/// untranslated is now addressed to a Service (kube-proxy's `cleanStaleEntries`, there a sweep after each sync).
+fn is_stale(context: &Context<'_>, headers: &Headers, found: &Found) -> bool {
+    let newest = context.services.generation();
+    let Some(tag) = found.service().filter(|tag| tag.generation != newest) else {
+        return false;
+    };
+    if headers.tuple.protocol != Protocol::UDP {
+        return false;
+    }
+    let (original, reply) = tuples(headers, found);
+    let stale = context.services.is_stale(&original, &reply, tag.service());
+    if !stale {
+        context.conntrack.revalidate(found, newest);
+    }
+    stale
+}
+
+/// Both tuples of a connection, from a packet of it: its own, and the inverse of what it is rewritten to.
+fn tuples(headers: &Headers, found: &Found) -> (Tuple, Tuple) {
+    let own = headers.tuple;
+    let sent = found.translation().map_or(own, |translation| Tuple {
+        source: translation.source,
+        destination: translation.destination,
+        source_port: translation.source_port,
+        destination_port: translation.destination_port,
+        protocol: own.protocol,
+    });
+    match found.direction() {
+        Direction::Original => (own, sent.inverse()),
+        Direction::Reply => (sent.inverse(), own),
+    }
+}
+
+fn not_a_packet(context: &Context<'_>, origin: Origin, unparsed: Unparsed) -> Verdict {
+    match unparsed {
+        Unparsed::Untracked => Verdict::Pass,
+        Unparsed::Invalid(destination) => invalid(context, origin, destination),
+        Unparsed::Malformed(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// INVALID packets are never translated. kube-proxy drops them in forwarding (KUBE-FORWARD), not on their way to or
+/// from the node itself.
+fn invalid(context: &Context<'_>, origin: Origin, destination: Address) -> Verdict {
+    let forwarded = origin != Origin::Node && !context.services.is_node_address(destination);
+    if forwarded && !context.forward_invalid {
+        Verdict::Drop(DropReason::Invalid)
+    } else {
+        Verdict::Pass
+    }
+}

@@ -1,0 +1,182 @@
+//! Answers to refused packets: ICMP port unreachable, as `iptables -j REJECT` sends them.
+//!
+//! Source: Linux `nf_reject_ipv4.c`, `nf_reject_ipv6.c`, `net/ipv4/icmp.c`; RFC 1812 section 4.3.2, RFC 4443.
+
+use crate::checksum;
+use crate::frame::Frame;
+use crate::packet::{ICMP_HEADER, Kind, Packet};
+use crate::tuple::{Address, Origin, Protocol, Timestamp};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
+/// The kernel quotes as much as fits into 576 bytes.
+const MAXIMUM_LENGTH_V4: usize = 576;
+/// RFC 4443, section 3.1: as much as fits into the smallest MTU.
+const MAXIMUM_LENGTH_V6: usize = 1280;
+const TIME_TO_LIVE: u8 = 64;
+
+/// The addresses that a node refuses with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RejectSources {
+    /// Towards pods, IPv4 and IPv6.
+    pub pod: [Option<Address>; 2],
+    /// Towards all others.
+    pub outside: [Option<Address>; 2],
+}
+
+impl RejectSources {
+    /// The address to refuse a packet with that came from `origin` for `destination`: the destination itself when it
+    /// is the node's.
+    fn choose(
+        &self,
+        origin: Origin,
+        destination: Address,
+        is_node_address: bool,
+    ) -> Option<Address> {
+        if is_node_address {
+            return Some(destination);
+        }
+        let sources = if origin == Origin::Pod { &self.pod } else { &self.outside };
+        sources[usize::from(!destination.is_ipv4())]
+    }
+}
+
+/// Source and destination of the packet in `frame`.
+pub fn ends(frame: &mut Frame) -> Option<(Address, Address)> {
+    let packet = Packet::parse(frame).ok()?;
+    Some((packet.source(), packet.destination()))
+}
+
+/// Turns `frame`, which came from `origin` and was refused, into the answer for its sender. False when there must be
+/// none: the packet was itself an ICMP error, a fragment or for many, or the node has no address to answer from.
+pub fn port_unreachable(
+    frame: &mut Frame,
+    origin: Origin,
+    is_node_address: bool,
+    sources: &RejectSources,
+) -> bool {
+    let Ok(packet) = Packet::parse(frame) else {
+        return false;
+    };
+    let (sender, destination, length) = (packet.source(), packet.destination(), packet.length());
+    let is_answerable = matches!(packet.kind(), Kind::Flow(_)) && !is_for_many(destination);
+    let source = sources.choose(origin, destination, is_node_address);
+    let (true, Some(source)) = (is_answerable, source) else {
+        return false;
+    };
+    let mut quoted = frame.packet()[..length].to_vec();
+    if origin != Origin::Node && !is_node_address {
+        take_hop(&mut quoted);
+    }
+    let answer = if source.is_ipv4() {
+        answer_v4(source, sender, &quoted)
+    } else {
+        answer_v6(source, sender, &quoted)
+    };
+    frame.set_packet(&answer);
+    true
+}
+
+fn is_for_many(destination: Address) -> bool {
+    if destination.is_ipv4() {
+        destination.octets_v4()[0] >= 224
+    } else {
+        destination.octets()[0] == 0xff
+    }
+}
+
+/// REJECT stands in FORWARD, behind the decrement of the TTL.
+fn take_hop(packet: &mut [u8]) {
+    if packet[0] >> 4 == 4 {
+        let old = u16::from_be_bytes([packet[8], packet[9]]);
+        packet[8] = packet[8].saturating_sub(1);
+        let new = u16::from_be_bytes([packet[8], packet[9]]);
+        crate::packet::update(&mut packet[10..12], checksum::Change::word(old, new));
+    } else {
+        packet[7] = packet[7].saturating_sub(1);
+    }
+}
+
+fn answer_v4(source: Address, sender: Address, refused: &[u8]) -> Vec<u8> {
+    let quoted = refused.len().min(MAXIMUM_LENGTH_V4 - IPV4_HEADER - ICMP_HEADER);
+    let length = IPV4_HEADER + ICMP_HEADER + quoted;
+    let mut answer = vec![0; length];
+    answer[0] = 0x45;
+    // The precedence of network control (RFC 1812, section 4.3.2.5), the rest from the refused packet.
+    answer[1] = (refused[1] & 0x1e) | 0xc0;
+    answer[2..4].copy_from_slice(&(length as u16).to_be_bytes());
+    answer[8] = TIME_TO_LIVE;
+    answer[9] = Protocol::ICMP.0;
+    answer[12..16].copy_from_slice(&source.octets_v4());
+    answer[16..20].copy_from_slice(&sender.octets_v4());
+    let header_checksum = !checksum::sum(&answer[..IPV4_HEADER]);
+    answer[10..12].copy_from_slice(&header_checksum.to_be_bytes());
+    let icmp = &mut answer[IPV4_HEADER..];
+    (icmp[0], icmp[1]) = (3, 3);
+    icmp[ICMP_HEADER..].copy_from_slice(&refused[..quoted]);
+    let icmp_checksum = !checksum::sum(icmp);
+    icmp[2..4].copy_from_slice(&icmp_checksum.to_be_bytes());
+    answer
+}
+
+fn answer_v6(source: Address, sender: Address, refused: &[u8]) -> Vec<u8> {
+    let quoted = refused.len().min(MAXIMUM_LENGTH_V6 - IPV6_HEADER - ICMP_HEADER);
+    let payload = ICMP_HEADER + quoted;
+    let mut answer = vec![0; IPV6_HEADER + payload];
+    answer[0] = 0x60;
+    answer[4..6].copy_from_slice(&(payload as u16).to_be_bytes());
+    answer[6] = Protocol::ICMPV6.0;
+    answer[7] = TIME_TO_LIVE;
+    answer[8..24].copy_from_slice(&source.octets());
+    answer[24..40].copy_from_slice(&sender.octets());
+    let icmp = &mut answer[IPV6_HEADER..];
+    (icmp[0], icmp[1]) = (1, 4);
+    icmp[ICMP_HEADER..].copy_from_slice(&refused[..quoted]);
+    let pseudo = checksum::pseudo_header(source, sender, Protocol::ICMPV6.0, payload as u32);
+    let icmp_checksum = !checksum::add(pseudo, checksum::sum(icmp));
+    icmp[2..4].copy_from_slice(&icmp_checksum.to_be_bytes());
+    answer
+}
+
+/// The kernel's limit on ICMP errors: per receiver one in `icmp_ratelimit` (1 s) after a burst of six
+/// (`inet_peer_xrlim_allow`).
+#[derive(Debug, Default)]
+pub struct RateLimit {
+    receivers: Mutex<HashMap<Address, Bucket>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    tokens: Duration,
+    last: Timestamp,
+}
+
+const INTERVAL: Duration = Duration::from_secs(1);
+const BURST: u32 = 6;
+/// Receivers remembered at most; strangers choose them.
+const MAXIMUM_RECEIVERS: usize = 65_536;
+
+impl RateLimit {
+    /// Whether one more error may be sent to `receiver`. Loopback is exempt.
+    pub fn allows(&self, receiver: Address, now: Timestamp) -> bool {
+        if receiver.is_loopback() {
+            return true;
+        }
+        let mut receivers = self.receivers.lock().unwrap_or_else(PoisonError::into_inner);
+        if receivers.len() >= MAXIMUM_RECEIVERS {
+            receivers.retain(|_, bucket| now.since(bucket.last) < INTERVAL * BURST);
+        }
+        let full = Bucket { tokens: INTERVAL * BURST, last: now };
+        let bucket = receivers.entry(receiver).or_insert(full);
+        bucket.tokens = (bucket.tokens + now.since(bucket.last)).min(INTERVAL * BURST);
+        bucket.last = now;
+        let allowed = bucket.tokens >= INTERVAL;
+        if allowed {
+            bucket.tokens -= INTERVAL;
+        }
+        allowed
+    }
+}

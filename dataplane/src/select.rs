@@ -1,0 +1,141 @@
+//! The choice of an endpoint for a new connection: affinity first, then the Service's way of selection.
+
+use crate::service::{Endpoint, Selection, ServiceIndex, ServiceTable};
+use crate::tuple::{Address, Timestamp, Tuple};
+use fastrand::Rng;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Which endpoint each client of a Service with ClientIP affinity was given last.
+///
+/// As in kube-proxy's `recent` lists an entry is refreshed by each new connection, not by packets.
+///
+/// DIFFERS: the kernel's lists hold 100 clients per endpoint and forget the oldest; this table holds all of them until
+/// their timeout. That limit is a default of the `recent` module, not something that a user of affinity asks for.
+#[derive(Debug, Default)]
+pub struct Affinity {
+    clients: Mutex<HashMap<(u64, Address), Assignment>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Assignment {
+    address: Address,
+    port: u16,
+    last_connection: Timestamp,
+    timeout: Duration,
+}
+
+impl Affinity {
+    /// The candidate that `client` was given within the timeout (an age equal to it still counts).
+    fn recall<'t>(
+        &self,
+        key: (u64, Address),
+        endpoints: &'t [Endpoint],
+        now: Timestamp,
+    ) -> Option<&'t Endpoint> {
+        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let assignment = clients.get(&key).filter(|assignment| assignment.is_live(now))?;
+        endpoints.iter().find(|endpoint| {
+            endpoint.address == assignment.address && endpoint.port == assignment.port
+        })
+    }
+
+    fn remember(
+        &self,
+        key: (u64, Address),
+        endpoint: &Endpoint,
+        timeout: Duration,
+        now: Timestamp,
+    ) {
+        let assignment = Assignment {
+            address: endpoint.address,
+            port: endpoint.port,
+            last_connection: now,
+            timeout,
+        };
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.insert(key, assignment);
+    }
+
+    /// Forgets the clients whose timeout has passed. Off the packet's path.
+    pub fn expire(&self, now: Timestamp) {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.retain(|_, assignment| assignment.is_live(now));
+    }
+
+    /// How many clients are remembered.
+    pub fn len(&self) -> usize {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether no client is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Assignment {
+    fn is_live(&self, now: Timestamp) -> bool {
+        now.since(self.last_connection) <= self.timeout
+    }
+}
+
+/// Chooses one of `endpoints` (at least one) of `service` for the new connection `original`.
+pub fn endpoint<'t>(
+    services: &'t ServiceTable,
+    service: ServiceIndex,
+    endpoints: &'t [Endpoint],
+    original: &Tuple,
+    turn: &mut Turn<'_>,
+) -> &'t Endpoint {
+    let Some(timeout) = services.service(service).affinity_timeout else {
+        return balance(services, service, endpoints, original, turn.rng);
+    };
+    let key = (services.service_id(service), original.source);
+    let endpoint = turn
+        .affinity
+        .recall(key, endpoints, turn.now)
+        .unwrap_or_else(|| balance(services, service, endpoints, original, turn.rng));
+    turn.affinity.remember(key, endpoint, timeout, turn.now);
+    endpoint
+}
+
+/// What a choice depends on besides the packet.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    /// Earlier choices.
+    pub affinity: &'a Affinity,
+    /// Randomness.
+    pub rng: &'a mut Rng,
+    /// Time.
+    pub now: Timestamp,
+}
+
+fn balance<'t>(
+    services: &'t ServiceTable,
+    service: ServiceIndex,
+    endpoints: &'t [Endpoint],
+    original: &Tuple,
+    rng: &mut Rng,
+) -> &'t Endpoint {
+    let count = endpoints.len();
+    let position = match services.service(service).selection {
+        Selection::RoundRobin => services.next_turn(service) as usize % count,
+        Selection::SourceHash => source_hash(original.source, count),
+        Selection::Random | Selection::LeastConnections | Selection::Maglev => rng.usize(..count),
+    };
+    &endpoints[position]
+}
+
+fn source_hash(source: Address, count: usize) -> usize {
+    (mix(source.to_bits() as u64 ^ (source.to_bits() >> 64) as u64) % count as u64) as usize
+}
+
+/// SplitMix64's finaliser: the same on every node and in every version.
+const fn mix(mut value: u64) -> u64 {
+    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+

@@ -1,0 +1,182 @@
+//! A worker: receives a batch of frames from a device, lets the path decide on each, counts, and sends.
+//!
+//! Never waits for a batch to fill: it takes what is there. All workers share one [`Shared`].
+
+use crate::conntrack::Conntrack;
+use crate::fragments::Fragments;
+use crate::frame::Frame;
+use crate::path::{self, Context};
+use crate::ports::ReservedPorts;
+use crate::reject::{self, RateLimit, RejectSources};
+use crate::select::Affinity;
+use crate::service::ServiceTable;
+use crate::tuple::{Origin, Timestamp};
+use crate::verdict::{Counters, Verdict};
+use arc_swap::ArcSwap;
+use fastrand::Rng;
+use std::io;
+use std::sync::Arc;
+
+/// What frames come from and go to.
+pub trait Device {
+    /// Receives one frame. False when there is none now.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn receive(&mut self, frame: &mut Frame) -> io::Result<bool>;
+
+    /// Sends one frame.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn send(&mut self, frame: &Frame) -> io::Result<()>;
+}
+
+/// What the path needs to know of the node beside its Services.
+#[derive(Debug, Default)]
+pub struct NodeFacts {
+    /// Ports that masquerading leaves alone.
+    pub reserved_ports: ReservedPorts,
+    /// Addresses to refuse with.
+    pub reject_sources: RejectSources,
+}
+
+/// What all workers of a node share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The connections.
+    pub conntrack: Conntrack,
+    /// The newest service table; published whole.
+    pub services: ArcSwap<ServiceTable>,
+    /// The newest facts about the node.
+    pub facts: ArcSwap<NodeFacts>,
+    /// Endpoints that clients stay with.
+    pub affinity: Affinity,
+    /// Datagrams in fragments.
+    pub fragments: Fragments,
+    /// The limit on refusals, unless it is switched off.
+    pub reject_limit: Option<RateLimit>,
+    /// See [`Context::forward_invalid`].
+    pub forward_invalid: bool,
+}
+
+/// Frames that a worker takes at once. More do not help: the caches are full.
+const BATCH: usize = 32;
+
+/// One worker: its devices, its buffers, its randomness.
+#[derive(Debug)]
+pub struct Worker<'a, D> {
+    shared: &'a Shared,
+    services: arc_swap::Cache<&'a ArcSwap<ServiceTable>, Arc<ServiceTable>>,
+    devices: Vec<(Origin, D)>,
+    counters: Arc<Counters>,
+    rng: Rng,
+    frames: Vec<Frame>,
+}
+
+impl<'a, D: Device> Worker<'a, D> {
+    /// A worker over `devices`, each with the origin of what it receives.
+    pub fn new(
+        shared: &'a Shared,
+        devices: Vec<(Origin, D)>,
+        counters: Arc<Counters>,
+        rng: Rng,
+    ) -> Self {
+        let services = arc_swap::Cache::new(&shared.services);
+        let frames = (0..BATCH).map(|_| Frame::new()).collect();
+        Self { shared, services, devices, counters, rng, frames }
+    }
+
+    /// The devices, to wait for.
+    pub fn devices(&self) -> &[(Origin, D)] {
+        &self.devices
+    }
+
+    /// Takes all that has arrived, until every device is empty.
+    ///
+    /// # Errors
+    /// When a device cannot receive. A frame that cannot be sent is counted and forgotten.
+    pub fn drain(&mut self, clock: impl Fn() -> Timestamp) -> io::Result<()> {
+        loop {
+            let mut received = 0;
+            for device in 0..self.devices.len() {
+                let count = self.receive_batch(device)?;
+                self.handle_batch(device, count, clock());
+                received += count;
+            }
+            if received == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn receive_batch(&mut self, device: usize) -> io::Result<usize> {
+        let (_, device) = &mut self.devices[device];
+        for (count, frame) in self.frames.iter_mut().enumerate() {
+            if !device.receive(frame)? {
+                return Ok(count);
+            }
+        }
+        Ok(self.frames.len())
+    }
+
+    fn handle_batch(&mut self, device: usize, count: usize, now: Timestamp) {
+        let shared = self.shared;
+        let facts = shared.facts.load();
+        let mut context = Context {
+            conntrack: &shared.conntrack,
+            services: self.services.load(),
+            affinity: &shared.affinity,
+            reserved_ports: &facts.reserved_ports,
+            fragments: &shared.fragments,
+            datagram: Vec::new(),
+            forward_invalid: shared.forward_invalid,
+            rng: &mut self.rng,
+            now,
+        };
+        let (origin, device) = &mut self.devices[device];
+        for frame in &mut self.frames[..count] {
+            let verdict = path::process(&mut context, *origin, frame);
+            self.counters.count(verdict);
+            let sent = match verdict {
+                Verdict::Forward | Verdict::Pass => send(device, frame, &mut context.datagram),
+                Verdict::Reject(_) => refuse(shared, &facts, &context, *origin, frame)
+                    .then(|| device.send(frame))
+                    .unwrap_or(Ok(())),
+                Verdict::Drop(_) | Verdict::Hold => Ok(()),
+            };
+            context.datagram.clear();
+            if sent.is_err() {
+                self.counters.count_send_failure();
+            }
+        }
+    }
+}
+
+/// Sends `frame`, or the datagram that it completed.
+fn send<D: Device>(device: &mut D, frame: &Frame, datagram: &mut [Frame]) -> io::Result<()> {
+    if datagram.is_empty() {
+        return device.send(frame);
+    }
+    datagram.iter().try_for_each(|fragment| device.send(fragment))
+}
+
+/// Makes the answer to a refused packet in its frame, if there is to be one.
+fn refuse(
+    shared: &Shared,
+    facts: &NodeFacts,
+    context: &Context<'_>,
+    origin: Origin,
+    frame: &mut Frame,
+) -> bool {
+    if let Some(first) = context.datagram.first() {
+        frame.set_packet(first.packet());
+    }
+    let Some((sender, destination)) = reject::ends(frame) else {
+        return false;
+    };
+    let is_node_address = context.services.is_node_address(destination);
+    let is_allowed = |limit: &RateLimit| limit.allows(sender, context.now);
+    shared.reject_limit.as_ref().is_none_or(is_allowed)
+        && reject::port_unreachable(frame, origin, is_node_address, &facts.reject_sources)
+}

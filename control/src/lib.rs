@@ -3,6 +3,7 @@
 //! Read first: [`snapshot`] (the objects), [`model`] (the Services as kube-proxy sees them, made by [`resolve`]),
 //! [`compile`] (what they mean on one node).
 
+pub mod agent;
 pub mod compile;
 pub mod config;
 pub mod endpoints;

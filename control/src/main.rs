@@ -1,3 +1,16 @@
-//! The binary `penstock`.
+//! The binary `penstock`: one subcommand per module of [`cli`].
 
-fn main() {}
+mod cli;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::run(cli::Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("penstock: {failure}");
+            failure.exit_code()
+        }
+    }
+}

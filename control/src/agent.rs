@@ -1,0 +1,291 @@
+//! The agent that runs a node: it keeps the service table, the devices and the routing in step with the objects and with
+//! the node's links, until it is told to stop.
+//!
+//! One thread decides ([`Agent::run`]); others only tell it what happened ([`Event`]). Invariants: a table is published
+//! whole or not at all; objects that do not compile leave everything as it was; when the agent stops, or dies, the
+//! node's traffic is plainly routed again.
+//!
+//! Read first: [`steering`] (how packets get here), then `dataplane::path` (what happens to them).
+
+mod events;
+mod facts;
+mod links;
+pub mod socket;
+pub mod steering;
+mod workers;
+
+pub use events::Event;
+pub use links::LinkPattern;
+
+use crate::compile::compile;
+use crate::config::KubeProxyConfig;
+use crate::netlink::{self, Netlink};
+use crate::snapshot::Snapshot;
+use anyhow::{Context as _, Result, bail};
+use arc_swap::ArcSwap;
+use dataplane::conntrack::{self, Conntrack};
+use dataplane::fragments::Fragments;
+use dataplane::reject::RateLimit;
+use dataplane::select::Affinity;
+use dataplane::service::{Generation, ServiceTable};
+use dataplane::sys::tun::{self, Offloads, Queue};
+use dataplane::tuple::Origin;
+use dataplane::verdict::Counts;
+use dataplane::worker::{NodeFacts, Shared};
+use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+use steering::{DEVICES, Plan, Steering};
+use workers::{Clock, Workers};
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// File or folder with the Kubernetes objects; followed.
+    pub snapshot: PathBuf,
+    /// KubeProxyConfiguration; the defaults when absent.
+    pub config: Option<PathBuf>,
+    /// Name of the node that this is.
+    pub node: String,
+    /// Links to the outside.
+    pub uplinks: Vec<LinkPattern>,
+    /// Links of pods.
+    pub pods: Vec<LinkPattern>,
+    /// Where to answer `penstock conntrack` and others.
+    pub control_socket: PathBuf,
+    /// Worker threads, each with a queue of every device.
+    pub workers: usize,
+    /// Whether the devices take partial checksums and segments of 64 KiB.
+    pub offloads: Offloads,
+    /// Whether refusals are limited as the kernel limits them.
+    pub limit_rejects: bool,
+}
+
+/// Runs the agent until SIGTERM or SIGINT. `ready` is called once packets flow, and says
+/// whether to go on.
+///
+/// # Errors
+/// What kept it from starting, or made it stop. Devices, rules and routes are removed in either case.
+pub fn run(settings: Settings, ready: impl FnOnce() -> bool) -> Result<()> {
+    let (events, received) = channel();
+    let mut agent = Agent::start(settings, &events)?;
+    // Who does not listen any more to `ready` has ended, so the agent is not needed.
+    let result = if ready() { agent.run(&received) } else { Ok(()) };
+    agent.stop()?;
+    result
+}
+
+/// A running node.
+struct Agent {
+    settings: Settings,
+    config: KubeProxyConfig,
+    snapshot: Snapshot,
+    shared: Arc<Shared>,
+    workers: Option<Workers>,
+    steering: Option<Steering>,
+    netlink: Netlink,
+    devices: [u32; 3],
+    generation: Generation,
+    clock: Clock,
+    sysctls: facts::Sysctls,
+}
+
+/// How often connections, affinities and fragments are looked over.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(200);
+/// Entries looked at in one go.
+const MAINTENANCE_BUDGET: usize = 20_000;
+
+impl Agent {
+    fn start(settings: Settings, events: &Sender<Event>) -> Result<Self> {
+        let snapshot = Snapshot::read(&settings.snapshot)?;
+        let config = match &settings.config {
+            Some(path) => KubeProxyConfig::read(path)?,
+            None => KubeProxyConfig::default(),
+        };
+        let mut netlink = Netlink::open().context("cannot open rtnetlink")?;
+        links::require(&mut netlink, &settings.uplinks)?;
+        let clock = Clock::start();
+        let mut agent = Self {
+            shared: Arc::new(shared(&settings, &config)),
+            sysctls: facts::Sysctls::default(),
+            devices: [0; 3],
+            generation: Generation(0),
+            workers: None,
+            steering: None,
+            settings,
+            config,
+            snapshot,
+            netlink,
+            clock,
+        };
+        // The table first: nothing is made when the objects do not compile.
+        agent.publish()?;
+        match agent.attach(events) {
+            Ok(()) => Ok(agent),
+            Err(error) => {
+                agent.stop()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Devices, workers, routing, and the threads that tell of events.
+    fn attach(&mut self, events: &Sender<Event>) -> Result<()> {
+        let steering = Netlink::open().context("cannot open rtnetlink")?;
+        self.steering = Some(Steering::start(steering)?);
+        self.sysctls.prepare_node()?;
+        let queues = self.create_devices()?;
+        let failed = events.clone();
+        let told = move |error| drop(failed.send(Event::WorkerFailed(error)));
+        self.workers = Some(Workers::start(&self.shared, queues, self.clock, told)?);
+        self.steer()?;
+        events::listen(&self.settings, events)
+    }
+
+    /// The three devices; element `i` of the result are the queues of worker `i`.
+    fn create_devices(&mut self) -> Result<Vec<Vec<(Origin, Queue)>>> {
+        let origins = [Origin::Pod, Origin::Outside, Origin::Node];
+        let mut workers: Vec<Vec<(Origin, Queue)>> = Vec::new();
+        workers.resize_with(self.settings.workers, Vec::new);
+        for (position, (name, origin)) in DEVICES.iter().zip(origins).enumerate() {
+            let queues = tun::create(name, self.settings.workers, self.settings.offloads);
+            let queues = queues.with_context(|| facts::cannot_create(name))?;
+            for (worker, queue) in workers.iter_mut().zip(queues) {
+                worker.push((origin, queue));
+            }
+            self.devices[position] = self.netlink.link_index(name)?;
+            let mtu = links::device_mtu(&mut self.netlink, &self.settings, origin)?;
+            self.netlink.set_mtu(self.devices[position], mtu)?;
+            facts::prepare_device(name)?;
+            self.netlink.set_up(self.devices[position], true)?;
+        }
+        Ok(workers)
+    }
+
+    fn run(&mut self, events: &Receiver<Event>) -> Result<()> {
+        loop {
+            match events.recv_timeout(MAINTENANCE_INTERVAL) {
+                Ok(Event::Stop) => return Ok(()),
+                Ok(Event::WorkerFailed(error)) => bail!("a worker failed: {error}"),
+                Ok(Event::ObjectsChanged) => self.reread(),
+                Ok(Event::LinksChanged) => self.relink()?,
+                Ok(Event::Asked(request)) => socket::answer(request, self),
+                Err(RecvTimeoutError::Timeout) => self.maintain(),
+                Err(RecvTimeoutError::Disconnected) => bail!("all event sources ended"),
+            }
+        }
+    }
+
+    /// Takes the objects anew. What cannot be read or compiled changes nothing.
+    fn reread(&mut self) {
+        let read = Snapshot::read(&self.settings.snapshot);
+        let result = read.map_err(anyhow::Error::from).and_then(|snapshot| {
+            let old = std::mem::replace(&mut self.snapshot, snapshot);
+            self.publish().and_then(|()| self.steer()).inspect_err(|_| self.snapshot = old)
+        });
+        match result {
+            Ok(()) => tracing::info!(generation = self.generation.0, "published"),
+            Err(error) => tracing::error!("the objects stay as they were: {error:#}"),
+        }
+    }
+
+    /// Links or addresses changed: masquerade addresses, local addresses and rules depend on them.
+    fn relink(&mut self) -> Result<()> {
+        self.publish()?;
+        self.steer()
+    }
+
+    /// Compiles and publishes a whole table.
+    fn publish(&mut self) -> Result<()> {
+        let generation = Generation(self.generation.0 + 1);
+        let network = facts::node_network(&mut self.netlink)?;
+        let node = &self.settings.node;
+        let parts = compile(&self.snapshot, &self.config, &network, node, generation)?;
+        let facts = facts::node_facts(&network, &self.snapshot, node);
+        self.shared.facts.store(Arc::new(facts));
+        self.shared.services.store(Arc::new(ServiceTable::new(parts, &RandomState::new())));
+        self.generation = generation;
+        Ok(())
+    }
+
+    /// Makes the routing follow the links and the table.
+    fn steer(&mut self) -> Result<()> {
+        let plan = self.plan()?;
+        match &mut self.steering {
+            Some(steering) => Ok(steering.follow(plan)?),
+            None => Ok(()),
+        }
+    }
+
+    fn plan(&mut self) -> netlink::Result<Plan> {
+        let links = self.netlink.links()?;
+        let network = facts::node_network(&mut self.netlink)?;
+        let sources = facts::sources(&network, &self.snapshot, &self.settings.node);
+        let named = |patterns: &[LinkPattern]| links::matching(&links, patterns);
+        let services = self.shared.services.load();
+        Ok(Plan {
+            devices: self.devices,
+            uplinks: named(&self.settings.uplinks),
+            pods: named(&self.settings.pods),
+            ..facts::addressed(&services, sources)
+        })
+    }
+
+    fn maintain(&mut self) {
+        let now = self.clock.now();
+        self.shared.conntrack.expire(now, MAINTENANCE_BUDGET);
+        self.shared.affinity.expire(now);
+        self.shared.fragments.expire(now);
+    }
+
+    fn counts(&self) -> Counts {
+        self.workers.as_ref().map(Workers::counts).unwrap_or_default()
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        let steering = self.steering.take().map(Steering::stop);
+        if let Some(workers) = self.workers.take() {
+            workers.stop();
+        }
+        self.sysctls.restore();
+        // The socket may never have been made.
+        let _ = std::fs::remove_file(&self.settings.control_socket);
+        Ok(steering.unwrap_or(Ok(()))?)
+    }
+}
+
+fn shared(settings: &Settings, config: &KubeProxyConfig) -> Shared {
+    let random = RandomState::new();
+    let keys = std::array::from_fn(|index| random.hash_one(index));
+    Shared {
+        conntrack: Conntrack::new(conntrack_settings(config), keys),
+        services: ArcSwap::from_pointee(ServiceTable::empty()),
+        facts: ArcSwap::from_pointee(NodeFacts::default()),
+        affinity: Affinity::default(),
+        fragments: Fragments::default(),
+        reject_limit: settings.limit_rejects.then(RateLimit::default),
+        forward_invalid: config.conntrack.tcp_be_liberal,
+    }
+}
+
+/// kube-proxy's limits and timeouts (`cmd/kube-proxy/app/conntrack.go`); what it leaves alone is as in the kernel.
+fn conntrack_settings(config: &KubeProxyConfig) -> conntrack::Settings {
+    let limits = &config.conntrack;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let capacity = (limits.max_per_core as usize * processors).max(limits.min as usize);
+    let mut settings = conntrack::Settings::kernel(if capacity == 0 { KERNEL_CAPACITY } else { capacity });
+    let set = |timeout: &mut Duration, wanted: Option<Duration>| {
+        *timeout = wanted.filter(|wanted| !wanted.is_zero()).unwrap_or(*timeout);
+    };
+    set(&mut settings.tcp.timeouts.established, limits.tcp_established_timeout);
+    set(&mut settings.tcp.timeouts.close_wait, limits.tcp_close_wait_timeout);
+    set(&mut settings.timeouts.udp.unreplied, limits.udp_timeout);
+    set(&mut settings.timeouts.udp.stream, limits.udp_stream_timeout);
+    settings.tcp.be_liberal = limits.tcp_be_liberal;
+    settings
+}
+
+/// `nf_conntrack_max` of a machine with more than 4 GiB of memory.
+const KERNEL_CAPACITY: usize = 262_144;

@@ -1,0 +1,117 @@
+//! The threads that tell the agent what happened.
+
+use super::Settings;
+use super::socket::{self, Request};
+use crate::netlink::Monitor;
+use anyhow::{Context as _, Result};
+use notify::{RecursiveMode, Watcher as _};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::Duration;
+
+/// Something that the agent reacts to.
+#[derive(Debug)]
+pub enum Event {
+    /// A signal to stop.
+    Stop,
+    /// A worker ended by itself.
+    WorkerFailed(io::Error),
+    /// The files with the objects changed.
+    ObjectsChanged,
+    /// Links or addresses changed.
+    LinksChanged,
+    /// Somebody asks on the control socket.
+    Asked(Request),
+}
+
+/// Starts the threads. Each ends when the agent no longer listens.
+///
+/// # Errors
+/// When a source of events cannot be opened.
+pub fn listen(settings: &Settings, events: &Sender<Event>) -> Result<()> {
+    listen_to_signals(events.clone())?;
+    listen_to_links(events.clone())?;
+    listen_to_files(&settings.snapshot, events.clone())?;
+    listen_to_questions(&settings.control_socket, events.clone())
+}
+
+fn listen_to_signals(events: Sender<Event>) -> Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot listen to signals")?;
+    spawn("signals", move || {
+        for _ in signals.forever() {
+            if events.send(Event::Stop).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+fn listen_to_links(events: Sender<Event>) -> Result<()> {
+    let mut monitor = Monitor::open().context("cannot listen to changes of links")?;
+    spawn("links", move || {
+        loop {
+            // An error of the socket is a lost message: everything may have changed.
+            let changed = monitor
+                .wait(Duration::from_secs(3600))
+                .map_or(true, |changes| changes.links || changes.addresses);
+            if changed && events.send(Event::LinksChanged).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+/// Watches the folder, because editors and ConfigMaps replace files rather than write them.
+fn listen_to_files(snapshot: &Path, events: Sender<Event>) -> Result<()> {
+    let snapshot = snapshot.canonicalize()?;
+    let folder = if snapshot.is_dir() { snapshot.clone() } else { parent(&snapshot) };
+    let (changes, changed) = std::sync::mpsc::channel();
+    let mut watcher = notify::recommended_watcher(changes)?;
+    watcher.watch(&folder, RecursiveMode::NonRecursive)?;
+    spawn("files", move || {
+        let _watching = watcher;
+        for change in changed {
+            let Ok(change) = change else { continue };
+            let concerns = snapshot.is_dir() || change.paths.iter().any(|path| *path == snapshot);
+            let is_new = change.kind.is_create() || change.kind.is_modify() || change.kind.is_remove();
+            if concerns && is_new && events.send(Event::ObjectsChanged).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+fn parent(file: &Path) -> PathBuf {
+    file.parent().map_or_else(|| PathBuf::from("/"), Path::to_path_buf)
+}
+
+fn listen_to_questions(path: &Path, events: Sender<Event>) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    // What a crashed predecessor left; a living one would have failed at its devices.
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path)
+        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    spawn("questions", move || {
+        for stream in listener.incoming() {
+            let Some(request) = stream.ok().and_then(socket::read_request) else {
+                continue;
+            };
+            if events.send(Event::Asked(request)).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    thread::Builder::new().name(name.to_owned()).spawn(body)?;
+    Ok(())
+}

@@ -1,0 +1,251 @@
+//! What the agent reads from the kernel and from the table, and what it sets on its devices.
+
+use super::steering::Plan;
+use crate::model::{Family, Transport};
+use crate::netlink::{self, Netlink, RouteKind, TABLE_MAIN, read_sysctl, write_sysctl};
+use crate::node_network::{InterfaceAddress, NodeNetwork, Route, Scope};
+use crate::snapshot::Snapshot;
+use dataplane::ports::ReservedPorts;
+use dataplane::reject::RejectSources;
+use dataplane::service::{FrontendKind, ServiceTable};
+use dataplane::tuple::{Address, Protocol};
+use dataplane::worker::NodeFacts;
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+/// Addresses and routes of this network namespace, those of our own devices apart.
+///
+/// # Errors
+/// Those of netlink.
+pub fn node_network(netlink: &mut Netlink) -> netlink::Result<NodeNetwork> {
+    let addresses = netlink.addresses()?.into_iter().map(|address| InterfaceAddress {
+        interface: address.index,
+        network: address.address,
+        scope: scope(address.scope),
+        secondary: address.secondary,
+    });
+    let addresses = addresses.collect();
+    let mut routes = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        for route in netlink.routes(family)? {
+            if let (TABLE_MAIN, RouteKind::Unicast, Some(interface)) =
+                (route.table, route.kind, route.oif)
+            {
+                let (destination, gateway) = (route.destination, route.gateway);
+                let metric = route.metric.unwrap_or(0);
+                routes.push(Route { destination, gateway, interface, metric });
+            }
+        }
+    }
+    Ok(NodeNetwork { addresses, routes })
+}
+
+const fn scope(scope: netlink::Scope) -> Scope {
+    match scope {
+        netlink::Scope::Host => Scope::Host,
+        netlink::Scope::Link => Scope::Link,
+        netlink::Scope::Universe | netlink::Scope::Other(_) => Scope::Global,
+    }
+}
+
+/// Facts for the packet's path.
+pub fn node_facts(network: &NodeNetwork, snapshot: &Snapshot, node: &str) -> NodeFacts {
+    let sources = sources(network, snapshot, node);
+    let of = |family| sources.iter().copied().find(|source| Family::of(*source) == family);
+    let outside = [of(Family::V4).map(Address::from), of(Family::V6).map(Address::from)];
+    NodeFacts {
+        reserved_ports: listening_ports(),
+        reject_sources: RejectSources { pod: outside, outside },
+    }
+}
+
+/// The address that the node sends from, per family: its InternalIP if it has it, else its first global address.
+pub fn sources(network: &NodeNetwork, snapshot: &Snapshot, node: &str) -> Vec<IpAddr> {
+    let own = |family: Family| {
+        network
+            .addresses
+            .iter()
+            .filter(move |own| own.scope == Scope::Global && !own.network.addr().is_loopback())
+            .map(|own| own.network.addr())
+            .filter(move |address| Family::of(*address) == family)
+    };
+    let internal: Vec<IpAddr> =
+        snapshot.node(node).map(|node| node.internal_ips().collect()).unwrap_or_default();
+    [Family::V4, Family::V6]
+        .into_iter()
+        .filter_map(|family| {
+            own(family).find(|address| internal.contains(address)).or_else(|| own(family).next())
+        })
+        .collect()
+}
+
+/// The parts of the plan that follow from the table.
+pub fn addressed(services: &ServiceTable, sources: Vec<IpAddr>) -> Plan {
+    let parts = services.parts();
+    let mut plan = Plan { sources, ..Plan::default() };
+    plan.node_addresses = parts
+        .node_addresses
+        .iter()
+        .filter(|address| !address.is_loopback())
+        .map(|address| IpAddr::from(*address))
+        .collect();
+    for (key, frontend) in &parts.frontends {
+        let Some(transport) = transport(key.protocol) else {
+            continue;
+        };
+        if frontend.kind == FrontendKind::NodePort {
+            include(&mut plan.node_ports, transport, key.port);
+        } else {
+            plan.virtual_addresses.insert(key.address.into());
+        }
+    }
+    plan.host_ports = host_ports(services);
+    plan
+}
+
+/// Ports of the endpoints on the node's own network: their answers must come by.
+fn host_ports(services: &ServiceTable) -> BTreeSet<(Transport, u16)> {
+    let on_node = services.parts().endpoints.iter().filter(|endpoint| endpoint.on_node);
+    let ports: BTreeSet<u16> = on_node.map(|endpoint| endpoint.port).collect();
+    ports
+        .into_iter()
+        .flat_map(|port| {
+            [Transport::Tcp, Transport::Udp, Transport::Sctp].map(|transport| (transport, port))
+        })
+        .collect()
+}
+
+fn include(ranges: &mut Vec<(Transport, RangeInclusive<u16>)>, transport: Transport, port: u16) {
+    match ranges.iter_mut().find(|(of, _)| *of == transport) {
+        Some((_, range)) => *range = *range.start().min(&port)..=*range.end().max(&port),
+        None => ranges.push((transport, port..=port)),
+    }
+}
+
+const fn transport(protocol: Protocol) -> Option<Transport> {
+    match protocol {
+        Protocol::TCP => Some(Transport::Tcp),
+        Protocol::UDP => Some(Transport::Udp),
+        Protocol::SCTP => Some(Transport::Sctp),
+        _ => None,
+    }
+}
+
+/// Ports that sockets of this network namespace listen on or, for UDP, are bound to.
+fn listening_ports() -> ReservedPorts {
+    let ports = ReservedPorts::default();
+    for (protocol, files) in [(Protocol::TCP, ["tcp", "tcp6"]), (Protocol::UDP, ["udp", "udp6"])] {
+        // A kernel without IPv6 has no such file.
+        let read = |file| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+        let tables = files.map(|file| read(file).unwrap_or_default());
+        let lines = tables.iter().flat_map(|table| table.lines());
+        ports.replace(protocol, lines.filter_map(listening_port));
+    }
+    ports
+}
+
+/// The port of a line of `/proc/net/tcp` or `udp` whose socket listens (0A) or is bound (07).
+fn listening_port(line: &str) -> Option<u16> {
+    let mut fields = line.split_whitespace().skip(1);
+    let (local, _remote, state) = (fields.next()?, fields.next()?, fields.next()?);
+    let port = local.rsplit(':').next()?;
+    matches!(state, "0A" | "07").then(|| u16::from_str_radix(port, 16).ok()).flatten()
+}
+
+/// Sets what packets that come out of one of our devices need: their sources and destinations are the node's own
+/// addresses, even loopback, and the way back is another.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn prepare_device(name: &str) -> netlink::Result<()> {
+    for (sysctl, value) in
+        [("accept_local", "1"), ("rp_filter", "0"), ("route_localnet", "1"), ("forwarding", "1")]
+    {
+        write_sysctl(&format!("ipv4/conf/{name}/{sysctl}"), value)?;
+    }
+    if read_sysctl("ipv6/conf/all/disable_ipv6").is_ok_and(|disabled| disabled == "0") {
+        for (sysctl, value) in [("addr_gen_mode", "1"), ("accept_ra", "0"), ("forwarding", "1")] {
+            write_sysctl(&format!("ipv6/conf/{name}/{sysctl}"), value)?;
+        }
+    }
+    Ok(())
+}
+
+/// What to say when a device cannot be made.
+pub fn cannot_create(name: &str) -> String {
+    format!("cannot make the device {name}: is another agent running in this network namespace?")
+}
+
+/// Settings of the whole network namespace that were changed, with what they were.
+#[derive(Debug, Default)]
+pub struct Sysctls {
+    changed: Vec<(&'static str, String)>,
+}
+
+impl Sysctls {
+    /// Forwarding on, strict reverse path filtering of all links off: it would count for our devices as well.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn prepare_node(&mut self) -> netlink::Result<()> {
+        self.change("ipv4/ip_forward", "1", |_| true)?;
+        self.change("ipv4/conf/all/rp_filter", "0", |old| old == "1")?;
+        if read_sysctl("ipv6/conf/all/disable_ipv6").is_ok_and(|disabled| disabled == "0") {
+            self.change("ipv6/conf/all/forwarding", "1", |_| true)?;
+        }
+        Ok(())
+    }
+
+    fn change(
+        &mut self,
+        name: &'static str,
+        value: &str,
+        is_wrong: impl Fn(&str) -> bool,
+    ) -> netlink::Result<()> {
+        let old = read_sysctl(name)?;
+        if old != value && is_wrong(&old) {
+            write_sysctl(name, value)?;
+            self.changed.push((name, old));
+        }
+        Ok(())
+    }
+
+    /// Puts back what was there.
+    pub fn restore(&mut self) {
+        for (name, old) in self.changed.drain(..) {
+            if let Err(error) = write_sysctl(name, &old) {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listening_ports_are_those_of_listening_and_bound_sockets() {
+        let line = |state| format!("   0: 0100007F:1F90 00000000:0000 {state} 00000000:00000000 0");
+        assert_eq!(listening_port(&line("0A")), Some(8080));
+        assert_eq!(listening_port(&line("07")), Some(8080));
+        assert_eq!(listening_port(&line("01")), None);
+        assert_eq!(listening_port("  sl  local_address rem_address   st"), None);
+    }
+
+    #[test]
+    fn node_ports_become_the_range_that_holds_them() {
+        let mut ranges = Vec::new();
+        for (transport, port) in [
+            (Transport::Tcp, 30080),
+            (Transport::Udp, 5),
+            (Transport::Tcp, 30001),
+            (Transport::Tcp, 30050),
+        ] {
+            include(&mut ranges, transport, port);
+        }
+        assert_eq!(ranges, [(Transport::Tcp, 30001..=30080), (Transport::Udp, 5..=5)]);
+    }
+}

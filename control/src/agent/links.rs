@@ -1,0 +1,93 @@
+//! The links of a node: which lead outside, which lead to pods.
+
+use super::Settings;
+use crate::netlink::{Link, Netlink};
+use anyhow::{Result, bail};
+use dataplane::tuple::Origin;
+use std::fmt;
+use std::str::FromStr;
+
+/// A link's name, or with a `+` at the end the start of names, as in iptables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkPattern {
+    /// Just this one.
+    Name(String),
+    /// All that start so.
+    Prefix(String),
+}
+
+impl LinkPattern {
+    /// Whether the link `name` is meant.
+    pub fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Name(wanted) => name == wanted,
+            Self::Prefix(start) => name.starts_with(start.as_str()),
+        }
+    }
+}
+
+impl FromStr for LinkPattern {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(text
+            .strip_suffix('+')
+            .map_or_else(|| Self::Name(text.to_owned()), |start| Self::Prefix(start.to_owned())))
+    }
+}
+
+impl fmt::Display for LinkPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Prefix(start) => write!(f, "{start}+"),
+        }
+    }
+}
+
+/// Names of the links that match a pattern, in the kernel's order.
+pub fn matching(links: &[Link], patterns: &[LinkPattern]) -> Vec<String> {
+    let wanted = |link: &&Link| patterns.iter().any(|pattern| pattern.matches(&link.name));
+    links.iter().filter(wanted).map(|link| link.name.clone()).collect()
+}
+
+/// Checks that every pattern of an uplink names a link.
+pub fn require(netlink: &mut Netlink, uplinks: &[LinkPattern]) -> Result<()> {
+    let links = netlink.links()?;
+    for pattern in uplinks {
+        if !links.iter().any(|link| pattern.matches(&link.name)) {
+            let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
+            bail!("--uplink {pattern}: no such link here; there are {}", names.join(", "));
+        }
+    }
+    Ok(())
+}
+
+/// The MTU of the device for `origin`, in bytes.
+///
+/// What is forwarded must fit whatever the link that it came from allows; the kernel checks the MTU of the link that it
+/// leaves by. What the node sends is cut by this MTU, so it is the smallest of the links that it may leave by.
+pub fn device_mtu(netlink: &mut Netlink, settings: &Settings, origin: Origin) -> Result<u32> {
+    const LARGEST: u32 = 65_535;
+    if origin != Origin::Node {
+        return Ok(LARGEST);
+    }
+    let patterns = || settings.uplinks.iter().chain(&settings.pods);
+    let links = netlink.links()?;
+    let used = links.iter().filter(|link| patterns().any(|pattern| pattern.matches(&link.name)));
+    Ok(used.map(|link| link.mtu).min().unwrap_or(1500))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plus_matches_the_start_of_names() {
+        let pattern: LinkPattern = "azv+".parse().unwrap();
+        assert!(pattern.matches("azv12") && pattern.matches("azv") && !pattern.matches("eth0"));
+        let name: LinkPattern = "azv".parse().unwrap();
+        assert!(name.matches("azv") && !name.matches("azv1"));
+        assert_eq!((pattern.to_string(), name.to_string()), ("azv+".into(), "azv".into()));
+    }
+}

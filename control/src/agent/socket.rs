@@ -1,0 +1,125 @@
+//! The control socket of a node: one JSON request on a line, one JSON answer.
+
+use super::Agent;
+use dataplane::verdict::{Counts, DropReason};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// What can be asked.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case")]
+pub enum Question {
+    /// How the node is.
+    Status,
+}
+
+/// How a node is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Name of the node.
+    pub node: String,
+    /// Version of the service table.
+    pub generation: u64,
+    /// Services (svcports of both families) in the table.
+    pub services: usize,
+    /// Entries in the connection table.
+    pub connections: usize,
+    /// Entries that it can hold.
+    pub capacity: usize,
+    /// Verdicts since the start.
+    pub packets: Packets,
+}
+
+/// Verdicts since the start.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Packets {
+    /// Translated.
+    pub forwarded: u64,
+    /// Not translated.
+    pub passed: u64,
+    /// Refused.
+    pub rejected: u64,
+    /// Fragments that waited for others.
+    pub held: u64,
+    /// Not taken by the device.
+    pub send_failures: u64,
+    /// Dropped, by reason; reasons that did not occur are left out.
+    pub dropped: BTreeMap<String, u64>,
+}
+
+impl From<&Counts> for Packets {
+    fn from(counts: &Counts) -> Self {
+        let dropped = DropReason::ALL
+            .iter()
+            .map(|reason| (reason.name().to_owned(), counts.dropped(*reason)))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        Self {
+            forwarded: counts.forward,
+            passed: counts.pass,
+            rejected: counts.reject,
+            held: counts.hold,
+            send_failures: counts.send_failure,
+            dropped,
+        }
+    }
+}
+
+/// A question with the connection to answer on.
+#[derive(Debug)]
+pub struct Request {
+    question: Question,
+    stream: UnixStream,
+}
+
+/// How long either side may keep the other waiting.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Asks the node whose control socket is at `path`.
+///
+/// # Errors
+/// When no agent listens there, or it does not answer.
+pub fn ask(path: &Path, question: Question) -> io::Result<Status> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut line = serde_json::to_string(&question)?;
+    line.push('\n');
+    stream.write_all(line.as_bytes())?;
+    Ok(serde_json::from_reader(BufReader::new(stream))?)
+}
+
+/// Reads the question of a connection; who asks nothing sensible in time gets no answer.
+pub fn read_request(stream: UnixStream) -> Option<Request> {
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    stream.set_write_timeout(Some(PATIENCE)).ok()?;
+    let mut line = String::new();
+    BufReader::new(&stream).read_line(&mut line).ok()?;
+    let question = serde_json::from_str(&line).ok()?;
+    Some(Request { question, stream })
+}
+
+pub(super) fn answer(mut request: Request, agent: &Agent) {
+    let result = match request.question {
+        Question::Status => serde_json::to_writer(&mut request.stream, &status(agent)),
+    };
+    if let Err(error) = result {
+        tracing::debug!("who asked {:?} did not wait for the answer: {error}", request.question);
+    }
+}
+
+fn status(agent: &Agent) -> Status {
+    Status {
+        node: agent.settings.node.clone(),
+        generation: agent.generation.0,
+        services: agent.shared.services.load().parts().services.len(),
+        connections: agent.shared.conntrack.len(),
+        capacity: agent.shared.conntrack.capacity(),
+        packets: Packets::from(&agent.counts()),
+    }
+}

@@ -1,0 +1,311 @@
+//! Policy routing that leads a node's traffic through the three TUN devices.
+//!
+//! A rule list per family, in this order (numbers are priorities):
+//!
+//! | from | what |
+//! | --- | --- |
+//! | 100 | what the devices give back: on with 1000 |
+//! | 110 | what the node sends: NodePorts of its own addresses, answers of pods on its network, its ICMP errors, virtual addresses: `pen-node`; the rest on with 1000 |
+//! | 200 | links to the outside: on with 700; links of pods: on with 900 |
+//! | 700, 900 | TCP, UDP, SCTP and ICMP to `pen-out`, `pen-pod`; ICMPv6 only what is not for the node itself |
+//! | 1000 | the local table, which stands at 0 elsewhere, then whatever rules the machine has |
+//!
+//! Invariants: each of our rules names its protocol before the local table is reached, because one that takes everything
+//! hides the node's own addresses from ARP and neighbour discovery; each carries [`PROTOCOL`], so that the next start
+//! finds what a crash left; the routes lie in tables of their own and go with the devices.
+
+use crate::model::{Family, Transport};
+use crate::netlink::{Netlink, Result, Route, Rule, RuleAction};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+/// `FRA_PROTOCOL` and `rtm_protocol` of what is ours: an unassigned number.
+pub const PROTOCOL: u8 = 83;
+
+const TABLE_LOCAL: u32 = 255;
+const TABLE_POD: u32 = 8301;
+const TABLE_OUT: u32 = 8302;
+const TABLE_NODE: u32 = 8303;
+const TABLE_NODE_PORTS: u32 = 8304;
+const TABLE_VIRTUAL: u32 = 8305;
+
+const FROM_DEVICES: u32 = 100;
+const FROM_NODE: u32 = 110;
+const FROM_LINKS: u32 = 200;
+const TO_OUT: u32 = 700;
+const TO_POD: u32 = 900;
+const LOCAL: u32 = 1000;
+
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+const SCTP: u8 = 132;
+
+/// Names of the devices, in the order pods, outside, node.
+pub const DEVICES: [&str; 3] = ["pen-pod", "pen-out", "pen-node"];
+
+/// What the rules and routes depend on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Interface indexes of [`DEVICES`].
+    pub devices: [u32; 3],
+    /// Links to the outside.
+    pub uplinks: Vec<String>,
+    /// Links of pods.
+    pub pods: Vec<String>,
+    /// The node's own addresses.
+    pub node_addresses: Vec<IpAddr>,
+    /// Address that the node sends from, per family; a family without one is left alone.
+    pub sources: Vec<IpAddr>,
+    /// Cluster IPs, external IPs and load balancer IPs.
+    pub virtual_addresses: BTreeSet<IpAddr>,
+    /// The NodePorts, as the smallest range that holds them, per protocol.
+    pub node_ports: Vec<(Transport, RangeInclusive<u16>)>,
+    /// Ports that pods on the node's own network answer from.
+    pub host_ports: BTreeSet<(Transport, u16)>,
+}
+
+impl Plan {
+    fn source(&self, family: Family) -> Option<IpAddr> {
+        self.sources.iter().copied().find(|source| Family::of(*source) == family)
+    }
+
+    fn rules(&self, family: Family) -> Vec<Rule> {
+        if self.source(family).is_none() {
+            return Vec::new();
+        }
+        let mut rules = Vec::new();
+        for device in DEVICES {
+            rules.push(from(family, FROM_DEVICES, device, RuleAction::Goto(LOCAL)));
+        }
+        rules.extend(self.rules_for_the_node(family));
+        for (links, section) in [(&self.uplinks, TO_OUT), (&self.pods, TO_POD)] {
+            for link in links {
+                rules.push(from(family, FROM_LINKS, link, RuleAction::Goto(section)));
+            }
+        }
+        rules.push(Rule::new(family, FROM_LINKS + 1, RuleAction::Goto(LOCAL)));
+        rules.extend(section(family, TO_OUT, TABLE_OUT));
+        rules.extend(section(family, TO_POD, TABLE_POD));
+        rules.push(Rule::new(family, LOCAL, RuleAction::Table(TABLE_LOCAL)));
+        for rule in &mut rules {
+            rule.protocol = PROTOCOL;
+        }
+        rules
+    }
+
+    fn rules_for_the_node(&self, family: Family) -> Vec<Rule> {
+        let lookup = |table| from(family, FROM_NODE, "lo", RuleAction::Table(table));
+        let mut rules = Vec::new();
+        for (transport, ports) in &self.node_ports {
+            rules.push(Rule {
+                ip_protocol: Some(number(*transport)),
+                destination_ports: Some(ports.clone()),
+                ..lookup(TABLE_NODE_PORTS)
+            });
+        }
+        for (transport, port) in &self.host_ports {
+            rules.push(Rule {
+                ip_protocol: Some(number(*transport)),
+                source_ports: Some(*port..=*port),
+                ..lookup(TABLE_NODE)
+            });
+        }
+        for kinds in icmp_errors(family) {
+            rules.push(Rule {
+                ip_protocol: Some(if family == Family::V4 { ICMP } else { ICMPV6 }),
+                destination_ports: Some(kinds),
+                ..lookup(TABLE_NODE)
+            });
+        }
+        rules.push(Rule { priority: FROM_NODE + 1, ..lookup(TABLE_VIRTUAL) });
+        rules.push(from(family, FROM_NODE + 2, "lo", RuleAction::Goto(LOCAL)));
+        rules
+    }
+
+    fn routes(&self, family: Family) -> Routes {
+        let Some(source) = self.source(family) else {
+            return Routes::new();
+        };
+        let [pod, out, node] = self.devices;
+        let mut routes = Vec::new();
+        for (table, device) in [(TABLE_POD, pod), (TABLE_OUT, out)] {
+            routes.push(route(everything(family), table, device, None));
+        }
+        routes.push(route(everything(family), TABLE_NODE, node, Some(source)));
+        for address in self.node_addresses.iter().filter(|address| is_of(**address, family)) {
+            let itself = Some(*address);
+            routes.push(route(IpNet::from(*address), TABLE_NODE_PORTS, node, itself));
+        }
+        if family == Family::V4 {
+            let loopback = IpAddr::from([127, 0, 0, 1]);
+            let network = IpNet::new_assert(IpAddr::from([127, 0, 0, 0]), 8);
+            routes.push(route(network, TABLE_NODE_PORTS, node, Some(loopback)));
+        }
+        for address in self.virtual_addresses.iter().filter(|address| is_of(**address, family)) {
+            routes.push(route(IpNet::from(*address), TABLE_VIRTUAL, node, Some(source)));
+        }
+        routes.into_iter().map(|route| ((route.table, route.destination), route)).collect()
+    }
+}
+
+/// Routes by table and destination.
+type Routes = BTreeMap<(u32, IpNet), Route>;
+
+/// TCP, UDP, SCTP and ICMP into `table`, the rest on. Neighbour discovery is ICMPv6, so of ICMPv6 only that which is not
+/// for the node's own addresses is taken.
+fn section(family: Family, priority: u32, table: u32) -> Vec<Rule> {
+    let lookup = |protocol| Rule {
+        ip_protocol: Some(protocol),
+        ..Rule::new(family, priority, RuleAction::Table(table))
+    };
+    let mut rules = vec![lookup(TCP), lookup(UDP), lookup(SCTP)];
+    match family {
+        Family::V4 => rules.push(lookup(ICMP)),
+        Family::V6 => {
+            rules.push(Rule::new(family, priority + 1, RuleAction::Table(TABLE_LOCAL)));
+            rules.push(Rule { priority: priority + 2, ..lookup(ICMPV6) });
+        }
+    }
+    rules.push(Rule::new(family, priority + 3, RuleAction::Goto(LOCAL)));
+    rules
+}
+
+/// Types of ICMP errors that the node makes. The kernel keeps type and code of an ICMP packet that it routes where
+/// other packets have their destination port (`flowi_uli`), so that a rule on ports selects them.
+fn icmp_errors(family: Family) -> Vec<RangeInclusive<u16>> {
+    let kinds = |first: u16, last: u16| first << 8..=(last << 8 | 0xff);
+    match family {
+        Family::V4 => vec![kinds(3, 3), kinds(11, 12)],
+        Family::V6 => vec![kinds(1, 4)],
+    }
+}
+
+fn from(family: Family, priority: u32, link: &str, action: RuleAction) -> Rule {
+    Rule { iif: Some(link.to_owned()), ..Rule::new(family, priority, action) }
+}
+
+fn route(destination: IpNet, table: u32, device: u32, source: Option<IpAddr>) -> Route {
+    Route {
+        table,
+        oif: Some(device),
+        preferred_source: source,
+        protocol: PROTOCOL,
+        ..Route::new(destination)
+    }
+}
+
+fn everything(family: Family) -> IpNet {
+    match family {
+        Family::V4 => IpNet::new_assert(IpAddr::from([0; 4]), 0),
+        Family::V6 => IpNet::new_assert(IpAddr::from([0; 16]), 0),
+    }
+}
+
+fn is_of(address: IpAddr, family: Family) -> bool {
+    Family::of(address) == family
+}
+
+const fn number(transport: Transport) -> u8 {
+    match transport {
+        Transport::Tcp => TCP,
+        Transport::Udp => UDP,
+        Transport::Sctp => SCTP,
+    }
+}
+
+/// What is installed.
+pub struct Steering {
+    netlink: Netlink,
+    plan: Plan,
+}
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+impl Steering {
+    /// Starts from what the kernel has, after removing what a crashed predecessor left.
+    ///
+    /// # Errors
+    /// Those of netlink.
+    pub fn start(mut netlink: Netlink) -> Result<Self> {
+        restore(&mut netlink)?;
+        Ok(Self { netlink, plan: Plan::default() })
+    }
+
+    /// Makes the kernel follow `plan`: first routes, then rules, and what is no longer wanted last.
+    ///
+    /// # Errors
+    /// Those of netlink; the same call may be tried again.
+    pub fn follow(&mut self, plan: Plan) -> Result<()> {
+        for family in FAMILIES {
+            let (old, new) = (self.plan.routes(family), plan.routes(family));
+            let changed = new.iter().filter(|(key, route)| old.get(key) != Some(route));
+            let changed: Vec<Route> = changed.map(|(_, route)| *route).collect();
+            self.netlink.replace_routes(&changed)?;
+            self.follow_rules(family, &plan)?;
+            let gone = old.iter().filter(|(key, _)| !new.contains_key(key));
+            let gone: Vec<Route> = gone.map(|(_, route)| *route).collect();
+            self.netlink.delete_routes(&gone)?;
+        }
+        self.plan = plan;
+        Ok(())
+    }
+
+    fn follow_rules(&mut self, family: Family, plan: &Plan) -> Result<()> {
+        let (old, new) = (self.plan.rules(family), plan.rules(family));
+        let added: Vec<Rule> = new.iter().filter(|rule| !old.contains(rule)).cloned().collect();
+        self.netlink.add_rules(&added)?;
+        for rule in old.iter().filter(|rule| !new.contains(rule)) {
+            self.netlink.delete_rule(rule)?;
+        }
+        if !new.is_empty() {
+            delete_first_local_rule(&mut self.netlink, family)?;
+        }
+        Ok(())
+    }
+
+    /// Puts everything back as it was.
+    ///
+    /// # Errors
+    /// Those of netlink.
+    pub fn stop(mut self) -> Result<()> {
+        restore(&mut self.netlink)
+    }
+}
+
+/// The rule of the local table at its usual place, and none of ours.
+fn restore(netlink: &mut Netlink) -> Result<()> {
+    for family in FAMILIES {
+        let rules = netlink.rules(family)?;
+        let ours: Vec<&Rule> = rules.iter().filter(|rule| rule.protocol == PROTOCOL).collect();
+        if ours.is_empty() {
+            continue;
+        }
+        if !rules.iter().any(is_first_local_rule) {
+            let local = Rule::new(family, 0, RuleAction::Table(TABLE_LOCAL));
+            netlink.add_rule(&Rule { protocol: KERNEL, ..local })?;
+        }
+        for rule in ours {
+            netlink.delete_rule(rule)?;
+        }
+    }
+    Ok(())
+}
+
+/// `RTPROT_KERNEL`.
+const KERNEL: u8 = 2;
+
+fn is_first_local_rule(rule: &Rule) -> bool {
+    rule.priority == 0 && rule.action == RuleAction::Table(TABLE_LOCAL)
+}
+
+fn delete_first_local_rule(netlink: &mut Netlink, family: Family) -> Result<()> {
+    let rules = netlink.rules(family)?;
+    match rules.iter().find(|rule| is_first_local_rule(rule)) {
+        Some(rule) => netlink.delete_rule(rule),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,111 @@
+//! The worker threads of a node.
+
+use dataplane::sys::tun::Queue;
+use dataplane::tuple::{Origin, Timestamp};
+use dataplane::verdict::{Counters, Counts};
+use dataplane::worker::{Shared, Worker};
+use fastrand::Rng;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// The node's clock: monotonic, from the start of the agent.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// Starts it.
+    pub fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    /// The time now.
+    pub fn now(self) -> Timestamp {
+        Timestamp(self.start.elapsed().as_nanos() as u64)
+    }
+}
+
+/// The running workers.
+#[derive(Debug)]
+pub struct Workers {
+    stop: Arc<OwnedFd>,
+    threads: Vec<JoinHandle<()>>,
+    counters: Vec<Arc<Counters>>,
+}
+
+impl Workers {
+    /// Starts one worker per element of `queues`. `failed` is called when a worker ends before it is told to.
+    ///
+    /// # Errors
+    /// When the kernel gives no event descriptor or no thread.
+    pub fn start(
+        shared: &Arc<Shared>,
+        queues: Vec<Vec<(Origin, Queue)>>,
+        clock: Clock,
+        failed: impl Fn(io::Error) + Clone + Send + 'static,
+    ) -> io::Result<Self> {
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let mut workers = Self { stop, threads: Vec::new(), counters: Vec::new() };
+        for (number, devices) in queues.into_iter().enumerate() {
+            let counters = Arc::new(Counters::default());
+            workers.counters.push(Arc::clone(&counters));
+            let (shared, stop) = (Arc::clone(shared), Arc::clone(&workers.stop));
+            let failed = failed.clone();
+            let body = move || {
+                let worker = Worker::new(&shared, devices, counters, Rng::new());
+                if let Err(error) = run(worker, &stop, clock) {
+                    failed(error);
+                }
+            };
+            let name = format!("worker-{number}");
+            workers.threads.push(std::thread::Builder::new().name(name).spawn(body)?);
+        }
+        Ok(workers)
+    }
+
+    /// The counts of all workers together.
+    pub fn counts(&self) -> Counts {
+        let mut total = Counts::default();
+        for counters in &self.counters {
+            total += &counters.read();
+        }
+        total
+    }
+
+    /// Ends the workers and waits for them; their devices go with them.
+    pub fn stop(self) {
+        // An eventfd takes eight bytes unless its counter is full, which one write cannot make it.
+        let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
+        for thread in self.threads {
+            // A worker that panicked has said so on stderr.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(mut worker: Worker<'_, Queue>, stop: &OwnedFd, clock: Clock) -> io::Result<()> {
+    loop {
+        if is_stopped(&worker, stop)? {
+            return Ok(());
+        }
+        worker.drain(|| clock.now())?;
+    }
+}
+
+/// Waits until a device has something to receive, or until the end.
+fn is_stopped(worker: &Worker<'_, Queue>, stop: &OwnedFd) -> io::Result<bool> {
+    let mut polled = vec![PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];
+    for (_, queue) in worker.devices() {
+        polled.push(PollFd::from_borrowed_fd(queue.as_fd(), PollFlags::IN));
+    }
+    match poll(&mut polled, None) {
+        Ok(_) => Ok(!polled[0].revents().is_empty()),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,74 @@
+//! The command line. A subcommand is a module with `Arguments` and `run`, and a variant of [`Command`].
+
+mod node;
+
+use clap::{Parser, Subcommand};
+use std::fmt;
+use std::process::ExitCode;
+
+/// Kubernetes Services in userspace: explain, render and run what kube-proxy decides.
+#[derive(Debug, Parser)]
+#[command(name = "penstock", version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a node in this network namespace, on links that are already there
+    Node(node::Arguments),
+}
+
+/// Runs the chosen subcommand.
+pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    match arguments.command {
+        Command::Node(arguments) => node::run(arguments),
+    }
+}
+
+/// Why a command did not do what it was asked to; each kind has its exit code.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// 1: it failed, or what was checked is not so.
+    Failed(anyhow::Error),
+    /// 2: wrong usage, such as a name that does not exist.
+    Usage(String),
+    /// 3: a privilege or a feature of the kernel is missing.
+    Unavailable(String),
+}
+
+impl Failure {
+    /// The process's exit code.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Unavailable(_) => 3,
+        })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(error) => write!(f, "{error:#}"),
+            Self::Usage(message) | Self::Unavailable(message) => f.write_str(message),
+        }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Writes to stdout; a reader that has gone away is no failure.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

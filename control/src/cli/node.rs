@@ -1,0 +1,71 @@
+//! `penstock node`: the agent on the links of this network namespace.
+
+use super::{Failure, print};
+use clap::Args;
+use control::agent::{self, LinkPattern, Settings};
+use dataplane::sys::tun::Offloads;
+use std::path::{Path, PathBuf};
+
+/// Arguments of `penstock node`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Kubernetes objects: a file or a folder, followed while the agent runs
+    #[arg(long, value_name = "FILE|DIR")]
+    snapshot: PathBuf,
+    /// KubeProxyConfiguration [default: kube-proxy's defaults]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Name of the node that this is
+    #[arg(long, value_name = "NAME")]
+    node: String,
+    /// Links to the outside: names, or the start of names with a + behind it
+    #[arg(long, value_name = "IF", required = true, num_args = 1..)]
+    uplink: Vec<LinkPattern>,
+    /// Links of pods, likewise
+    #[arg(long, value_name = "IF", num_args = 1..)]
+    pods: Vec<LinkPattern>,
+    /// Where other commands reach this agent [default: /run/penstock/nodes/NODE.sock]
+    #[arg(long, value_name = "PATH")]
+    control_socket: Option<PathBuf>,
+    /// Worker threads, each with a queue of every device
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    workers: u8,
+    /// Take complete checksums and packets no larger than the MTU
+    #[arg(long)]
+    no_offload: bool,
+    /// Refuse every packet, without the kernel's limit on ICMP errors
+    #[arg(long)]
+    no_reject_limit: bool,
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
+    require_privileges()?;
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
+    let default_socket = || PathBuf::from(format!("/run/penstock/nodes/{}.sock", arguments.node));
+    let settings = Settings {
+        control_socket: arguments.control_socket.unwrap_or_else(default_socket),
+        snapshot: arguments.snapshot,
+        config: arguments.config,
+        node: arguments.node,
+        uplinks: arguments.uplink,
+        pods: arguments.pods,
+        workers: arguments.workers.into(),
+        offloads: if arguments.no_offload { Offloads::Off } else { Offloads::On },
+        limit_rejects: !arguments.no_reject_limit,
+    };
+    agent::run(settings, || print("ready\n").is_ok())?;
+    Ok(())
+}
+
+fn require_privileges() -> Result<(), Failure> {
+    if !rustix::process::geteuid().is_root() {
+        let message = "penstock node needs root: it makes devices and routing rules";
+        return Err(Failure::Unavailable(message.to_owned()));
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        let message = "/dev/net/tun is missing: load the kernel's module tun, or make the device with \
+                       `mknod /dev/net/tun c 10 200`";
+        return Err(Failure::Unavailable(message.to_owned()));
+    }
+    Ok(())
+}

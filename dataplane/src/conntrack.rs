@@ -12,21 +12,31 @@
 //!
 //! Read first: [`crate::tuple`]; Linux `net/netfilter/nf_conntrack_core.c`.
 
+mod census;
 pub mod icmp;
+pub(crate) mod pools;
 pub mod sctp;
 pub mod segment;
+mod slots;
+mod state;
+mod statistics;
+mod sync;
 pub mod tcp;
 pub mod udp;
 mod window;
 
 use crate::service::Generation;
 use crate::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
-use std::collections::HashMap;
+use pools::Bitmap;
+use slots::{EntryId, Guard, InsertError, Meta, NewEntry, Slots, Snapshot, StateWords};
+use statistics::{Counter, PerWorker};
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 pub use segment::{SctpChunk, SctpChunkKind, SctpPacket, TcpFlags, TcpOptions, TcpSegment};
+pub use slots::TupleHash;
+pub use statistics::Statistics;
 pub use tcp::TcpSettings;
 
 const GRE: Protocol = Protocol(47);
@@ -178,6 +188,10 @@ pub struct Settings {
     pub tcp: TcpSettings,
     /// All other timeouts.
     pub timeouts: Timeouts,
+    /// `nf_conntrack_acct`: count packets and bytes of each entry, for 32 more bytes each.
+    pub accounting: bool,
+    /// Entries that one source address may open, so that a scanner does not push out others. The kernel has none.
+    pub per_source: Option<u32>,
 }
 
 /// Timeouts of all protocols but TCP.
@@ -216,6 +230,8 @@ impl Settings {
             capacity,
             tcp: TcpSettings::default(),
             timeouts: Timeouts::KERNEL,
+            accounting: false,
+            per_source: None,
         }
     }
 
@@ -233,7 +249,7 @@ impl Settings {
 pub struct ServiceTag {
     /// A stable hash of the svcport's name; zero when no Service translated the connection.
     pub id: u64,
-    /// The table that last confirmed the endpoint.
+    /// The table that last confirmed the endpoint, modulo 2^32.
     pub generation: Generation,
 }
 
@@ -271,24 +287,15 @@ pub struct Tentative {
     pub reply: Tuple,
     /// For whom the connection is made.
     pub service: Option<ServiceTag>,
-    protocol: ProtocolState,
+    state: StateWords,
     timeout: Duration,
     length: u32,
-}
-
-/// What a protocol remembers.
-#[derive(Clone, Copy, Debug)]
-enum ProtocolState {
-    Tcp(tcp::Connection),
-    Sctp(sctp::Association),
-    Stateless,
 }
 
 /// A live entry and which of its directions a tuple is of.
 #[derive(Clone, Copy, Debug)]
 pub struct Found {
-    entry: u32,
-    generation: u32,
+    id: EntryId,
     direction: Direction,
     status: Status,
     translation: Option<Translation>,
@@ -296,6 +303,26 @@ pub struct Found {
 }
 
 impl Found {
+    fn new(entry: &Snapshot, direction: Direction) -> Self {
+        let (tuple, other) = match direction {
+            Direction::Original => (&entry.original, &entry.reply),
+            Direction::Reply => (&entry.reply, &entry.original),
+        };
+        let sent = other.inverse();
+        Self {
+            id: entry.id,
+            direction,
+            status: Status(entry.meta.status),
+            translation: (sent != *tuple).then_some(Translation {
+                source: sent.source,
+                destination: sent.destination,
+                source_port: sent.source_port,
+                destination_port: sent.destination_port,
+            }),
+            service: state::load_service(entry.hot),
+        }
+    }
+
     /// Direction of the tuple that was looked up.
     #[inline]
     pub const fn direction(&self) -> Direction {
@@ -346,6 +373,9 @@ pub enum ConfirmError {
     /// Another connection owns the reply tuple: choose another port.
     #[error("the reply tuple is taken")]
     ReplyTaken,
+    /// The source has as many entries as [`Settings::per_source`] allows.
+    #[error("the source has reached its limit of connections")]
+    SourceLimit,
 }
 
 /// A connection's state, for TCP and SCTP.
@@ -379,9 +409,9 @@ pub struct EntryView {
     pub timeout: Duration,
     /// Status bits.
     pub status: Status,
-    /// Packets by direction.
+    /// Packets by direction; zero without [`Settings::accounting`].
     pub packets: [u64; 2],
-    /// Bytes by direction.
+    /// Bytes by direction; zero without [`Settings::accounting`].
     pub bytes: [u64; 2],
     /// For whom the connection was made.
     pub service: Option<ServiceTag>,
@@ -389,196 +419,242 @@ pub struct EntryView {
     pub id: u32,
 }
 
-#[derive(Debug)]
-struct Entry {
-    original: Tuple,
-    reply: Tuple,
-    protocol: ProtocolState,
-    opened: Timestamp,
-    deadline: Timestamp,
-    status: Status,
-    packets: [u64; 2],
-    bytes: [u64; 2],
-    service: Option<ServiceTag>,
+/// Ticks are 2^20 ns, about a millisecond; deadlines are kept modulo 2^32 of them, 52 days.
+const TICK_BITS: u32 = 20;
+/// The longest timeout: deadlines must be less than 2^31 ticks away.
+const LONGEST: Duration = Duration::from_secs(20 * 86_400);
+
+const fn tick(now: Timestamp) -> u32 {
+    (now.0 >> TICK_BITS) as u32
 }
 
-impl Entry {
-    fn tuple(&self, direction: Direction) -> &Tuple {
-        match direction {
-            Direction::Original => &self.original,
-            Direction::Reply => &self.reply,
-        }
-    }
-
-    fn count(&mut self, direction: Direction, length: u32) {
-        self.packets[direction as usize] += 1;
-        self.bytes[direction as usize] += u64::from(length);
-    }
+fn deadline(now: Timestamp, timeout: Duration) -> u32 {
+    tick(now.after(timeout.min(LONGEST)))
 }
 
-#[derive(Debug)]
-struct Table {
-    index: HashMap<Tuple, (u32, Direction), ahash::RandomState>,
-    entries: Vec<(u32, Option<Entry>)>,
-    free: Vec<u32>,
+/// Time until `deadline`, at least one tick for an entry that is not expired.
+fn remaining(deadline: u32, now: Timestamp) -> Duration {
+    let ticks = u64::from(deadline.wrapping_sub(tick(now)));
+    Duration::from_nanos((ticks << TICK_BITS).saturating_sub(now.0 & ((1 << TICK_BITS) - 1)))
 }
 
-impl Table {
-    fn live(&self, tuple: &Tuple, now: Timestamp) -> Option<(u32, Direction)> {
-        let &(position, direction) = self.index.get(tuple)?;
-        let entry = self.entries[position as usize].1.as_ref()?;
-        (entry.deadline > now).then_some((position, direction))
-    }
-
-    fn found(&self, position: u32, direction: Direction) -> Option<Found> {
-        let (generation, entry) = &self.entries[position as usize];
-        let entry = entry.as_ref()?;
-        let sent = entry.tuple(direction.opposite()).inverse();
-        Some(Found {
-            entry: position,
-            generation: *generation,
-            direction,
-            status: entry.status,
-            translation: (sent != *entry.tuple(direction)).then_some(Translation {
-                source: sent.source,
-                destination: sent.destination,
-                source_port: sent.source_port,
-                destination_port: sent.destination_port,
-            }),
-            service: entry.service,
-        })
-    }
-
-    fn remove(&mut self, position: u32) -> bool {
-        let slot = &mut self.entries[position as usize];
-        let Some(entry) = slot.1.take() else {
-            return false;
-        };
-        slot.0 = slot.0.wrapping_add(1);
-        self.free.push(position);
-        self.index.remove(&entry.original);
-        self.index.remove(&entry.reply);
-        true
-    }
-
-    /// Frees what expired entries still hold of these tuples.
-    fn bury(&mut self, tuples: [&Tuple; 2], now: Timestamp) {
-        for tuple in tuples {
-            if let Some(&(position, _)) = self.index.get(tuple)
-                && self.live(tuple, now).is_none()
-            {
-                self.remove(position);
-            }
-        }
-    }
-
-    fn insert(&mut self, entry: Entry) -> u32 {
-        let position = self.free.pop().unwrap_or_else(|| {
-            self.entries.push((0, None));
-            self.entries.len() as u32 - 1
-        });
-        self.index.insert(entry.reply, (position, Direction::Reply));
-        self.index
-            .insert(entry.original, (position, Direction::Original));
-        self.entries[position as usize].1 = Some(entry);
-        position
-    }
+/// Time since a tick less than 2^31 ticks ago; nothing when it is still to come, as the clocks of two batches may say.
+fn age(opened: u32, now: Timestamp) -> Duration {
+    let ticks = tick(now).wrapping_sub(opened) as i32;
+    Duration::from_nanos(u64::from(ticks.max(0) as u32) << TICK_BITS)
 }
 
-/// The table of connections. Shared by all workers.
-#[derive(Debug)]
+/// Which ports to search for a reply tuple: upwards from `start`, around inside `range`.
+pub(crate) struct PortSearch<'t> {
+    pub(crate) reply: &'t Tuple,
+    pub(crate) range: &'t std::ops::RangeInclusive<u16>,
+    pub(crate) start: u16,
+}
+
+/// The table of connections. Shared by all workers; nothing on a packet's way waits for another flow.
 pub struct Conntrack {
     settings: Settings,
-    table: Mutex<Table>,
+    slots: Slots,
+    /// Packets and bytes of the original, then of the reply direction.
+    accounts: Box<[[AtomicU64; 4]]>,
+    statistics: PerWorker,
+    /// Where the next sweep begins.
+    cursor: AtomicUsize,
+    /// An early drop found nothing to drop: the next sweep takes closing connections too.
+    pressed: AtomicBool,
+}
+
+impl fmt::Debug for Conntrack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conntrack")
+            .field("settings", &self.settings)
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Conntrack {
     /// An empty table. `hash_key` must not be known to those who send packets.
     pub fn new(settings: Settings, hash_key: [u64; 4]) -> Self {
         let [a, b, c, d] = hash_key;
-        let index = HashMap::with_hasher(ahash::RandomState::with_seeds(a, b, c, d));
+        let hash = ahash::RandomState::with_seeds(a, b, c, d);
+        let accounts = if settings.accounting {
+            settings.capacity
+        } else {
+            0
+        };
         Self {
             settings,
-            table: Mutex::new(Table {
-                index,
-                entries: Vec::new(),
-                free: Vec::new(),
-            }),
+            slots: Slots::new(settings.capacity, hash, settings.per_source),
+            accounts: (0..accounts).map(|_| Default::default()).collect(),
+            statistics: PerWorker::new(),
+            cursor: AtomicUsize::new(0),
+            pressed: AtomicBool::new(false),
         }
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The live connection that owns `tuple`.
+    #[inline]
+    pub fn find(&self, tuple: &Tuple, now: Timestamp) -> Option<Found> {
+        self.find_hashed(tuple, self.hash(tuple), now)
     }
 
-    /// The live connection that owns `tuple`.
-    pub fn find(&self, tuple: &Tuple, now: Timestamp) -> Option<Found> {
-        let table = self.table();
-        let (position, direction) = table.live(tuple, now)?;
-        table.found(position, direction)
+    /// The hash of a tuple, for batches: hash all, prefetch all buckets, then all entries, then [`Self::find_hashed`].
+    #[inline]
+    pub fn hash(&self, tuple: &Tuple) -> TupleHash {
+        self.slots.hash(tuple)
+    }
+
+    /// Brings the index of a tuple near.
+    #[inline]
+    pub fn prefetch_buckets(&self, hash: TupleHash) {
+        self.slots.prefetch_buckets(hash);
+    }
+
+    /// Brings the entry of a tuple near, if it has one.
+    #[inline]
+    pub fn prefetch_entry(&self, hash: TupleHash) {
+        self.slots.prefetch_entry(hash);
+    }
+
+    /// [`Self::find`] with the hash at hand.
+    #[inline]
+    pub fn find_hashed(&self, tuple: &Tuple, hash: TupleHash, now: Timestamp) -> Option<Found> {
+        let (entry, direction) = self.slots.find(tuple, hash)?;
+        (!entry.meta.is_expired(tick(now))).then(|| Found::new(&entry, direction))
     }
 
     /// Whether no live connection owns `reply`.
     pub fn is_free(&self, reply: &Tuple, now: Timestamp) -> bool {
-        self.table().live(reply, now).is_none()
+        let taken = self.find(reply, now).is_some();
+        if taken {
+            self.statistics.add(Counter::Found, 1);
+        }
+        !taken
+    }
+
+    /// A free port for a reply tuple from the destination's bitmap. `None`: it has none yet. `Some(None)`: all ports
+    /// are taken.
+    pub(crate) fn find_port(
+        &self,
+        search: &PortSearch<'_>,
+        reserved: Option<&Bitmap>,
+        now: Timestamp,
+    ) -> Option<Option<u16>> {
+        let is_free = |tuple: &Tuple| self.find(tuple, now).is_none();
+        let found = self.slots.pools().find(search.reply, (search.range, search.start), reserved, now, &is_free)?;
+        self.statistics.add(Counter::Found, u64::from(found.is_none()));
+        Some(found)
+    }
+
+    /// As [`Self::find_port`], with a bitmap that is made for it when there is none. One thread makes one at a time;
+    /// another that needs one meanwhile looks at the ports one by one.
+    pub(crate) fn open_pool(
+        &self,
+        search: &PortSearch<'_>,
+        reserved: Option<&Bitmap>,
+        now: Timestamp,
+    ) -> Option<u16> {
+        let is_free = |tuple: &Tuple| self.find(tuple, now).is_none();
+        if self.slots.pools().open(search.reply, now, &is_free)
+            && let Some(found) = self.find_port(search, reserved, now)
+        {
+            return found;
+        }
+        let mut candidate = *search.reply;
+        let ports = (search.start..=*search.range.end()).chain(*search.range.start()..search.start);
+        ports.filter(|&port| !reserved.is_some_and(|reserved| reserved.contains(port))).find(|&port| {
+            *candidate.leased_port_mut() = port;
+            is_free(&candidate)
+        })
     }
 
     /// A further packet of a connection. When its entry has gone meanwhile the packet passes as `found` says.
     pub fn track(&self, found: &Found, headers: &Headers, now: Timestamp) -> Tracked {
-        let mut table = self.table();
-        let slot = &mut table.entries[found.entry as usize];
-        let (true, Some(entry)) = (slot.0 == found.generation, &mut slot.1) else {
+        let Some(entry) = self.slots.lock(found.id) else {
             return Tracked::Ignored;
         };
-        let outcome = self.advance(entry, headers, found.direction, now);
+        let mut meta = entry.meta();
+        let mut status = Status(meta.status);
+        let outcome = self.advance(&entry, headers, found.direction, &mut status, now);
         if !matches!(outcome, Outcome::Invalid(..) | Outcome::Restart) {
-            entry.count(found.direction, headers.length);
             if found.direction == Direction::Reply {
-                entry.status.set(Status::SEEN_REPLY);
+                status.set(Status::SEEN_REPLY);
             }
+            self.account(found.id.index, found.direction, headers.length);
         }
+        meta.status = status.0;
         match outcome {
-            Outcome::Refresh(timeout) => entry.deadline = now.after(timeout),
-            Outcome::Invalid(_, Some(at_most)) => {
-                entry.deadline = entry.deadline.min(now.after(at_most))
+            Outcome::Refresh(timeout) => meta.deadline = deadline(now, timeout),
+            Outcome::Invalid(_, Some(at_most)) if remaining(meta.deadline, now) > at_most => {
+                meta.deadline = deadline(now, at_most);
             }
-            Outcome::End | Outcome::Restart => {
-                table.remove(found.entry);
-            }
-            Outcome::Keep | Outcome::Ignored | Outcome::Invalid(_, None) => {}
+            Outcome::Invalid(..)
+            | Outcome::Keep
+            | Outcome::Ignored
+            | Outcome::Restart
+            | Outcome::End => {}
+        }
+        entry.set_meta(meta);
+        if matches!(outcome, Outcome::End | Outcome::Restart) {
+            entry.remove();
         }
         match outcome {
             Outcome::Refresh(_) | Outcome::Keep | Outcome::End => Tracked::Accepted,
             Outcome::Ignored => Tracked::Ignored,
-            Outcome::Invalid(reason, _) => Tracked::Invalid(reason),
             Outcome::Restart => Tracked::Restart,
+            Outcome::Invalid(reason, _) => {
+                self.statistics.add(Counter::Invalid, 1);
+                Tracked::Invalid(reason)
+            }
         }
     }
 
     fn advance(
         &self,
-        entry: &mut Entry,
+        entry: &Guard<'_>,
         headers: &Headers,
         direction: Direction,
+        status: &mut Status,
         now: Timestamp,
     ) -> Outcome {
         let timeouts = &self.settings.timeouts;
-        let status = &mut entry.status;
-        match (&mut entry.protocol, &headers.transport) {
-            (ProtocolState::Tcp(connection), Transport::Tcp(segment)) => {
-                connection.track(segment, direction, status, &self.settings.tcp)
+        match &headers.transport {
+            Transport::Tcp(segment) => {
+                let mut words = entry.state();
+                let mut connection = state::load_tcp(&words);
+                let outcome = connection.track(segment, direction, status, &self.settings.tcp);
+                state::store_tcp(&mut words, &connection);
+                entry.set_state(&words);
+                outcome
             }
-            (ProtocolState::Sctp(association), Transport::Sctp(packet)) => {
-                association.track(packet, direction, status, &timeouts.sctp)
+            Transport::Sctp(packet) => {
+                let mut words = entry.state();
+                let mut association = state::load_sctp(&words);
+                let outcome = association.track(packet, direction, status, &timeouts.sctp);
+                state::store_sctp(&mut words, &association);
+                entry.set_state(&words);
+                outcome
             }
-            (_, Transport::Udp) => {
-                Outcome::Refresh(udp::track(entry.opened, now, status, &timeouts.udp))
+            Transport::Udp => {
+                let opened = state::load_opened(entry.word(state::DETAIL));
+                Outcome::Refresh(udp::track(age(opened, now), status, &timeouts.udp))
             }
-            (_, Transport::Other) if entry.original.protocol == GRE => {
+            Transport::Other if headers.tuple.protocol == GRE => {
                 Outcome::Refresh(udp::track_gre(status, &timeouts.gre))
             }
-            _ => Outcome::Refresh(self.stateless_timeout(entry.original.protocol)),
+            Transport::Icmp | Transport::Other => {
+                Outcome::Refresh(self.stateless_timeout(headers.tuple.protocol))
+            }
         }
+    }
+
+    fn account(&self, index: u32, direction: Direction, length: u32) {
+        let Some(account) = self.accounts.get(index as usize) else {
+            return;
+        };
+        account[2 * direction as usize].fetch_add(1, Relaxed);
+        account[2 * direction as usize + 1].fetch_add(u64::from(length), Relaxed);
     }
 
     const fn stateless_timeout(&self, protocol: Protocol) -> Duration {
@@ -595,38 +671,41 @@ impl Conntrack {
     ///
     /// # Errors
     /// The packet can open no connection: it is INVALID.
-    pub fn open(&self, headers: &Headers, _now: Timestamp) -> Result<Tentative, Invalid> {
-        let (protocol, timeout) = match &headers.transport {
+    pub fn open(&self, headers: &Headers, now: Timestamp) -> Result<Tentative, Invalid> {
+        self.try_open(headers, now)
+            .inspect_err(|_| self.statistics.add(Counter::Invalid, 1))
+    }
+
+    fn try_open(&self, headers: &Headers, now: Timestamp) -> Result<Tentative, Invalid> {
+        let mut state = StateWords::default();
+        let timeout = match &headers.transport {
             Transport::Tcp(segment) => {
                 let (connection, timeout) = tcp::Connection::open(segment, &self.settings.tcp)?;
-                (ProtocolState::Tcp(connection), timeout)
+                state::store_tcp(&mut state, &connection);
+                timeout
             }
             Transport::Sctp(packet) => {
                 let (association, timeout) =
                     sctp::Association::open(packet, &self.settings.timeouts.sctp)?;
-                (ProtocolState::Sctp(association), timeout)
+                state::store_sctp(&mut state, &association);
+                timeout
             }
             Transport::Icmp => {
                 icmp::open(&headers.tuple)?;
-                (
-                    ProtocolState::Stateless,
-                    self.stateless_timeout(headers.tuple.protocol),
-                )
+                self.stateless_timeout(headers.tuple.protocol)
             }
-            Transport::Udp => (
-                ProtocolState::Stateless,
-                self.settings.timeouts.udp.unreplied,
-            ),
-            Transport::Other => (
-                ProtocolState::Stateless,
-                self.stateless_timeout(headers.tuple.protocol),
-            ),
+            Transport::Udp => {
+                state[state::DETAIL] = state::opened(tick(now));
+                self.settings.timeouts.udp.unreplied
+            }
+            Transport::Other => self.stateless_timeout(headers.tuple.protocol),
         };
+        let (original, reply) = (headers.tuple, headers.tuple.inverse());
         Ok(Tentative {
-            original: headers.tuple,
-            reply: headers.tuple.inverse(),
+            original,
+            reply,
             service: None,
-            protocol,
+            state,
             timeout,
             length: headers.length,
         })
@@ -641,88 +720,133 @@ impl Conntrack {
     /// # Errors
     /// [`ConfirmError`]; the connection is not in the table then, and holds nothing.
     pub fn confirm(&self, tentative: Tentative, now: Timestamp) -> Result<Confirmed, ConfirmError> {
-        let mut table = self.table();
-        table.bury([&tentative.original, &tentative.reply], now);
-        if let Some((position, direction)) = table.live(&tentative.original, now)
-            && let Some(found) = table.found(position, direction)
-        {
-            return Ok(Confirmed::Adopted(found));
+        let new = new_entry(&tentative, now);
+        let is_expired = |meta: Meta| meta.is_expired(tick(now));
+        loop {
+            let result = self.slots.insert(&new, is_expired);
+            match result {
+                Ok(id) => {
+                    self.open_account(id.index, tentative.length);
+                    let entry = Snapshot::of_new(id, &new);
+                    return Ok(Confirmed::Inserted(Found::new(&entry, Direction::Original)));
+                }
+                Err(InsertError::OriginalTaken) => {
+                    // When the winner has gone again meanwhile, there is room for us.
+                    if let Some(found) = self.find(&tentative.original, now) {
+                        self.statistics.add(Counter::ClashResolve, 1);
+                        return Ok(Confirmed::Adopted(found));
+                    }
+                }
+                Err(InsertError::ReplyTaken) => return Err(ConfirmError::ReplyTaken),
+                Err(InsertError::SourceLimit) => {
+                    self.statistics.add(Counter::SourceLimit, 1);
+                    self.statistics.add(Counter::Drop, 1);
+                    return Err(ConfirmError::SourceLimit);
+                }
+                Err(error @ (InsertError::Full | InsertError::BucketFull)) => {
+                    if !self.early_drop(&tentative, error, now) {
+                        return Err(self.full(error));
+                    }
+                }
+            }
         }
-        if table.live(&tentative.reply, now).is_some() {
-            return Err(ConfirmError::ReplyTaken);
+    }
+
+    fn full(&self, error: InsertError) -> ConfirmError {
+        if error == InsertError::BucketFull {
+            self.statistics.add(Counter::ChainTooLong, 1);
+            self.statistics.add(Counter::InsertFailed, 1);
         }
-        if table.entries.len() - table.free.len() >= self.settings.capacity {
-            return Err(ConfirmError::TableFull);
+        self.statistics.add(Counter::Drop, 1);
+        self.pressed.store(true, Relaxed);
+        ConfirmError::TableFull
+    }
+
+    fn open_account(&self, index: u32, length: u32) {
+        if let Some(account) = self.accounts.get(index as usize) {
+            for (word, value) in account.iter().zip([1, u64::from(length), 0, 0]) {
+                word.store(value, Relaxed);
+            }
         }
-        let mut entry = Entry {
-            original: tentative.original,
-            reply: tentative.reply,
-            protocol: tentative.protocol,
-            opened: now,
-            deadline: now.after(tentative.timeout),
-            status: Status::of_new(&tentative.original, &tentative.reply),
-            packets: [0; 2],
-            bytes: [0; 2],
-            service: tentative.service,
-        };
-        entry.count(Direction::Original, tentative.length);
-        let position = table.insert(entry);
-        table
-            .found(position, Direction::Original)
-            .map(Confirmed::Inserted)
-            .ok_or(ConfirmError::TableFull)
+    }
+
+    /// Makes room (kernel `early_drop`): of the eight buckets from the new tuple's on, in the first that holds any
+    /// entry which is not assured, all such go. Expired ones go in any case. False when nothing went.
+    fn early_drop(&self, tentative: &Tentative, error: InsertError, now: Timestamp) -> bool {
+        // When a bucket of the tuple is full, room elsewhere is of no use.
+        let reach = if error == InsertError::Full { 8 } else { 1 };
+        [&tentative.original, &tentative.reply].into_iter().any(|tuple| {
+            let hash = self.slots.hash(tuple);
+            (0..reach).any(|nth| self.drop_unassured(hash, nth, now) > 0)
+        })
+    }
+
+    fn drop_unassured(&self, hash: TupleHash, nth_bucket: usize, now: Timestamp) -> usize {
+        let is_expired = |meta: Meta| meta.is_expired(tick(now));
+        let may_go = |meta: Meta| is_expired(meta) || !Status(meta.status).has(Status::ASSURED);
+        let mut gone = 0;
+        for entry in self.slots.neighbours(hash, nth_bucket) {
+            if may_go(entry.meta) && self.slots.remove_if(entry.id, may_go) {
+                gone += 1;
+                self.statistics.add(Counter::EarlyDrop, u64::from(!is_expired(entry.meta)));
+            }
+        }
+        gone
     }
 
     /// Notes that the endpoint of a connection is still one of its Service's, as of `generation`.
     pub fn revalidate(&self, found: &Found, generation: Generation) {
-        let mut table = self.table();
-        let slot = &mut table.entries[found.entry as usize];
-        if let (
-            true,
-            Some(Entry {
-                service: Some(service),
-                ..
-            }),
-        ) = (slot.0 == found.generation, &mut slot.1)
-        {
-            service.generation = generation;
+        if let Some(entry) = self.slots.lock(found.id) {
+            entry.set_word(
+                state::FLAGS,
+                state::with_generation(entry.word(state::FLAGS), generation),
+            );
         }
     }
 
     /// Ends a connection. False when it had gone already.
     pub fn end(&self, found: &Found) -> bool {
-        let mut table = self.table();
-        table.entries[found.entry as usize].0 == found.generation && table.remove(found.entry)
+        self.slots.remove_if(found.id, |_| true)
     }
 
     /// Ends the connection with this original tuple (`conntrack -D`). False when there is none.
     pub fn remove(&self, original: &Tuple, now: Timestamp) -> bool {
-        let mut table = self.table();
-        match table.live(original, now) {
-            Some((position, Direction::Original)) => table.remove(position),
-            _ => false,
-        }
+        let found = self
+            .find(original, now)
+            .filter(|found| found.direction == Direction::Original);
+        found.is_some_and(|found| self.end(&found))
     }
 
     /// Removes expired entries, looking at no more than `budget` of the table. Returns how many it removed.
-    pub fn expire(&self, now: Timestamp, _budget: usize) -> usize {
-        let mut table = self.table();
-        let expired = |slot: &(u32, Option<Entry>)| {
-            slot.1.as_ref().is_some_and(|entry| entry.deadline <= now)
-        };
-        let positions: Vec<u32> = (0..table.entries.len() as u32)
-            .filter(|&position| expired(&table.entries[position as usize]))
-            .collect();
-        for &position in &positions {
-            table.remove(position);
+    ///
+    /// When the table is at 95 % or more and nothing could be dropped early, closing connections go too, assured or
+    /// not (kernel `gc_worker_can_early_drop`).
+    pub fn expire(&self, now: Timestamp, budget: usize) -> usize {
+        let used = self.slots.used();
+        if used == 0 {
+            return 0;
         }
-        positions.len()
+        let budget = budget.min(used);
+        let start = self.cursor.fetch_add(budget, Relaxed);
+        let nearly_full = self.len() as u64 * 100 >= self.capacity() as u64 * 95;
+        let takes_closing = nearly_full && self.pressed.swap(false, Relaxed);
+        let mut removed = 0;
+        for index in (start..start + budget).map(|position| (position % used) as u32) {
+            let Some(entry) = self.slots.at(index) else {
+                continue;
+            };
+            let is_closing = takes_closing && is_closing(&entry);
+            let may_go = |meta: Meta| is_closing || meta.is_expired(tick(now));
+            if may_go(entry.meta) && self.slots.remove_if(entry.id, may_go) {
+                removed += 1;
+            }
+        }
+        removed
     }
 
     /// Entries in the table, expired ones that were not swept yet included.
     pub fn len(&self) -> usize {
-        let table = self.table();
-        table.entries.len() - table.free.len()
+        self.slots.len()
     }
 
     /// Whether there is no entry.
@@ -732,36 +856,77 @@ impl Conntrack {
 
     /// How many entries the table can hold.
     pub fn capacity(&self) -> usize {
-        self.settings.capacity
+        self.slots.capacity()
+    }
+
+    /// Bytes that the table takes when it is full of IPv4 flows: index, entries, accounts.
+    pub fn bytes(&self) -> usize {
+        self.slots.bytes() + size_of_val(&*self.accounts)
+    }
+
+    /// Counters by worker.
+    pub fn statistics(&self) -> Vec<Statistics> {
+        self.statistics.read()
     }
 
     /// Shows every live entry, in no order. Packets pass meanwhile.
     pub fn for_each(&self, now: Timestamp, mut visit: impl FnMut(&EntryView)) {
-        let table = self.table();
-        for (id, (_, entry)) in table.entries.iter().enumerate() {
-            if let Some(entry) = entry
-                && entry.deadline > now
+        for index in 0..self.slots.used() as u32 {
+            if let Some(entry) = self
+                .slots
+                .at(index)
+                .filter(|entry| !entry.meta.is_expired(tick(now)))
             {
-                visit(&EntryView {
-                    original: entry.original,
-                    reply: entry.reply,
-                    state: match &entry.protocol {
-                        ProtocolState::Tcp(connection) => {
-                            Some(ConnectionState::Tcp(connection.state))
-                        }
-                        ProtocolState::Sctp(association) => {
-                            Some(ConnectionState::Sctp(association.state))
-                        }
-                        ProtocolState::Stateless => None,
-                    },
-                    timeout: entry.deadline.since(now),
-                    status: entry.status,
-                    packets: entry.packets,
-                    bytes: entry.bytes,
-                    service: entry.service,
-                    id: id as u32,
-                });
+                visit(&self.view(&entry, now));
             }
         }
+    }
+
+    fn view(&self, entry: &Snapshot, now: Timestamp) -> EntryView {
+        let account = self.accounts.get(entry.id.index as usize);
+        let count = |at: usize| account.map_or(0, |account| account[at].load(Relaxed));
+        EntryView {
+            original: entry.original,
+            reply: entry.reply,
+            state: connection_state(entry),
+            timeout: remaining(entry.meta.deadline, now),
+            status: Status(entry.meta.status),
+            packets: [count(0), count(2)],
+            bytes: [count(1), count(3)],
+            service: state::load_service(entry.hot),
+            id: entry.id.index,
+        }
+    }
+}
+
+fn new_entry(tentative: &Tentative, now: Timestamp) -> NewEntry {
+    let mut state = tentative.state;
+    state::store_service(&mut state, tentative.service);
+    NewEntry {
+        original: tentative.original,
+        reply: tentative.reply,
+        meta: Meta {
+            deadline: deadline(now, tentative.timeout),
+            status: Status::of_new(&tentative.original, &tentative.reply).0,
+            protocol: tentative.original.protocol,
+        },
+        state,
+    }
+}
+
+fn connection_state(entry: &Snapshot) -> Option<ConnectionState> {
+    let detail = entry.hot[state::DETAIL];
+    match entry.meta.protocol {
+        Protocol::TCP => Some(ConnectionState::Tcp(state::tcp_state(detail))),
+        Protocol::SCTP => Some(ConnectionState::Sctp(state::sctp_state(detail))),
+        _ => None,
+    }
+}
+
+fn is_closing(entry: &Snapshot) -> bool {
+    match connection_state(entry) {
+        Some(ConnectionState::Tcp(state)) => state.is_closing(),
+        Some(ConnectionState::Sctp(state)) => state.is_closing(),
+        None => false,
     }
 }

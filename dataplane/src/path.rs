@@ -230,6 +230,7 @@ fn confirm(
         match context.conntrack.confirm(tentative.clone(), context.now) {
             Ok(Confirmed::Inserted(found) | Confirmed::Adopted(found)) => return Ok(found),
             Err(ConfirmError::TableFull) => return Err(DropReason::TableFull),
+            Err(ConfirmError::SourceLimit) => return Err(DropReason::SourceLimit),
             Err(ConfirmError::ReplyTaken) => {}
         }
     }

@@ -66,6 +66,8 @@ reasons! {
     NoFreePort = "no-free-port",
     /// The connection table is full and nothing in it may be evicted.
     TableFull = "table-full",
+    /// The source has as many connections as one address may have.
+    SourceLimit = "source-limit",
     /// An ICMP error quotes too little of a translated packet to be translated.
     QuoteTooShort = "quote-too-short",
     /// Too many fragments wait for the first one of their datagram.

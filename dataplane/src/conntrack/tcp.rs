@@ -152,7 +152,7 @@ pub struct TcpSettings {
     pub be_liberal: bool,
     /// `nf_conntrack_tcp_ignore_invalid_rst`: not even those.
     pub ignore_invalid_reset: bool,
-    /// `nf_conntrack_tcp_max_retrans`: after so many the entry gets the shorter timeout.
+    /// `nf_conntrack_tcp_max_retrans`: after so many, at most 63, the entry gets the shorter timeout.
     pub max_retransmissions: u8,
 }
 
@@ -681,5 +681,72 @@ enum Step {
 impl Step {
     const fn check(old: State, new: State) -> Self {
         Self::Check { old, new }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The measured table, word for word: columns NO SS SR ES FW CW LA TW CL S2.
+    const MEASURED: &str = "
+        orig SYN     | SS | SS | ig | ig | ig | ig | ig | SS | SS | S2
+        orig SYN+ACK | -- | -- | SR | -- | -- | -- | -- | -- | -- | SR
+        orig FIN     | -- | -- | FW | FW | LA | LA | LA | TW | CL | --
+        orig ACK     | ES | -- | ES | ES | CW | CW | TW | TW | CL | --
+        orig RST     | -- | CL | CL | CL | CL | CL | CL | CL | CL | CL
+        orig NONE    | -- | -- | -- | -- | -- | -- | -- | -- | -- | --
+        reply SYN     | -- | S2 | -- | -- | -- | -- | -- | SS | -- | S2
+        reply SYN+ACK | -- | SR | ig | ig | ig | ig | ig | ig | ig | SR
+        reply FIN     | -- | -- | FW | FW | LA | LA | LA | TW | CL | --
+        reply ACK     | -- | ig | SR | ES | CW | CW | TW | TW | CL | ig
+        reply RST     | -- | CL | CL | CL | CL | CL | CL | CL | CL | CL
+        reply NONE    | -- | -- | -- | -- | -- | -- | -- | -- | -- | --";
+
+    const COLUMNS: [&str; 10] = ["NO", "SS", "SR", "ES", "FW", "CW", "LA", "TW", "CL", "S2"];
+
+    fn kind(name: &str) -> Kind {
+        match name {
+            "SYN" => Kind::Syn,
+            "SYN+ACK" => Kind::SynAck,
+            "FIN" => Kind::Fin,
+            "ACK" => Kind::Ack,
+            "RST" => Kind::Reset,
+            _ => Kind::None,
+        }
+    }
+
+    fn next(cell: &str) -> Next {
+        match cell {
+            "ig" => Next::Ignore,
+            "--" => Next::Invalid,
+            state => Next::To(State::ALL[COLUMNS.iter().position(|&name| name == state).unwrap()]),
+        }
+    }
+
+    #[test]
+    fn state_table_is_the_measured_one() {
+        let mut cells = 0;
+        for row in MEASURED.trim().lines() {
+            let mut parts = row.split('|').map(str::trim);
+            let (direction, name) = parts.next().unwrap().split_once(' ').unwrap();
+            let direction = if direction == "orig" {
+                Direction::Original
+            } else {
+                Direction::Reply
+            };
+            for (cell, state) in parts.zip(State::ALL) {
+                assert_eq!(
+                    next_state(direction, kind(name.trim()), state),
+                    next(cell),
+                    "{row}, {state}"
+                );
+                cells += 1;
+            }
+        }
+        assert_eq!(
+            cells, 120,
+            "with its variants of flags the reference counts 200"
+        );
     }
 }

@@ -3,7 +3,6 @@
 //! Measure: Linux `nf_conntrack_proto_udp.c`, `nf_conntrack_proto_gre.c`.
 
 use super::Status;
-use crate::tuple::Timestamp;
 use std::time::Duration;
 
 /// A flow that is still alive this long after its first packet is a stream.
@@ -31,15 +30,13 @@ impl Timeouts {
     };
 }
 
-/// A datagram of a known flow (`nf_conntrack_udp_packet`): its timeout. `status` is that before the packet, so the
+/// A datagram of a known flow (`nf_conntrack_udp_packet`): its timeout. `age` is
+/// the time since the flow's first packet; `status` is that before the packet, so the
 /// first reply never makes a stream.
-pub(super) fn track(
-    opened: Timestamp,
-    now: Timestamp,
-    status: &mut Status,
-    timeouts: &Timeouts,
-) -> Duration {
-    if !status.has(Status::SEEN_REPLY) || now.since(opened) <= STREAM_AFTER {
+pub(super) fn track(age: Duration, status: &mut Status, timeouts: &Timeouts) -> Duration {
+    // The age of a flow that runs for weeks is not known any more, but that it is a stream is.
+    let is_stream = status.has(Status::ASSURED) || age > STREAM_AFTER;
+    if !status.has(Status::SEEN_REPLY) || !is_stream {
         return timeouts.unreplied;
     }
     status.set(Status::ASSURED);

@@ -1,0 +1,819 @@
+//! The table's memory: index buckets and entries, shared by all workers without a lock.
+//!
+//! # Layout
+//!
+//! An entry is one hot line of eight words, which is all that a UDP packet touches, five words of TCP windows, and for
+//! IPv6 a line of addresses whose memory exists only once IPv6 flows use it. Two index slots name it. With an index
+//! filled to 70 % that makes 64 + 40 + 2 * 8 / 0.7 = 127 bytes per IPv4 flow, 191 per IPv6 flow.
+//!
+//! A bucket is one cache line of eight slots; a slot holds 16 bits of the hash, 16 of the entry's generation, and the
+//! entry's number plus one. A tuple's slot is in one of two buckets, so a probe reads two lines of the index at most,
+//! whatever strangers send; which two depends on the secret key.
+//!
+//! # Invariants
+//!
+//! 1. `CONTROL` of an entry is `generation << 32 | lock | phase`. Its life: FREE (in the free list), PENDING (its
+//!    owner is inserting it), LIVE, DEAD, FREE with the next generation. Others than its owner may only turn a PENDING
+//!    one DEAD (its owner then tries again or gives up) and lock a LIVE one; who holds the lock may end it. So one
+//!    thread at a time unlinks and frees it.
+//! 2. Tuples are written only while the phase is FREE and the writer has taken the entry off the free list. A
+//!    reader copies them between two loads of `CONTROL`, both LIVE (or PENDING) with the generation that the slot names,
+//!    so what it copied belongs to that life of the entry (a sequence lock; the fences are in [`Slots::write`] and
+//!    [`Slots::snapshot`]).
+//! 3. What changes while an entry lives is written only under its lock bit. The lock is held for the time that one
+//!    packet's state takes, never across a wait; a lookup does not look at it.
+//! 4. A slot is filled by compare-exchange from empty, before the entry is LIVE, and emptied by the one who unlinks it.
+//!    A slot never moves. Two of one entry are distinct, and hold no other life's generation.
+//! 5. Of two entries with a tuple in common at most one becomes LIVE. Both publish their slots before they look for the
+//!    other (store, SeqCst fence, load: at least one sees the other), and who sees a LIVE one gives up; who sees a
+//!    PENDING one gives up or turns it DEAD, and a DEAD one cannot become LIVE.
+//!
+//! Rejected: one slot's compare-exchange as the moment of insertion (a connection has two, both must appear at once);
+//! a pointer per slot (8 bytes more per flow); cuckoo moves (readers would have to look twice).
+
+#![allow(unsafe_code)]
+
+use super::census::Census;
+use super::pools::Pools;
+use super::sync::{AtomicU64, Ordering, fence, pause};
+use crate::tuple::{Address, Direction, Protocol, Tuple};
+use std::hash::{BuildHasher, Hasher};
+
+/// Slots of a bucket: one cache line. Models use small ones.
+pub(super) const WIDTH: usize = if cfg!(loom) { 2 } else { 8 };
+/// A tuple goes to its first bucket until that holds so many; then to the emptier one of its two.
+const PREFERRED: usize = WIDTH / 2;
+
+const PHASE: u64 = 0x3;
+const FREE: u64 = 0;
+const PENDING: u64 = 1;
+const LIVE: u64 = 2;
+const DEAD: u64 = 3;
+const LOCKED: u64 = 0x4;
+
+/// Words of the hot line.
+const CONTROL: usize = 0;
+/// deadline in ticks (32) | status (16) | protocol (8) | zero.
+const META: usize = 1;
+/// IPv4: source << 32 | destination, of the original tuple; IPv6: hash of the tuple.
+const ORIGINAL: usize = 2;
+/// The same of the reply tuple.
+const REPLY: usize = 3;
+/// original source, original destination, reply source, reply destination.
+const PORTS: usize = 4;
+/// First of the words that are the protocol's; of a free entry the number of the next free one.
+const STATE: usize = 5;
+const NEXT_FREE: usize = 7;
+
+/// Words of an entry that belong to the protocol and the Service: three hot, five cold.
+pub(super) type StateWords = [u64; 8];
+
+#[repr(align(64))]
+struct Line([AtomicU64; 8]);
+#[repr(align(64))]
+struct Bucket([AtomicU64; WIDTH]);
+struct Windows([AtomicU64; 5]);
+
+/// Deadline, status and protocol of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Meta {
+    /// In ticks, modulo 2^32.
+    pub(super) deadline: u32,
+    pub(super) status: u16,
+    pub(super) protocol: Protocol,
+}
+
+impl Meta {
+    const fn pack(self) -> u64 {
+        (self.deadline as u64) << 32 | (self.status as u64) << 16 | (self.protocol.0 as u64) << 8
+    }
+
+    const fn unpack(word: u64) -> Self {
+        Self {
+            deadline: (word >> 32) as u32,
+            status: (word >> 16) as u16,
+            protocol: Protocol((word >> 8) as u8),
+        }
+    }
+
+    /// Whether the deadline has come. Right for deadlines less than 2^31 ticks away.
+    pub(super) const fn is_expired(self, now: u32) -> bool {
+        (self.deadline.wrapping_sub(now) as i32) <= 0
+    }
+}
+
+/// One life of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct EntryId {
+    pub(super) index: u32,
+    pub(super) generation: u32,
+}
+
+/// What a reader copied of one life of an entry.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Snapshot {
+    pub(super) id: EntryId,
+    pub(super) original: Tuple,
+    pub(super) reply: Tuple,
+    pub(super) meta: Meta,
+    /// The hot words of the state.
+    pub(super) hot: [u64; 3],
+    is_live: bool,
+}
+
+/// A keyed hash of a tuple, and what follows from it.
+#[derive(Clone, Copy, Debug)]
+pub struct TupleHash(u64);
+
+impl TupleHash {
+    const fn tag(self) -> u64 {
+        (self.0 as u16 as u64) << 48
+    }
+
+    /// The two buckets. They differ unless there is only one.
+    fn buckets(self, count: usize) -> [usize; 2] {
+        let first = reduce(self.0, count);
+        let second = reduce(
+            self.0.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            count,
+        );
+        [
+            first,
+            if second == first {
+                (first + 1) % count
+            } else {
+                second
+            },
+        ]
+    }
+}
+
+/// Maps a hash evenly to `0..count` without a division.
+const fn reduce(hash: u64, count: usize) -> usize {
+    ((hash as u128 * count as u128) >> 64) as usize
+}
+
+/// Why an entry was not inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InsertError {
+    /// Its original tuple is owned already.
+    OriginalTaken,
+    /// Its reply tuple is owned already.
+    ReplyTaken,
+    /// No entry is free.
+    Full,
+    /// The buckets of one of its tuples are full.
+    BucketFull,
+    /// Its source has as many entries as it may have.
+    SourceLimit,
+}
+
+/// What a new entry holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewEntry {
+    pub(super) original: Tuple,
+    pub(super) reply: Tuple,
+    pub(super) meta: Meta,
+    pub(super) state: StateWords,
+}
+
+/// See the module.
+pub(super) struct Slots {
+    buckets: Box<[Bucket]>,
+    hot: Box<[Line]>,
+    windows: Box<[Windows]>,
+    addresses: Box<[Line]>,
+    /// tag << 32 | number of the first free entry plus one. The tag makes each pop's compare-exchange fail when
+    /// the list changed meanwhile.
+    free: AtomicU64,
+    /// Entries from here on were never used.
+    fresh: AtomicU64,
+    hash: ahash::RandomState,
+    census: Census,
+    pools: Pools,
+}
+
+/// Memory of zeros, which the operating system provides page by page when it is first touched.
+macro_rules! zeroed {
+    ($type:ty, $count:expr, $cells:expr) => {{
+        #[cfg(not(any(loom, shuttle)))]
+        // SAFETY: all bits zero is a valid value of arrays of AtomicU64, which has the validity of u64.
+        let memory: Box<[$type]> = unsafe { Box::<[$type]>::new_zeroed_slice($count).assume_init() };
+        #[cfg(any(loom, shuttle))]
+        let memory: Box<[$type]> = (0..$count).map(|_| $cells(std::array::from_fn(|_| AtomicU64::new(0)))).collect();
+        memory
+    }};
+}
+
+impl Slots {
+    /// Memory for `capacity` entries, zero and thereby empty: slots 0, entries FREE with generation 0.
+    pub(super) fn new(capacity: usize, hash: ahash::RandomState, per_source: Option<u32>) -> Self {
+        let slots = capacity * 2 * 10 / 7;
+        let buckets = slots.div_ceil(WIDTH).max(2);
+        Self {
+            buckets: zeroed!(Bucket, buckets, Bucket),
+            hot: zeroed!(Line, capacity, Line),
+            windows: zeroed!(Windows, capacity, Windows),
+            addresses: zeroed!(Line, capacity, Line),
+            free: AtomicU64::new(0),
+            fresh: AtomicU64::new(0),
+            census: Census::new(per_source, hash.clone()),
+            pools: Pools::new(hash.clone()),
+            hash,
+        }
+    }
+
+    /// Ports in use, kept with the entries.
+    pub(super) fn pools(&self) -> &Pools {
+        &self.pools
+    }
+
+    /// Entries that are LIVE or on their way in.
+    pub(super) fn len(&self) -> usize {
+        self.census.len()
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.hot.len()
+    }
+
+    /// Entries that were ever used: those that a sweep has to look at.
+    pub(super) fn used(&self) -> usize {
+        (self.fresh.load(Ordering::Relaxed) as usize).min(self.capacity())
+    }
+
+    pub(super) fn hash(&self, tuple: &Tuple) -> TupleHash {
+        let mut hasher = self.hash.build_hasher();
+        let ports = u64::from(tuple.source_port) << 32 | u64::from(tuple.destination_port) << 16;
+        if tuple.source.is_ipv4() {
+            hasher.write_u64(pair_v4(tuple));
+        } else {
+            hasher.write_u128(tuple.source.to_bits());
+            hasher.write_u128(tuple.destination.to_bits());
+        }
+        hasher.write_u64(ports | u64::from(tuple.protocol.0));
+        TupleHash(hasher.finish())
+    }
+
+    /// Brings the index lines of a tuple near. For batches: first all buckets, then all entries, then the work.
+    #[inline]
+    pub(super) fn prefetch_buckets(&self, hash: TupleHash) {
+        for bucket in hash.buckets(self.buckets.len()) {
+            prefetch(&self.buckets[bucket]);
+        }
+    }
+
+    /// Brings the entry near that the tuple probably has.
+    #[inline]
+    pub(super) fn prefetch_entry(&self, hash: TupleHash) {
+        if let Some(id) = self.candidates(hash).next() {
+            prefetch(&self.hot[id.index as usize]);
+        }
+    }
+
+    /// The LIVE entry that owns `tuple`, expired or not.
+    pub(super) fn find(&self, tuple: &Tuple, hash: TupleHash) -> Option<(Snapshot, Direction)> {
+        self.candidates(hash).find_map(|id| {
+            let snapshot = self.snapshot(id).filter(|snapshot| snapshot.is_live)?;
+            Some((snapshot, snapshot.owns(tuple)?))
+        })
+    }
+
+    /// Entries whose slots have the tag of `hash`, in its two buckets.
+    fn candidates(&self, hash: TupleHash) -> impl Iterator<Item = EntryId> + '_ {
+        let slots = hash
+            .buckets(self.buckets.len())
+            .into_iter()
+            .flat_map(move |bucket| &self.buckets[bucket].0);
+        slots.filter_map(move |slot| {
+            let word = slot.load(Ordering::Acquire);
+            let is_match = word != 0 && word & 0xffff << 48 == hash.tag();
+            // The generation has 16 bits here; the rest of it is checked by whoever reads the entry.
+            is_match.then(|| EntryId {
+                index: word as u32 - 1,
+                generation: (word >> 32) as u16 as u32,
+            })
+        })
+    }
+
+    /// Copies an entry, if it is PENDING or LIVE with the (lower 16 bits of the) generation of `id` all the while.
+    pub(super) fn snapshot(&self, id: EntryId) -> Option<Snapshot> {
+        let line = &self.hot[id.index as usize].0;
+        let before = line[CONTROL].load(Ordering::Acquire) & !LOCKED;
+        let phase = before & PHASE;
+        if !matches!(phase, PENDING | LIVE) || (before >> 32) as u16 != id.generation as u16 {
+            return None;
+        }
+        let word = |at: usize| line[at].load(Ordering::Relaxed);
+        let meta = Meta::unpack(word(META));
+        let [original, reply] = self.tuples(id.index, meta.protocol);
+        let hot = [word(STATE), word(STATE + 1), word(STATE + 2)];
+        // Pairs with the fence in `write`: who saw a word of the next life sees that this one is over.
+        fence(Ordering::Acquire);
+        let after = line[CONTROL].load(Ordering::Relaxed) & !LOCKED;
+        let id = EntryId {
+            generation: (before >> 32) as u32,
+            ..id
+        };
+        (before == after).then_some(Snapshot {
+            id,
+            original,
+            reply,
+            meta,
+            hot,
+            is_live: phase == LIVE,
+        })
+    }
+
+    fn tuples(&self, index: u32, protocol: Protocol) -> [Tuple; 2] {
+        let line = &self.hot[index as usize].0;
+        let ports = line[PORTS].load(Ordering::Relaxed);
+        let port = |nth: u32| (ports >> (48 - 16 * nth)) as u16;
+        let addresses = self.addresses_of(index);
+        let tuple = |nth: usize| Tuple {
+            source: addresses[2 * nth],
+            destination: addresses[2 * nth + 1],
+            source_port: port(2 * nth as u32),
+            destination_port: port(2 * nth as u32 + 1),
+            protocol,
+        };
+        [tuple(0), tuple(1)]
+    }
+
+    fn addresses_of(&self, index: u32) -> [Address; 4] {
+        let line = &self.hot[index as usize].0;
+        let is_ipv6 = line[META].load(Ordering::Relaxed) & 1 != 0;
+        if is_ipv6 {
+            let words = &self.addresses[index as usize].0;
+            return std::array::from_fn(|nth| {
+                let half = |at: usize| u128::from(words[at].load(Ordering::Relaxed));
+                Address::from_bits(half(2 * nth) << 64 | half(2 * nth + 1))
+            });
+        }
+        let words = [
+            line[ORIGINAL].load(Ordering::Relaxed),
+            line[REPLY].load(Ordering::Relaxed),
+        ];
+        std::array::from_fn(|nth| {
+            let pair = words[nth / 2];
+            Address::from_v4(
+                (if nth % 2 == 0 {
+                    (pair >> 32) as u32
+                } else {
+                    pair as u32
+                })
+                .to_be_bytes(),
+            )
+        })
+    }
+
+    /// Makes an entry LIVE. `is_expired` says which LIVE entries no longer own their tuples: they are removed when
+    /// they are in the way.
+    pub(super) fn insert(
+        &self,
+        new: &NewEntry,
+        is_expired: impl Fn(Meta) -> bool,
+    ) -> Result<EntryId, InsertError> {
+        if !self.census.may_admit(new.original.source) {
+            return Err(InsertError::SourceLimit);
+        }
+        let id = self.allocate().ok_or(InsertError::Full)?;
+        self.write(id, new);
+        self.census.admit(new.original.source);
+        self.pools.take(&new.reply);
+        let hashes = [self.hash(&new.original), self.hash(&new.reply)];
+        let result = self.settle(id, new, hashes, is_expired);
+        if result.is_err() {
+            self.unlink(id, hashes);
+            self.release(id);
+            self.census.forget(new.original.source);
+            self.pools.give_back(&new.reply);
+        }
+        result.map(|()| id)
+    }
+
+    /// Tries until the entry is LIVE, or is known not to become so.
+    fn settle(
+        &self,
+        id: EntryId,
+        new: &NewEntry,
+        hashes: [TupleHash; 2],
+        is_expired: impl Fn(Meta) -> bool,
+    ) -> Result<(), InsertError> {
+        let mut round = 0;
+        while !self.contend(id, new, hashes, round, &is_expired)? {
+            self.unlink(id, hashes);
+            pause(round);
+            round += 1;
+        }
+        Ok(())
+    }
+
+    /// One try to become LIVE, invariant 5. `Ok(false)`: another one with a tuple of ours is on its way in; try again.
+    fn contend(
+        &self,
+        id: EntryId,
+        new: &NewEntry,
+        hashes: [TupleHash; 2],
+        round: u32,
+        is_expired: &impl Fn(Meta) -> bool,
+    ) -> Result<bool, InsertError> {
+        let control = &self.hot[id.index as usize].0[CONTROL];
+        control.store(id.control(PENDING), Ordering::SeqCst);
+        if !self.link(id, hashes[0]) || (new.original != new.reply && !self.link(id, hashes[1])) {
+            return Err(InsertError::BucketFull);
+        }
+        fence(Ordering::SeqCst);
+        let taken = [InsertError::OriginalTaken, InsertError::ReplyTaken];
+        for ((tuple, hash), error) in [&new.original, &new.reply]
+            .into_iter()
+            .zip(hashes)
+            .zip(taken)
+        {
+            match self.rival(id, tuple, hash, round, is_expired) {
+                Rival::None => {}
+                Rival::Live => return Err(error),
+                Rival::Pending => return Ok(false),
+            }
+        }
+        // Fails when a rival has turned us DEAD.
+        Ok(control
+            .compare_exchange(
+                id.control(PENDING),
+                id.control(LIVE),
+                Ordering::SeqCst,
+                Ordering::Relaxed,
+            )
+            .is_ok())
+    }
+
+    /// Looks for others that own `tuple`, or are about to.
+    fn rival(
+        &self,
+        id: EntryId,
+        tuple: &Tuple,
+        hash: TupleHash,
+        round: u32,
+        is_expired: &impl Fn(Meta) -> bool,
+    ) -> Rival {
+        for other in self
+            .candidates(hash)
+            .filter(|other| other.index != id.index)
+        {
+            while let Some(snapshot) = self
+                .snapshot(other)
+                .filter(|snapshot| snapshot.owns(tuple).is_some())
+            {
+                if snapshot.is_live {
+                    if !is_expired(snapshot.meta) {
+                        return Rival::Live;
+                    }
+                    self.remove_if(snapshot.id, is_expired);
+                } else if snapshot.id.index < id.index && round < 8 {
+                    return Rival::Pending;
+                } else {
+                    // Ours goes first, or the other was not seen to move for long: it must try again.
+                    let control = &self.hot[snapshot.id.index as usize].0[CONTROL];
+                    let [pending, dead] = [snapshot.id.control(PENDING), snapshot.id.control(DEAD)];
+                    let _ = control.compare_exchange(
+                        pending,
+                        dead,
+                        Ordering::SeqCst,
+                        Ordering::Relaxed,
+                    );
+                }
+            }
+        }
+        Rival::None
+    }
+
+    /// Puts `id` into an empty slot of one of the two buckets. False when there is none.
+    fn link(&self, id: EntryId, hash: TupleHash) -> bool {
+        let [first, second] = hash.buckets(self.buckets.len());
+        let fill = |bucket: usize| {
+            self.buckets[bucket]
+                .0
+                .iter()
+                .filter(|slot| slot.load(Ordering::Relaxed) != 0)
+                .count()
+        };
+        let filled = fill(first);
+        let order = if filled < PREFERRED || filled <= fill(second) {
+            [first, second]
+        } else {
+            [second, first]
+        };
+        let word = id.slot(hash);
+        order
+            .into_iter()
+            .flat_map(|bucket| &self.buckets[bucket].0)
+            .any(|slot| {
+                slot.load(Ordering::Relaxed) == 0
+                    && slot
+                        .compare_exchange(0, word, Ordering::SeqCst, Ordering::Relaxed)
+                        .is_ok()
+            })
+    }
+
+    /// Empties the slots of `id`.
+    fn unlink(&self, id: EntryId, hashes: [TupleHash; 2]) {
+        for hash in hashes {
+            let word = id.slot(hash);
+            for bucket in hash.buckets(self.buckets.len()) {
+                for slot in &self.buckets[bucket].0 {
+                    if slot.load(Ordering::Relaxed) == word {
+                        slot.store(0, Ordering::Release);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Removes a LIVE entry if `may_go` says so of what it holds now. False when it had gone or may stay.
+    pub(super) fn remove_if(&self, id: EntryId, may_go: impl Fn(Meta) -> bool) -> bool {
+        let Some(guard) = self.lock(id) else {
+            return false;
+        };
+        if !may_go(guard.meta()) {
+            return false;
+        }
+        guard.remove();
+        true
+    }
+
+    /// Takes the lock bit of a LIVE entry. `None` when that life of it is over.
+    pub(super) fn lock(&self, id: EntryId) -> Option<Guard<'_>> {
+        let control = &self.hot[id.index as usize].0[CONTROL];
+        let [unlocked, locked] = [id.control(LIVE), id.control(LIVE | LOCKED)];
+        let mut round = 0;
+        loop {
+            match control.compare_exchange(unlocked, locked, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Some(Guard { slots: self, id }),
+                Err(other) if other != locked => return None,
+                Err(_) => {
+                    pause(round);
+                    round += 1;
+                }
+            }
+        }
+    }
+
+    /// A FREE entry that nobody else has.
+    fn allocate(&self) -> Option<EntryId> {
+        let index = self.pop().or_else(|| self.take_fresh())?;
+        let control = self.hot[index as usize].0[CONTROL].load(Ordering::Relaxed);
+        Some(EntryId {
+            index,
+            generation: (control >> 32) as u32,
+        })
+    }
+
+    fn take_fresh(&self) -> Option<u32> {
+        if self.fresh.load(Ordering::Relaxed) as usize >= self.capacity() {
+            return None;
+        }
+        let index = self.fresh.fetch_add(1, Ordering::Relaxed);
+        ((index as usize) < self.capacity()).then_some(index as u32)
+    }
+
+    fn pop(&self) -> Option<u32> {
+        let mut head = self.free.load(Ordering::Acquire);
+        loop {
+            let index = (head as u32).checked_sub(1)?;
+            let next = self.hot[index as usize].0[NEXT_FREE].load(Ordering::Relaxed) & 0xffff_ffff;
+            let new = (head >> 32).wrapping_add(1) << 32 | next;
+            match self
+                .free
+                .compare_exchange_weak(head, new, Ordering::Acquire, Ordering::Acquire)
+            {
+                Ok(_) => return Some(index),
+                Err(other) => head = other,
+            }
+        }
+    }
+
+    /// Gives an entry that is not LIVE and in no slot back.
+    fn release(&self, id: EntryId) {
+        let line = &self.hot[id.index as usize].0;
+        let next = EntryId {
+            generation: id.generation.wrapping_add(1),
+            ..id
+        };
+        line[CONTROL].store(next.control(FREE), Ordering::Release);
+        // As in `write`: the next line already writes a word that readers of the old life may copy.
+        fence(Ordering::Release);
+        let mut head = self.free.load(Ordering::Relaxed);
+        loop {
+            line[NEXT_FREE].store(head & 0xffff_ffff, Ordering::Relaxed);
+            let new = (head >> 32).wrapping_add(1) << 32 | u64::from(id.index + 1);
+            match self
+                .free
+                .compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed)
+            {
+                Ok(_) => return,
+                Err(other) => head = other,
+            }
+        }
+    }
+
+    fn write(&self, id: EntryId, new: &NewEntry) {
+        // Pairs with the fence in `snapshot`: CONTROL said FREE before any word of the new life is written.
+        fence(Ordering::Release);
+        let line = &self.hot[id.index as usize].0;
+        let is_ipv6 = !new.original.source.is_ipv4();
+        line[META].store(new.meta.pack() | u64::from(is_ipv6), Ordering::Relaxed);
+        line[ORIGINAL].store(pair_v4(&new.original), Ordering::Relaxed);
+        line[REPLY].store(pair_v4(&new.reply), Ordering::Relaxed);
+        line[PORTS].store(
+            u64::from(ports(&new.original)) << 32 | u64::from(ports(&new.reply)),
+            Ordering::Relaxed,
+        );
+        if is_ipv6 {
+            let addresses = [
+                new.original.source,
+                new.original.destination,
+                new.reply.source,
+                new.reply.destination,
+            ];
+            let halves = addresses
+                .into_iter()
+                .flat_map(|a| [(a.to_bits() >> 64) as u64, a.to_bits() as u64]);
+            for (word, half) in self.addresses[id.index as usize].0.iter().zip(halves) {
+                word.store(half, Ordering::Relaxed);
+            }
+        }
+        self.store_state(id.index, &new.state);
+    }
+
+    fn store_state(&self, index: u32, state: &StateWords) {
+        for (word, &value) in self.state_words(index).zip(state) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    fn state_words(&self, index: u32) -> impl Iterator<Item = &AtomicU64> {
+        self.hot[index as usize].0[STATE..]
+            .iter()
+            .chain(&self.windows[index as usize].0)
+    }
+
+    /// The LIVE entries of the `nth` bucket from the first of `hash` on.
+    pub(super) fn neighbours(
+        &self,
+        hash: TupleHash,
+        nth: usize,
+    ) -> impl Iterator<Item = Snapshot> + '_ {
+        let bucket = (hash.buckets(self.buckets.len())[0] + nth) % self.buckets.len();
+        self.buckets[bucket].0.iter().filter_map(move |slot| {
+            let word = slot.load(Ordering::Acquire);
+            let id = EntryId {
+                index: (word as u32).checked_sub(1)?,
+                generation: (word >> 32) as u16 as u32,
+            };
+            self.snapshot(id).filter(|snapshot| snapshot.is_live)
+        })
+    }
+
+    /// The entry with this number, if it is LIVE.
+    pub(super) fn at(&self, index: u32) -> Option<Snapshot> {
+        let control = self.hot[index as usize].0[CONTROL].load(Ordering::Relaxed);
+        self.snapshot(EntryId {
+            index,
+            generation: (control >> 32) as u32,
+        })
+        .filter(|snapshot| snapshot.is_live)
+    }
+
+    /// Memory that is reserved for every entry of IPv4, index included, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.buckets) + size_of_val(&*self.hot) + size_of_val(&*self.windows)
+    }
+}
+
+enum Rival {
+    None,
+    Live,
+    Pending,
+}
+
+impl EntryId {
+    const fn control(self, phase: u64) -> u64 {
+        (self.generation as u64) << 32 | phase
+    }
+
+    const fn slot(self, hash: TupleHash) -> u64 {
+        hash.tag() | (self.generation as u16 as u64) << 32 | (self.index as u64 + 1)
+    }
+}
+
+impl Snapshot {
+    /// Of an entry that was just inserted.
+    pub(super) fn of_new(id: EntryId, new: &NewEntry) -> Self {
+        let hot = [new.state[0], new.state[1], new.state[2]];
+        Self {
+            id,
+            original: new.original,
+            reply: new.reply,
+            meta: new.meta,
+            hot,
+            is_live: true,
+        }
+    }
+
+    fn owns(&self, tuple: &Tuple) -> Option<Direction> {
+        if self.original == *tuple {
+            Some(Direction::Original)
+        } else if self.reply == *tuple {
+            Some(Direction::Reply)
+        } else {
+            None
+        }
+    }
+}
+
+/// The lock bit of a LIVE entry. Given back when dropped.
+pub(super) struct Guard<'t> {
+    slots: &'t Slots,
+    id: EntryId,
+}
+
+impl Guard<'_> {
+    fn line(&self) -> &[AtomicU64; 8] {
+        &self.slots.hot[self.id.index as usize].0
+    }
+
+    pub(super) fn meta(&self) -> Meta {
+        Meta::unpack(self.line()[META].load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_meta(&self, meta: Meta) {
+        let family = self.line()[META].load(Ordering::Relaxed) & 1;
+        self.line()[META].store(meta.pack() | family, Ordering::Relaxed);
+    }
+
+    pub(super) fn state(&self) -> StateWords {
+        let mut state = [0; 8];
+        for (value, word) in state.iter_mut().zip(self.slots.state_words(self.id.index)) {
+            *value = word.load(Ordering::Relaxed);
+        }
+        state
+    }
+
+    pub(super) fn set_state(&self, state: &StateWords) {
+        self.slots.store_state(self.id.index, state);
+    }
+
+    /// One hot word of the state.
+    pub(super) fn word(&self, nth: usize) -> u64 {
+        self.line()[STATE + nth].load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_word(&self, nth: usize, value: u64) {
+        self.line()[STATE + nth].store(value, Ordering::Relaxed);
+    }
+
+    /// Ends this life of the entry: nobody finds it from here on.
+    pub(super) fn remove(self) {
+        let Self { slots, id } = self;
+        std::mem::forget(self);
+        // The tuples are still those of this life: we hold the lock.
+        let line = &slots.hot[id.index as usize].0;
+        let protocol = Meta::unpack(line[META].load(Ordering::Relaxed)).protocol;
+        let [original, reply] = slots.tuples(id.index, protocol);
+        line[CONTROL].store(id.control(DEAD), Ordering::SeqCst);
+        slots.unlink(id, [slots.hash(&original), slots.hash(&reply)]);
+        slots.census.forget(original.source);
+        slots.pools.give_back(&reply);
+        slots.release(id);
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        self.line()[CONTROL].store(self.id.control(LIVE), Ordering::Release);
+    }
+}
+
+fn pair_v4(tuple: &Tuple) -> u64 {
+    u64::from(tuple.source.to_bits() as u32) << 32 | u64::from(tuple.destination.to_bits() as u32)
+}
+
+fn ports(tuple: &Tuple) -> u32 {
+    u32::from(tuple.source_port) << 16 | u32::from(tuple.destination_port)
+}
+
+#[inline]
+fn prefetch<T>(target: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch has no effect but on caches; any address is allowed.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(target).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = target;
+}
+
+#[cfg(all(test, any(loom, shuttle)))]
+#[path = "models.rs"]
+mod models;

@@ -1,0 +1,150 @@
+//! What a protocol and a Service remember, packed into the words of an entry.
+//!
+//! ```text
+//! hot   0  identifier of the Service
+//!       1  generation plus one, 0 without a tag (32) | TCP: flags of the last segment (8), scales (4 + 4 + 4), flags of the peers (6 + 6)
+//!       2  TCP: end of the last segment (32), its window (16), duplicates (6), state (4), zero (2), direction (1), kind (3)
+//!          SCTP: state, flags; others: tick of the first packet (32)
+//! cold  3  TCP: end, max_end of the original side; SCTP: tags
+//!       4  max_window, max_ack; 5 and 6 the same of the reply side; 7 sequence, acknowledgement of the last segment
+//! ```
+
+use super::slots::StateWords;
+use super::tcp::{self, Kind, Last, Peer};
+use super::{ServiceTag, sctp};
+use crate::service::Generation;
+use crate::tuple::Direction;
+
+pub(super) const SERVICE: usize = 0;
+pub(super) const FLAGS: usize = 1;
+pub(super) const DETAIL: usize = 2;
+
+const fn pair(high: u32, low: u32) -> u64 {
+    (high as u64) << 32 | low as u64
+}
+
+const fn high(word: u64) -> u32 {
+    (word >> 32) as u32
+}
+
+const fn low(word: u64) -> u32 {
+    word as u32
+}
+
+const fn direction(bit: u32) -> Direction {
+    if bit & 1 == 0 {
+        Direction::Original
+    } else {
+        Direction::Reply
+    }
+}
+
+/// Generations are kept modulo 2^32; a table is not published that often.
+pub(super) fn store_service(words: &mut StateWords, service: Option<ServiceTag>) {
+    let Some(tag) = service else {
+        return;
+    };
+    words[SERVICE] = tag.id;
+    words[FLAGS] = with_generation(words[FLAGS], tag.generation);
+}
+
+pub(super) fn load_service(hot: [u64; 3]) -> Option<ServiceTag> {
+    let generation = high(hot[FLAGS]).checked_sub(1)?;
+    Some(ServiceTag { id: hot[SERVICE], generation: Generation(u64::from(generation)) })
+}
+
+pub(super) const fn with_generation(flags: u64, generation: Generation) -> u64 {
+    pair((generation.0 as u32).wrapping_add(1), low(flags))
+}
+
+pub(super) fn store_tcp(words: &mut StateWords, connection: &tcp::Connection) {
+    let tcp::Connection {
+        state,
+        peers: [original, reply],
+        last,
+        retransmissions,
+    } = connection;
+    let flags = u32::from(last.flags) << 24
+        | u32::from(last.scale) << 20
+        | u32::from(reply.scale) << 16
+        | u32::from(original.scale) << 12
+        | u32::from(reply.flags) << 6
+        | u32::from(original.flags);
+    let detail = u32::from(last.window) << 16
+        | (*state as u32) << 6
+        | u32::from((*retransmissions).min(63)) << 10
+        | (last.direction as u32) << 3
+        | last.kind as u32;
+    words[FLAGS] = pair(high(words[FLAGS]), flags);
+    words[DETAIL] = pair(last.end, detail);
+    for (nth, peer) in [original, reply].into_iter().enumerate() {
+        words[3 + 2 * nth] = pair(peer.end, peer.max_end);
+        words[4 + 2 * nth] = pair(peer.max_window, peer.max_ack);
+    }
+    words[7] = pair(last.sequence, last.acknowledgement);
+}
+
+pub(super) fn load_tcp(words: &StateWords) -> tcp::Connection {
+    let flags = low(words[FLAGS]);
+    let detail = low(words[DETAIL]);
+    let peer = |nth: usize| Peer {
+        end: high(words[3 + 2 * nth]),
+        max_end: low(words[3 + 2 * nth]),
+        max_window: high(words[4 + 2 * nth]),
+        max_ack: low(words[4 + 2 * nth]),
+        scale: (flags >> (12 + 4 * nth) & 0xf) as u8,
+        flags: (flags >> (6 * nth) & 0x3f) as u8,
+    };
+    tcp::Connection {
+        state: tcp_state(words[DETAIL]),
+        peers: [peer(0), peer(1)],
+        last: Last {
+            direction: direction(detail >> 3),
+            kind: Kind::ALL[(detail & 0x7) as usize % Kind::ALL.len()],
+            sequence: high(words[7]),
+            acknowledgement: low(words[7]),
+            end: high(words[DETAIL]),
+            window: (detail >> 16) as u16,
+            scale: (flags >> 20 & 0xf) as u8,
+            flags: (flags >> 24) as u8,
+        },
+        retransmissions: (detail >> 10 & 0x3f) as u8,
+    }
+}
+
+pub(super) fn tcp_state(detail: u64) -> tcp::State {
+    tcp::State::ALL[(detail >> 6 & 0xf) as usize % tcp::State::ALL.len()]
+}
+
+pub(super) fn store_sctp(words: &mut StateWords, association: &sctp::Association) {
+    words[DETAIL] = (association.state as u64) << 6
+        | u64::from(association.init[0])
+        | u64::from(association.init[1]) << 1
+        | u64::from(association.heartbeat_failed) << 2
+        | (association.last_direction as u64) << 3;
+    words[3] = pair(association.tags[0], association.tags[1]);
+}
+
+pub(super) fn load_sctp(words: &StateWords) -> sctp::Association {
+    let detail = low(words[DETAIL]);
+    sctp::Association {
+        state: sctp_state(words[DETAIL]),
+        tags: [high(words[3]), low(words[3])],
+        init: [detail & 1 != 0, detail & 2 != 0],
+        heartbeat_failed: detail & 4 != 0,
+        last_direction: direction(detail >> 3),
+    }
+}
+
+pub(super) fn sctp_state(detail: u64) -> sctp::State {
+    sctp::State::ALL[(detail >> 6 & 0xf) as usize % sctp::State::ALL.len()]
+}
+
+/// Tick of the first packet, for UDP.
+pub(super) const fn opened(tick: u32) -> u64 {
+    pair(tick, 0)
+}
+
+pub(super) const fn load_opened(detail: u64) -> u32 {
+    high(detail)
+}

@@ -1,8 +1,10 @@
 //! The command line. A subcommand is a module with `Arguments` and `run`, and a variant of [`Command`].
 
+mod explain;
+mod inputs;
 mod node;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use std::fmt;
 use std::process::ExitCode;
 
@@ -16,6 +18,8 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Say what becomes of a new packet, and which rule of Kubernetes decides it
+    Explain(explain::Arguments),
     /// Run a node in this network namespace, on links that are already there
     Node(node::Arguments),
 }
@@ -23,6 +27,7 @@ enum Command {
 /// Runs the chosen subcommand.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
+        Command::Explain(arguments) => explain::run(&arguments),
         Command::Node(arguments) => node::run(arguments),
     }
 }
@@ -62,6 +67,16 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Failed(error.into())
     }
+}
+
+/// How data is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people
+    #[default]
+    Text,
+    /// For programs
+    Json,
 }
 
 /// Writes to stdout; a reader that has gone away is no failure.

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod compile;
 pub mod config;
 pub mod endpoints;
+pub mod explain;
 pub mod model;
 pub mod netlink;
 pub mod node_network;

@@ -6,7 +6,7 @@
 use crate::config::KubeProxyConfig;
 use crate::model::{Endpoint, Family, ServicePort, ServicePortName, TrafficPolicy, Transport};
 use crate::snapshot::objects::{
-    self, AddressType, ClusterIp, EndpointPort, EndpointSlice, IpFamily, IpMode, Policy, Service,
+    self, AddressType, ClusterIp, EndpointPort, EndpointSlice, IpMode, Policy, Service,
     ServiceType, SessionAffinity,
 };
 use crate::snapshot::{Snapshot, slices_by_service};
@@ -78,19 +78,12 @@ pub fn served_address(service: &Service, family: Family) -> Option<IpAddr> {
     let index = spec
         .ip_families
         .iter()
-        .position(|entry| family_of(*entry) == family)?;
+        .position(|entry| Family::from(*entry) == family)?;
     match spec.cluster_ips.get(index) {
         Some(ClusterIp::Address(address)) => Some(*address),
         // Manifests by hand often give clusterIP alone; the API server then fills in the list.
         None if index == 0 => Some(first),
         _ => None,
-    }
-}
-
-const fn family_of(entry: IpFamily) -> Family {
-    match entry {
-        IpFamily::IPv4 => Family::V4,
-        IpFamily::IPv6 => Family::V6,
     }
 }
 

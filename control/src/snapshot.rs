@@ -10,6 +10,9 @@
 mod document;
 mod endpoints_object;
 mod fields;
+mod lab;
+mod lines;
+mod notes;
 pub mod objects;
 mod validate;
 
@@ -19,7 +22,7 @@ pub use objects::{EndpointSlice, Node, Service};
 
 use crate::problem::{ObjectName, Problem, Problems, did_you_mean};
 use document::RawObject;
-use objects::{Endpoints, Object};
+use objects::{AddressType, Endpoints, Object};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -119,17 +122,18 @@ const KINDS: [&str; 4] = ["Service", "EndpointSlice", "Endpoints", "Node"];
 
 impl Reader {
     fn add(&mut self, file: &str, text: &str) {
-        let (objects, problems) = document::read(file, text);
-        self.problems.extend(problems);
+        let (objects, mut problems) = document::read(file, text);
         for object in objects {
-            if let Err(problem) = self.object(object) {
-                self.problems.push(problem);
+            if let Err(found) = self.object(object) {
+                problems.extend(found);
             }
         }
+        lines::refine(&mut problems, text);
+        self.problems.extend(problems);
     }
 
-    fn object(&mut self, raw: RawObject) -> Result<(), Problem> {
-        let kind = kind_of(&raw)?;
+    fn object(&mut self, raw: RawObject) -> Result<(), Vec<Problem>> {
+        let kind = kind_of(&raw).map_err(|problem| vec![problem])?;
         match kind.as_str() {
             "Service" => self.snapshot.services.push(decode(raw)?),
             "EndpointSlice" => self.snapshot.endpoint_slices.push(decode(raw)?),
@@ -151,7 +155,7 @@ impl Reader {
         self.problems.extend(sort(&mut self.endpoints));
         self.problems.extend(sort(&mut snapshot.endpoint_slices));
         endpoints_object::convert(self.endpoints, &mut snapshot.endpoint_slices);
-        self.problems.extend(validate::all(snapshot));
+        self.problems.extend(validate::between(snapshot));
         if !self.problems.is_empty() {
             self.problems.sort();
             return Err(Problems(self.problems).into());
@@ -162,6 +166,10 @@ impl Reader {
         {
             return Err(SnapshotError::Empty(name.to_owned()));
         }
+        let notes = notes::all(&self.snapshot);
+        self.snapshot
+            .notes
+            .extend(notes.iter().map(Problem::to_string));
         Ok(self.snapshot)
     }
 }
@@ -240,7 +248,10 @@ fn problem(raw: &RawObject, kind: Option<&str>, field: &str, message: &str) -> P
         location: raw.location.clone(),
         object: kind.map(|kind| ObjectName {
             kind: kind.to_owned(),
-            namespace: metadata("namespace"),
+            namespace: match metadata("namespace") {
+                namespace if namespace.is_empty() && kind != "Node" => "default".to_owned(),
+                namespace => namespace,
+            },
             name: metadata("name"),
         }),
         field: field.to_owned(),
@@ -249,9 +260,15 @@ fn problem(raw: &RawObject, kind: Option<&str>, field: &str, message: &str) -> P
 }
 
 /// Typed, with its place and namespace filled in.
-fn decode<T: Object + DeserializeOwned>(mut raw: RawObject) -> Result<T, Problem> {
+fn decode<T: Object + DeserializeOwned>(mut raw: RawObject) -> Result<T, Vec<Problem>> {
     drop_nulls(&mut raw.value);
-    let mut object = T::deserialize(&raw.value).map_err(|_| undecodable::<T>(&raw))?;
+    let mut object = T::deserialize(&raw.value).map_err(|_| vec![undecodable::<T>(&raw)])?;
+    let broken = object.broken();
+    if !broken.is_empty() {
+        let of_object =
+            |(field, message): (String, String)| problem(&raw, Some(T::KIND), &field, &message);
+        return Err(broken.into_iter().map(of_object).collect());
+    }
     let metadata = object.metadata_mut();
     metadata.location = raw.location;
     if T::NAMESPACED && metadata.namespace.is_empty() {

@@ -27,10 +27,7 @@ pub fn plan(
         destination_port: endpoint.port,
         ..*original
     };
-    let hairpin = original.source == endpoint.address;
-    // What is delivered on this node never reaches POSTROUTING, unless the node itself sent it.
-    let leaves = !endpoint.on_node || origin == Origin::Node;
-    if !(masquerade || hairpin) || !leaves {
+    if !endpoint.is_masqueraded(original.source, origin, masquerade) {
         return Ok((translated.inverse(), false));
     }
     let source = endpoint.masquerade_address.ok_or(DropReason::NoMasqueradeAddress)?;

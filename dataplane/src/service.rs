@@ -5,7 +5,8 @@
 //! [`ServiceTable::decide`] serves the packet's path and `penstock explain`.
 //!
 //! Invariants: every range lies inside `endpoints`; a frontend's endpoints are of its family; the index is
-//! never more than half full, so a probe always ends.
+//! never more than half full, so a probe always ends; frontends with one key stand together, in the order of the
+//! rules.
 
 use crate::tuple::{Address, Origin, Protocol, Tuple};
 use std::collections::HashSet;
@@ -89,7 +90,7 @@ pub struct EndpointRange {
 }
 
 /// What a Service is reached by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FrontendKey {
     /// The virtual address; for a NodePort the unspecified address of its family.
     pub address: Address,
@@ -203,7 +204,10 @@ pub struct Parts {
     pub generation: Generation,
     /// The Services.
     pub services: Vec<Service>,
-    /// The frontends. Of two with one key the first serves, as the first rule of a chain does.
+    /// The frontends. Those with one key are tried in this order, as the rules of a chain are.
+    ///
+    /// DIFFERS: kube-proxy writes the rules of all Services in a random order at each sync, so which of two Services
+    /// serves an address that both claim changes; here it is the first in the order of the control plane.
     pub frontends: Vec<(FrontendKey, Frontend)>,
     /// All endpoints; ranges point into them.
     pub endpoints: Vec<Endpoint>,
@@ -266,7 +270,8 @@ pub enum Decision<'t> {
 
 impl ServiceTable {
     /// Builds the index. `hash` keys it.
-    pub fn new(parts: Parts, hash: &RandomState) -> Self {
+    pub fn new(mut parts: Parts, hash: &RandomState) -> Self {
+        parts.frontends.sort_by_key(|(key, _)| *key);
         let index = Index::new(&parts.frontends, hash.clone());
         let node_addresses = parts.node_addresses.iter().copied().collect();
         let ids: Vec<u64> = parts.services.iter().map(|service| stable_id(&service.name)).collect();
@@ -292,63 +297,96 @@ impl ServiceTable {
 
     /// What becomes of a new connection `tuple` that comes from `origin`.
     pub fn decide(&self, tuple: &Tuple, origin: Origin) -> Decision<'_> {
-        let Some(frontend) = self.find(tuple) else {
-            return Decision::NotAService;
+        self.decide_by(tuple, origin).0
+    }
+
+    /// [`ServiceTable::decide`] with the frontend that decided, for explanations.
+    ///
+    /// The order is that of kube-proxy's rules in iptables: whatever the nat table translates is settled, a packet
+    /// that falls through the rules of one frontend may still match those of the next, and only what was not
+    /// translated meets the filter table's drops and rejects.
+    pub fn decide_by(&self, tuple: &Tuple, origin: Origin) -> (Decision<'_>, Option<&Frontend>) {
+        let class = self.class(tuple.source, origin);
+        let virtual_ips = self.claims(tuple.destination, tuple);
+        if let Some(settled) = self.translate(virtual_ips, tuple.source, class) {
+            return settled;
+        }
+        let to_node = self.is_node_address(tuple.destination);
+        let node_ports = if to_node {
+            self.claims(tuple.destination.unspecified_of_family(), tuple)
+        } else {
+            &[]
         };
-        let action = match self.class(tuple.source, origin) {
-            SourceClass::Pod => frontend.from_pod,
-            SourceClass::Local => frontend.from_local,
-            SourceClass::Outside => frontend.from_outside,
-        };
-        match action {
-            // In OUTPUT kube-proxy has no reject rule for addresses outside the cluster.
-            Action::Reject if origin == Origin::Node && frontend.is_external_address() => {
-                Decision::NotAService
-            }
-            // Without endpoints there is no firewall chain either: everyone is rejected.
-            Action::Reject => Decision::Reject(frontend.service),
-            _ if !frontend.admits(tuple.source) => Decision::SourceNotAllowed(frontend.service),
-            Action::Drop => Decision::NoLocalEndpoint(frontend.service),
-            Action::Balance {
+        if !node_ports.is_empty()
+            && self.serves_node_ports(tuple.destination)
+            && let Some(settled) = self.translate(node_ports, tuple.source, class)
+        {
+            return settled;
+        }
+        let sees = |frontend: &Frontend| frontend.kind.is_filtered(origin, to_node);
+        let refused = firewall(virtual_ips, tuple.source)
+            .or_else(|| refusal(virtual_ips.iter().chain(node_ports), sees));
+        refused.map_or((Decision::NotAService, None), |(decision, frontend)| {
+            (decision, Some(frontend))
+        })
+    }
+
+    /// The first frontend that translates packets of this class from `source` (nat KUBE-SERVICES, KUBE-NODEPORTS).
+    fn translate<'t>(
+        &'t self,
+        frontends: &'t [(FrontendKey, Frontend)],
+        source: Address,
+        class: SourceClass,
+    ) -> Option<(Decision<'t>, Option<&'t Frontend>)> {
+        frontends.iter().find_map(|(_, frontend)| {
+            let Action::Balance {
                 endpoints,
                 masquerade,
-            } => Decision::Balance {
+            } = frontend.action(class)
+            else {
+                return None;
+            };
+            let decision = Decision::Balance {
                 service: frontend.service,
                 endpoints: self.endpoints(endpoints),
                 masquerade,
-            },
-        }
+            };
+            frontend
+                .admits(source)
+                .then_some((decision, Some(frontend)))
+        })
     }
 
-    /// The frontend that `tuple` is addressed to: virtual addresses first, then NodePorts.
-    pub fn find(&self, tuple: &Tuple) -> Option<&Frontend> {
+    /// The frontends that `tuple` is addressed to, in the order in which they are tried.
+    fn addressed<'t>(&'t self, tuple: &Tuple) -> impl Iterator<Item = &'t Frontend> + use<'t> {
+        let virtual_ips = self.claims(tuple.destination, tuple);
+        let is_node_port =
+            self.is_node_address(tuple.destination) && self.serves_node_ports(tuple.destination);
+        let node_ports = if is_node_port {
+            self.claims(tuple.destination.unspecified_of_family(), tuple)
+        } else {
+            &[]
+        };
+        virtual_ips.iter().chain(node_ports).map(|claim| &claim.1)
+    }
+
+    /// All frontends with `address` and the port and protocol of `tuple`, in the order of the rules.
+    fn claims(&self, address: Address, tuple: &Tuple) -> &[(FrontendKey, Frontend)] {
         let key = FrontendKey {
-            address: tuple.destination,
+            address,
             port: tuple.destination_port,
             protocol: tuple.protocol,
         };
-        self.frontend(&key).or_else(|| self.node_port(tuple))
-    }
-
-    fn node_port(&self, tuple: &Tuple) -> Option<&Frontend> {
-        let key = FrontendKey {
-            address: tuple.destination.unspecified_of_family(),
-            port: tuple.destination_port,
-            protocol: tuple.protocol,
+        let frontends = &self.parts.frontends;
+        let Some(start) = self.index.find(&key, frontends) else {
+            return &[];
         };
-        let frontend = self.frontend(&key)?;
-        self.serves_node_port(frontend, tuple.destination)
-            .then_some(frontend)
+        let count = frontends[start..].iter().take_while(|claim| claim.0 == key);
+        &frontends[start..][..count.count()]
     }
 
-    /// Reject and drop rules match every address of the node; DNAT only those of `nodePortAddresses`.
-    fn serves_node_port(&self, frontend: &Frontend, destination: Address) -> bool {
-        if !self.is_node_address(destination) {
-            return false;
-        }
-        if frontend.from_outside == Action::Reject {
-            return true;
-        }
+    /// Only translation minds `nodePortAddresses`; the filter table's rules match every address of the node.
+    fn serves_node_ports(&self, destination: Address) -> bool {
         let addresses = if destination.is_ipv4() {
             &self.parts.node_port_addresses_v4
         } else {
@@ -358,11 +396,6 @@ impl ServiceTable {
             NodePortAddresses::All { localhost } => *localhost || !destination.is_loopback(),
             NodePortAddresses::Only(list) => list.contains(&destination),
         }
-    }
-
-    fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
-        let index = self.index.find(key, &self.parts.frontends)?;
-        Some(&self.parts.frontends[index].1)
     }
 
     /// The class of a source address.
@@ -416,12 +449,12 @@ impl ServiceTable {
     /// Whether a UDP flow has lost its place: the Service that it was translated for is gone from this address or no
     /// longer lists the endpoint, or it was not translated and its destination has become a Service's.
     pub fn is_stale(&self, original: &Tuple, reply: &Tuple, service: Option<u64>) -> bool {
-        match (self.find(original), service) {
-            (None, None) => false,
-            (None, Some(_)) | (Some(_), None) => true,
-            (Some(frontend), Some(id)) => {
-                self.service_id(frontend.service) != id || !frontend.lists(self, reply)
-            }
+        let mut addressed = self.addressed(original);
+        match service {
+            None => addressed.next().is_some(),
+            Some(id) => !addressed.any(|frontend| {
+                self.service_id(frontend.service) == id && frontend.lists(self, reply)
+            }),
         }
     }
 
@@ -454,11 +487,12 @@ impl Frontend {
         })
     }
 
-    fn is_external_address(&self) -> bool {
-        matches!(
-            self.kind,
-            FrontendKind::ExternalIp | FrontendKind::LoadBalancerIp
-        )
+    const fn action(&self, class: SourceClass) -> Action {
+        match class {
+            SourceClass::Pod => self.from_pod,
+            SourceClass::Local => self.from_local,
+            SourceClass::Outside => self.from_outside,
+        }
     }
 
     fn admits(&self, source: Address) -> bool {
@@ -468,6 +502,61 @@ impl Frontend {
                 .iter()
                 .any(|range| range.contains(source))
     }
+}
+
+impl FrontendKind {
+    /// Whether a packet that was not translated meets this kind's filter rules: cluster IPs have theirs in FORWARD
+    /// and OUTPUT, external addresses in INPUT and FORWARD, NodePorts in INPUT. What the node sends to itself comes
+    /// in again.
+    const fn is_filtered(self, origin: Origin, to_node: bool) -> bool {
+        let from_node = matches!(origin, Origin::Node);
+        match self {
+            Self::ClusterIp => from_node || !to_node,
+            Self::ExternalIp | Self::LoadBalancerIp => to_node || !from_node,
+            Self::NodePort => to_node,
+        }
+    }
+}
+
+impl Endpoint {
+    /// Whether a packet from `source` that kube-proxy marked, or did not mark, for masquerade leaves with another
+    /// source. Hairpin traffic always does. What came in and is delivered on this node never reaches POSTROUTING.
+    pub fn is_masqueraded(&self, source: Address, origin: Origin, marked: bool) -> bool {
+        let leaves = !self.on_node || origin == Origin::Node;
+        (marked || source == self.address) && leaves
+    }
+}
+
+/// What KUBE-PROXY-FIREWALL drops: all that is addressed to a load balancer IP with source ranges and was not
+/// translated. Without endpoints there is no such rule: everyone is rejected.
+fn firewall(
+    frontends: &[(FrontendKey, Frontend)],
+    source: Address,
+) -> Option<(Decision<'_>, &Frontend)> {
+    let guarded = frontends.iter().map(|claim| &claim.1).find(|frontend| {
+        !frontend.source_ranges.is_empty() && frontend.from_outside != Action::Reject
+    })?;
+    let decision = if guarded.admits(source) {
+        Decision::NoLocalEndpoint(guarded.service)
+    } else {
+        Decision::SourceNotAllowed(guarded.service)
+    };
+    Some((decision, guarded))
+}
+
+/// The first reject or drop rule. There is one per frontend, whatever the class of the source: where pods and the
+/// node are served all the same, translation has settled it.
+fn refusal<'t>(
+    mut frontends: impl Iterator<Item = &'t (FrontendKey, Frontend)>,
+    sees: impl Fn(&Frontend) -> bool,
+) -> Option<(Decision<'t>, &'t Frontend)> {
+    frontends.find_map(|(_, frontend)| match frontend.from_outside {
+        Action::Reject if sees(frontend) => Some((Decision::Reject(frontend.service), frontend)),
+        Action::Drop if sees(frontend) => {
+            Some((Decision::NoLocalEndpoint(frontend.service), frontend))
+        }
+        _ => None,
+    })
 }
 
 /// Open addressing with linear probing from [`FrontendKey`] to the position of the frontend.

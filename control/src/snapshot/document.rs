@@ -95,6 +95,14 @@ fn split(text: &str) -> Vec<Chunk<'_>> {
     chunks
 }
 
+/// The text of one document, and the number of lines before it. A JSON stream counts as one.
+pub(super) fn chunk(text: &str, number: usize) -> Option<(&str, usize)> {
+    let chunk = split(text)
+        .into_iter()
+        .find(|chunk| chunk.number == number)?;
+    Some((chunk.text, chunk.lines_before))
+}
+
 fn push<'t>(chunks: &mut Vec<Chunk<'t>>, text: &'t str, lines_before: usize) {
     let says_something = |line: &str| {
         let line = line.trim();

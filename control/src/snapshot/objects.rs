@@ -4,7 +4,8 @@
 //! typed, so what is in a [`super::Snapshot`] needs no second look.
 
 use super::fields;
-use crate::model::{TrafficPolicy, Transport};
+use super::validate::{self, Broken};
+use crate::model::{Family, TrafficPolicy, Transport};
 use crate::problem::{Location, ObjectName};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
@@ -146,6 +147,15 @@ pub enum IpFamily {
     IPv6,
 }
 
+impl From<IpFamily> for Family {
+    fn from(family: IpFamily) -> Self {
+        match family {
+            IpFamily::IPv4 => Self::V4,
+            IpFamily::IPv6 => Self::V6,
+        }
+    }
+}
+
 /// A traffic policy as objects spell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum Policy {
@@ -165,7 +175,7 @@ impl From<Policy> for TrafficPolicy {
 }
 
 /// A protocol as objects spell it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 pub enum Protocol {
     /// TCP, also when absent.
     #[default]
@@ -508,6 +518,8 @@ pub(super) trait Object {
     const KIND: &'static str;
     /// Whether objects of the kind live in namespaces.
     const NAMESPACED: bool = true;
+    /// Rules that go beyond the types of its fields.
+    fn broken(&self) -> Vec<Broken>;
     /// Its metadata.
     fn metadata(&self) -> &Metadata;
     /// Its metadata.
@@ -516,6 +528,9 @@ pub(super) trait Object {
 
 impl Object for Service {
     const KIND: &'static str = "Service";
+    fn broken(&self) -> Vec<Broken> {
+        validate::service(self)
+    }
     fn metadata(&self) -> &Metadata {
         &self.metadata
     }
@@ -526,6 +541,9 @@ impl Object for Service {
 
 impl Object for EndpointSlice {
     const KIND: &'static str = "EndpointSlice";
+    fn broken(&self) -> Vec<Broken> {
+        validate::slice(self)
+    }
     fn metadata(&self) -> &Metadata {
         &self.metadata
     }
@@ -536,6 +554,9 @@ impl Object for EndpointSlice {
 
 impl Object for Endpoints {
     const KIND: &'static str = "Endpoints";
+    fn broken(&self) -> Vec<Broken> {
+        Vec::new()
+    }
     fn metadata(&self) -> &Metadata {
         &self.metadata
     }
@@ -547,6 +568,9 @@ impl Object for Endpoints {
 impl Object for Node {
     const KIND: &'static str = "Node";
     const NAMESPACED: bool = false;
+    fn broken(&self) -> Vec<Broken> {
+        validate::node(self)
+    }
     fn metadata(&self) -> &Metadata {
         &self.metadata
     }

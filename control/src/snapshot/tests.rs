@@ -4,14 +4,242 @@ const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures")
 
 #[test]
 fn reads_every_fixture() {
-    for (name, services, nodes) in [
-        ("aks-kubenet-pod", 1, 2),
-        ("policy-matrix", 1, 3),
-        ("dual-stack", 1, 2),
+    for (name, nodes) in [
+        ("aks-app-routing", 3),
+        ("aks-kubenet-deploy", 2),
+        ("aks-kubenet-pod", 2),
+        ("dual-stack", 2),
+        ("iks-wordpress", 3),
+        ("policy-matrix", 3),
     ] {
         let path = format!("{FIXTURES}/{name}/snapshot.yaml");
         let snapshot = Snapshot::read(Path::new(&path)).unwrap();
-        assert!(snapshot.services.len() > services, "{name}");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let count = |kind: &str| text.lines().filter(|line| *line == format!("kind: {kind}")).count();
+        assert_eq!(snapshot.services.len(), count("Service"), "{name}");
+        assert_eq!(snapshot.endpoint_slices.len(), count("EndpointSlice"), "{name}");
         assert_eq!(snapshot.nodes.len(), nodes, "{name}");
     }
+}
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: demo}
+spec:
+  clusterIP: 10.96.0.10
+  ports:
+  - {name: http, port: 80}
+";
+
+const TWO: &str = "# comment\n---\napiVersion: v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  clusterIP: 10.96.0.10\n  ports:\n  - port: 80\n---\n\napiVersion: v1\nkind: Node\nmetadata:\n  name: node-a\n";
+
+#[test]
+fn objects_know_where_they_were_read() {
+    let snapshot = Snapshot::parse("two.yaml", TWO).unwrap();
+    assert_eq!(snapshot.services[0].metadata.location.to_string(), "two.yaml:3");
+    assert_eq!(snapshot.nodes[0].metadata.location.to_string(), "two.yaml:13 (document 2)");
+    assert_eq!(snapshot.services[0].metadata.namespace, "default");
+}
+
+#[test]
+fn lists_and_json_are_the_same_as_documents() {
+    let documents = Snapshot::parse("x", TWO).unwrap();
+    let list = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Service\n  metadata: {name: web}\n  spec:\n    clusterIP: 10.96.0.10\n    ports: [{port: 80}]\n- apiVersion: v1\n  kind: Node\n  metadata: {name: node-a}\n";
+    let json = r#"{"apiVersion":"v1","kind":"List","items":[
+      {"apiVersion":"v1","kind":"Service","metadata":{"name":"web","creationTimestamp":null},"spec":{"clusterIP":"10.96.0.10","ports":[{"port":80}]}},
+      {"apiVersion":"v1","kind":"Node","metadata":{"name":"node-a"}}]}"#;
+    let raw = r#"{"apiVersion":"v1","kind":"ServiceList","items":[
+      {"metadata":{"name":"web"},"spec":{"clusterIP":"10.96.0.10","ports":[{"port":80}]}}]}"#;
+    for (text, line) in [(list, 10), (json, 3)] {
+        let snapshot = Snapshot::parse("x", text).unwrap();
+        assert_eq!(snapshot.services[0].spec, documents.services[0].spec);
+        assert_eq!(snapshot.nodes[0].metadata.location.line, line);
+    }
+    assert_eq!(Snapshot::parse("x", raw).unwrap().services[0].spec, documents.services[0].spec);
+}
+
+#[test]
+fn endpoints_serve_where_there_is_no_slice() {
+    let endpoints = "
+apiVersion: v1
+kind: Endpoints
+metadata: {name: web, namespace: demo}
+subsets:
+- addresses: [{ip: 10.1.0.1, nodeName: node-a}, {ip: 'fd00::1'}]
+  notReadyAddresses: [{ip: 10.1.0.2}]
+  ports: [{name: http, port: 8080}]
+";
+    let slice = "
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: demo, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints: []
+ports: []
+";
+    let alone = Snapshot::parse("x", &format!("{SERVICE}---{endpoints}")).unwrap();
+    let of_v4 = alone.endpoint_slices.iter().find(|slice| slice.address_type == AddressType::IPv4);
+    let ready: Vec<_> = of_v4.unwrap().endpoints.iter().map(|endpoint| endpoint.conditions.ready).collect();
+    assert_eq!(ready, [Some(true), Some(false)]);
+    assert_eq!(alone.endpoint_slices.len(), 2);
+    let both = Snapshot::parse("x", &format!("{SERVICE}---{endpoints}---{slice}")).unwrap();
+    assert_eq!(both.endpoint_slices.len(), 1);
+    assert!(both.endpoint_slices[0].endpoints.is_empty());
+}
+
+#[test]
+fn leading_zeros_are_dropped() {
+    let text = SERVICE.replace("10.96.0.10", "172.30.0.041");
+    let snapshot = Snapshot::parse("x", &text).unwrap();
+    let address = objects::ClusterIp::Address([172, 30, 0, 41].into());
+    assert_eq!(snapshot.services[0].spec.cluster_ip, address);
+    assert_eq!(parse_cidr("203.0.113.000/025"), "203.0.113.0/25".parse().ok());
+    for text in ["1.2.3", "1.2.3.4.5", "1.2.3.", "256.1.1.1", "1.2.3.0400", "x"] {
+        assert_eq!(parse_ip(text), None, "{text}");
+    }
+}
+
+#[test]
+fn other_kinds_are_skipped_with_a_note() {
+    let text = format!("{SERVICE}---\napiVersion: apps/v1\nkind: Deployment\nspec: {{ports: 7}}\n---\napiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{name: x}}\n");
+    let snapshot = Snapshot::parse("x", &text).unwrap();
+    assert_eq!(snapshot.services.len(), 1);
+    assert_eq!(snapshot.notes.len(), 2, "{:?}", snapshot.notes);
+}
+
+#[test]
+fn the_order_of_documents_makes_no_difference() {
+    let a = SERVICE;
+    let b = SERVICE.replace("web", "api").replace("0.10", "0.11");
+    let names = |text: String| {
+        let snapshot = Snapshot::parse("x", &text).unwrap();
+        let names = snapshot.services.iter().map(|service| service.metadata.name.clone());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(names(format!("{a}---{b}")), ["api", "web"]);
+    assert_eq!(names(format!("{b}---{a}")), ["api", "web"]);
+}
+
+/// A Service with `spec` in place of the good one.
+fn service(spec: &str) -> String {
+    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: demo}}\nspec:\n{spec}")
+}
+
+fn slice(body: &str) -> String {
+    format!("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web-1, namespace: demo}}\n{body}")
+}
+
+fn node(body: &str) -> String {
+    format!("apiVersion: v1\nkind: Node\nmetadata: {{name: node-a}}\n{body}")
+}
+
+/// Text and the whole message.
+fn bad_objects() -> Vec<(String, &'static str)> {
+    let ports = "  ports:\n  - port: 80\n";
+    vec![
+        ("kind: [".to_owned(), "x.yaml:1: this is not readable as YAML: "),
+        ("just words".to_owned(), "x.yaml:1: this is not readable as YAML: "),
+        ("kind: Service\nmetadata: {name: web}\n".to_owned(), "x.yaml:1: Service default/web: apiVersion: is missing; every Kubernetes object has one"),
+        ("apiVersion: v1\nmetadata: {name: web}\n".to_owned(), "x.yaml:1: kind: is missing; every Kubernetes object has one"),
+        ("apiVersion: v1\nkind: Sevice\nmetadata: {name: web}\n".to_owned(), "x.yaml:2: Sevice default/web: kind: there is no kind Sevice in v1; did you mean Service?"),
+        ("apiVersion: v1\nkind: EndpointSlice\nmetadata: {name: web}\n".to_owned(), "x.yaml:1: EndpointSlice default/web: apiVersion: EndpointSlice is in discovery.k8s.io/v1, not in v1; write `apiVersion: discovery.k8s.io/v1`"),
+        ("apiVersion: discovery.k8s.io/v1beta1\nkind: EndpointSlice\nmetadata: {name: web}\n".to_owned(), "x.yaml:1: EndpointSlice default/web: apiVersion: discovery.k8s.io/v1beta1 is no longer served; write discovery.k8s.io/v1"),
+        ("apiVersion: v1\nkind: Service\nspec: {ports: [{port: 80}]}\n".to_owned(), "x.yaml:1: Service without a name: missing field `metadata`"),
+        ("apiVersion: v1\nkind: Service\nmetadata: {namespace: demo}\nspec: {ports: [{port: 80}]}\n".to_owned(), "x.yaml:3: Service without a name: metadata.name: is missing; every object has one"),
+        (service(ports).replace("web", "Web_1"), "x.yaml:3: Service demo/Web_1: metadata.name: `Web_1` has characters other than a-z, 0-9, `-` and `.`; no cluster would take it"),
+        (service(ports).replace("name: web", "name: 7"), "x.yaml:3: Service without a name: metadata.name: invalid type: integer `7`, expected a string"),
+        (service("  clusterIP: 10.96.0.10\n"), "x.yaml:5: Service demo/web: spec.ports: is empty; a Service needs at least one port"),
+        (service("  ports: 80\n"), "x.yaml:5: Service demo/web: spec.ports: invalid type: integer `80`, expected a sequence"),
+        (service("  ports:\n  - port: 70000\n"), "x.yaml:6: Service demo/web: spec.ports[0].port: 70000 is not a port; give a number from 1 to 65535"),
+        (service("  ports:\n  - port: 0\n"), "x.yaml:6: Service demo/web: spec.ports[0].port: 0 is not a port; give a number from 1 to 65535"),
+        (service("  ports:\n  - port: -1\n"), "x.yaml:6: Service demo/web: spec.ports[0].port: -1 is not a port; give a number from 1 to 65535"),
+        (service("  ports:\n  - port: eighty\n"), "x.yaml:6: Service demo/web: spec.ports[0].port: invalid type: string \"eighty\", expected i64"),
+        (service("  ports:\n  - name: http\n"), "x.yaml:6: Service demo/web: spec.ports[0]: missing field `port`"),
+        (service("  ports:\n  - port: 80\n    protocol: HTTP\n"), "x.yaml:7: Service demo/web: spec.ports[0].protocol: unknown variant `HTTP`, expected one of `TCP`, `UDP`, `SCTP`"),
+        (service("  ports:\n  - port: 80\n    protocol: tcp\n"), "x.yaml:7: Service demo/web: spec.ports[0].protocol: unknown variant `tcp`, expected one of `TCP`, `UDP`, `SCTP`"),
+        (service("  ports:\n  - port: 80\n    nodePort: 99999\n"), "x.yaml:7: Service demo/web: spec.ports[0].nodePort: 99999 is not a port; give a number from 1 to 65535"),
+        (service("  ports:\n  - port: 80\n  - port: 81\n"), "x.yaml:7: Service demo/web: spec.ports[1].name: is missing; a Service with several ports names each of them"),
+        (service("  ports:\n  - {name: a, port: 80}\n  - {name: a, port: 81}\n"), "x.yaml:7: Service demo/web: spec.ports[1].name: another port is called `a` too; names are unique"),
+        (service("  ports:\n  - {name: a, port: 80}\n  - {name: b, port: 80}\n"), "x.yaml:7: Service demo/web: spec.ports[1].port: another port has 80/TCP too; remove one of them"),
+        (service("  ports:\n  - {name: a, port: 80, nodePort: 30000}\n  - {name: b, port: 81, nodePort: 30000}\n"), "x.yaml:7: Service demo/web: spec.ports[1].nodePort: another port of this Service has the same nodePort; give each its own"),
+        (service(&format!("  clusterIP: 10.96.0.300\n{ports}")), "x.yaml:5: Service demo/web: spec.clusterIP: `10.96.0.300` is not an IP address; write one, or None for a headless Service"),
+        (service(&format!("  clusterIP: 10.96.0.1\n  clusterIPs: [10.96.0.2]\n{ports}")), "x.yaml:6: Service demo/web: spec.clusterIPs[0]: is 10.96.0.2, but spec.clusterIP is 10.96.0.1; they must be the same"),
+        (service(&format!("  clusterIP: 10.96.0.1\n  clusterIPs: [10.96.0.1, 'fd00::1', 'fd00::2']\n{ports}")), "x.yaml:6: Service demo/web: spec.clusterIPs: takes one address of each family at most"),
+        (service(&format!("  clusterIP: 10.96.0.1\n  clusterIPs: [10.96.0.1, 10.96.0.2]\n{ports}")), "x.yaml:6: Service demo/web: spec.clusterIPs[1]: is of the same family as the first; a Service has one address of each at most"),
+        (service(&format!("  clusterIP: 10.96.0.1\n  clusterIPs: [10.96.0.1]\n  ipFamilies: [IPv6]\n{ports}")), "x.yaml:6: Service demo/web: spec.clusterIPs[0]: 10.96.0.1 is not of IPv6, which spec.ipFamilies[0] asks for"),
+        (service(&format!("  ipFamilies: [IPv4, IPv4]\n{ports}")), "x.yaml:5: Service demo/web: spec.ipFamilies[1]: names the same family again; give the other one"),
+        (service(&format!("  ipFamilies: [IPv5]\n{ports}")), "x.yaml:5: Service demo/web: spec.ipFamilies[0]: unknown variant `IPv5`, expected `IPv4` or `IPv6`"),
+        (service(&format!("  type: Loadbalancer\n{ports}")), "x.yaml:5: Service demo/web: spec.type: unknown variant `Loadbalancer`, expected one of `ClusterIP`, `NodePort`, `LoadBalancer`, `ExternalName`"),
+        (service(&format!("  externalIPs: [example.org]\n{ports}")), "x.yaml:5: Service demo/web: spec.externalIPs[0]: `example.org` is not an IP address; write one like 10.0.0.10 or fd00::10"),
+        (service(&format!("  loadBalancerSourceRanges: [10.0.0.0/33]\n{ports}")), "x.yaml:5: Service demo/web: spec.loadBalancerSourceRanges[0]: `10.0.0.0/33` is not a CIDR; write one like 10.0.0.0/8 or fd00::/48"),
+        (service(&format!("  loadBalancerSourceRanges: [10.0.0.1]\n{ports}")), "x.yaml:5: Service demo/web: spec.loadBalancerSourceRanges[0]: `10.0.0.1` is not a CIDR; write one like 10.0.0.0/8 or fd00::/48"),
+        (service(&format!("  externalTrafficPolicy: local\n{ports}")), "x.yaml:5: Service demo/web: spec.externalTrafficPolicy: unknown variant `local`, expected `Cluster` or `Local`"),
+        (service(&format!("  internalTrafficPolicy: Node\n{ports}")), "x.yaml:5: Service demo/web: spec.internalTrafficPolicy: unknown variant `Node`, expected `Cluster` or `Local`"),
+        (service(&format!("  sessionAffinity: Cookie\n{ports}")), "x.yaml:5: Service demo/web: spec.sessionAffinity: unknown variant `Cookie`, expected `None` or `ClientIP`"),
+        (service(&format!("  sessionAffinity: ClientIP\n  sessionAffinityConfig: {{clientIP: {{timeoutSeconds: 0}}}}\n{ports}")), "x.yaml:6: Service demo/web: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is not from 1 to 86400 seconds"),
+        (format!("{}status: {{loadBalancer: {{ingress: [{{ip: 1.2.3}}]}}}}\n", service(ports)), "x.yaml:7: Service demo/web: status.loadBalancer.ingress[0].ip: `1.2.3` is not an IP address; write one like 10.0.0.10 or fd00::10"),
+        (service(ports).replace("namespace: demo", "annotations: {penstock.dev/load-balancing: fastest}"), "x.yaml:3: Service default/web: metadata.annotations[penstock.dev/load-balancing]: `fastest` is none of random, round-robin, least-connections, source-hash, maglev"),
+        (format!("{}---\n{}", service(ports), service(ports)), "x.yaml:8 (document 2): Service demo/web: metadata.name: is here a second time, the first is at x.yaml:1; remove one of them"),
+        (slice("endpoints: []\n"), "x.yaml:1: EndpointSlice demo/web-1: missing field `addressType`"),
+        (slice("addressType: IPv5\n"), "x.yaml:4: EndpointSlice demo/web-1: addressType: unknown variant `IPv5`, expected one of `IPv4`, `IPv6`, `FQDN`"),
+        (slice("addressType: IPv4\nendpoints:\n- addresses: []\n"), "x.yaml:6: EndpointSlice demo/web-1: endpoints[0].addresses: is empty; an endpoint needs an address"),
+        (slice("addressType: IPv4\nendpoints:\n- conditions: {}\n"), "x.yaml:6: EndpointSlice demo/web-1: endpoints[0]: missing field `addresses`"),
+        (slice("addressType: IPv4\nendpoints:\n- addresses: [pod-1]\n"), "x.yaml:6: EndpointSlice demo/web-1: endpoints[0].addresses[0]: `pod-1` is not an IP address; write one like 10.0.0.10 or fd00::10"),
+        (slice("addressType: IPv4\nendpoints:\n- addresses: [127.0.0.1]\n"), "x.yaml:6: EndpointSlice demo/web-1: endpoints[0].addresses[0]: 127.0.0.1 is a loopback address; no packet could be sent there from elsewhere"),
+        (slice("addressType: IPv4\nendpoints:\n- addresses: [10.0.0.1]\n  conditions: {ready: maybe}\n"), "x.yaml:7: EndpointSlice demo/web-1: endpoints[0].conditions.ready: invalid type: string \"maybe\", expected a boolean"),
+        (slice("addressType: IPv4\nports:\n- {name: a, port: 80}\n- {name: a, port: 81}\n"), "x.yaml:7: EndpointSlice demo/web-1: ports[1].name: another port is called `a` too; names are unique"),
+        (slice("addressType: IPv4\nports:\n- {name: a, port: 65536}\n"), "x.yaml:6: EndpointSlice demo/web-1: ports[0].port: 65536 is not a port; give a number from 1 to 65535"),
+        (node("spec: {podCIDR: 10.244.0.0}\n"), "x.yaml:4: Node node-a: spec.podCIDR: `10.244.0.0` is not a CIDR; write one like 10.0.0.0/8 or fd00::/48"),
+        (node("spec: {podCIDR: 10.244.0.0/24, podCIDRs: [10.244.1.0/24]}\n"), "x.yaml:4: Node node-a: spec.podCIDRs[0]: is 10.244.1.0/24, but spec.podCIDR is 10.244.0.0/24; they must be the same"),
+        (node("status: {addresses: [{type: InternalIP, address: node-a}]}\n"), "x.yaml:4: Node node-a: status.addresses[0].address: `node-a` is not an IP address"),
+        (two_nodes("status: {addresses: [{type: InternalIP, address: 10.0.0.1}]}\n", "status: {addresses: [{type: InternalIP, address: 10.0.0.1}]}\n"), "x.yaml:6 (document 2): Node node-b: status.addresses: 10.0.0.1 is the InternalIP of Node node-a too (x.yaml:1); give each node its own"),
+        (two_nodes("spec: {podCIDRs: [10.244.0.0/16]}\n", "spec: {podCIDRs: [10.244.1.0/24]}\n"), "x.yaml:6 (document 2): Node node-b: spec.podCIDRs: 10.244.1.0/24 overlaps 10.244.0.0/16 of Node node-a (x.yaml:1); give each node its own range"),
+    ]
+}
+
+fn two_nodes(first: &str, second: &str) -> String {
+    format!("{}---\n{}", node(first), node(second).replace("node-a", "node-b"))
+}
+
+#[test]
+fn bad_objects_are_refused_with_a_message() {
+    let table = bad_objects();
+    assert!(table.len() >= 40);
+    let mut wrong = Vec::new();
+    for (text, expected) in table {
+        let message = match Snapshot::parse("x.yaml", &text) {
+            Ok(_) => "accepted".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        // The parser's own words on what is no YAML are its business.
+        let same = if expected.ends_with(": ") { message.starts_with(expected) } else { message == expected };
+        if !same {
+            wrong.push(format!("expected: {expected}\n     got: {message}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let text = format!("{}---\n{}", service("  ports:\n  - port: 0\n"), slice("addressType: IPv5\n"));
+    let message = Snapshot::parse("x.yaml", &text).unwrap_err().to_string();
+    assert_eq!(message.lines().count(), 2, "{message}");
+}
+
+#[test]
+fn a_lab_needs_a_place_for_every_endpoint() {
+    let endpoints = "addressType: IPv4\nendpoints:\n- addresses: [10.244.0.5]\n- addresses: [10.9.9.9]\n- {addresses: [10.244.0.6], nodeName: nowhere}\n";
+    let text = format!("{}---\n{}", node("spec: {podCIDRs: [10.244.0.0/24]}\n"), slice(endpoints));
+    let problems = Snapshot::parse("x.yaml", &text).unwrap().check_for_lab();
+    let messages: Vec<String> = problems.iter().map(|problem| format!("{}: {}", problem.field, problem.message)).collect();
+    assert_eq!(
+        messages,
+        [
+            "status.addresses: has no InternalIP; a node of a lab needs one",
+            "endpoints[1].addresses: 10.9.9.9 is on no node and in no spec.podCIDRs; give the endpoint a nodeName",
+            "endpoints[2].nodeName: there is no Node nowhere; add it, or name another",
+        ]
+    );
 }

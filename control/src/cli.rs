@@ -3,6 +3,7 @@
 mod explain;
 mod inputs;
 mod node;
+mod render;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use std::fmt;
@@ -22,6 +23,8 @@ enum Command {
     Explain(explain::Arguments),
     /// Run a node in this network namespace, on links that are already there
     Node(node::Arguments),
+    /// Print the rules that kube-proxy would program on a node, or compare them with a node's own
+    Render(render::Arguments),
 }
 
 /// Runs the chosen subcommand.
@@ -29,6 +32,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Node(arguments) => node::run(arguments),
+        Command::Render(arguments) => render::run(&arguments),
     }
 }
 

@@ -12,5 +12,6 @@ pub mod model;
 pub mod netlink;
 pub mod node_network;
 pub mod problem;
+pub mod render;
 pub mod resolve;
 pub mod snapshot;

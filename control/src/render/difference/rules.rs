@@ -1,0 +1,123 @@
+//! Which rules and chains are kube-proxy's, and which two rules are the same or versions of one.
+
+use crate::render::dump::{ChainName, Rule};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The rules of each side that the other has not, as often as it has them.
+pub(super) fn unmatched(
+    name: &ChainName,
+    expected: &[Rule],
+    found: &[Rule],
+) -> (Vec<Rule>, Vec<Rule>) {
+    let mut balance: BTreeMap<Vec<String>, (Vec<&Rule>, Vec<&Rule>)> = BTreeMap::new();
+    for rule in expected {
+        balance
+            .entry(comparable(name, rule))
+            .or_default()
+            .0
+            .push(rule);
+    }
+    for rule in found {
+        balance
+            .entry(comparable(name, rule))
+            .or_default()
+            .1
+            .push(rule);
+    }
+    let mut unmatched = (Vec::new(), Vec::new());
+    for (expected, found) in balance.into_values() {
+        let common = expected.len().min(found.len());
+        unmatched
+            .0
+            .extend(expected[common..].iter().copied().cloned());
+        unmatched.1.extend(found[common..].iter().copied().cloned());
+    }
+    unmatched
+}
+
+/// The words of a rule that count.
+pub(super) fn comparable(name: &ChainName, rule: &Rule) -> Vec<String> {
+    let mut words = rule.words.clone();
+    if name.chain.starts_with("KUBE-SEP-") || is_balancing(rule) {
+        let comment = words.windows(3).position(|window| {
+            window[0] == "-m" && window[1] == "comment" && window[2] == "--comment"
+        });
+        if let Some(position) = comment {
+            words.drain(position..(position + 4).min(words.len()));
+        }
+    }
+    words
+}
+
+/// Whether two rules are versions of one: same target, and same comment where they have any.
+pub(super) fn is_twin(a: &Rule, b: &Rule) -> bool {
+    let same_target = a.target() == b.target();
+    if is_balancing(a) {
+        return same_target && a.option("--rcheck").is_some() == b.option("--rcheck").is_some();
+    }
+    let told = |rule: &Rule| {
+        (
+            rule.option("--dport").map(str::to_owned),
+            rule.option("-d").map(str::to_owned),
+        )
+    };
+    match (a.comment(), b.comment()) {
+        (Some(a_comment), Some(b_comment)) => {
+            a_comment == b_comment && (same_target || told(a) == told(b))
+        }
+        (None, None) => same_target,
+        _ => false,
+    }
+}
+
+pub(super) fn is_balancing(rule: &Rule) -> bool {
+    let target = rule.target().unwrap_or_default();
+    target.starts_with("KUBE-SEP-")
+}
+
+pub(super) fn targets(rules: &[Rule]) -> BTreeSet<&str> {
+    rules.iter().filter_map(Rule::target).collect()
+}
+
+/// The address that a KUBE-SEP chain leads to.
+pub(super) fn endpoint_of(rules: &[Rule]) -> Option<&str> {
+    let mut rules = rules.iter();
+    rules.find_map(|rule| rule.option("--to-destination"))
+}
+
+pub(super) fn is_of_service(chain: &str) -> bool {
+    let prefixes = [
+        "KUBE-SVC-",
+        "KUBE-SVL-",
+        "KUBE-EXT-",
+        "KUBE-FW-",
+        "KUBE-SEP-",
+        "KUBE-XLB-",
+    ];
+    prefixes.iter().any(|prefix| chain.starts_with(prefix))
+}
+
+pub(super) fn is_built_in(chain: &str) -> bool {
+    matches!(
+        chain,
+        "PREROUTING" | "INPUT" | "FORWARD" | "OUTPUT" | "POSTROUTING"
+    )
+}
+
+pub(super) fn is_of_kube_proxy(name: &ChainName) -> bool {
+    is_kube_proxy_chain(&name.table, &name.chain)
+}
+
+pub(super) fn is_kube_proxy_chain(table: &str, chain: &str) -> bool {
+    match (table, chain) {
+        ("mangle" | "filter" | "nat", "KUBE-PROXY-CANARY") => true,
+        ("filter" | "nat", "KUBE-SERVICES" | "KUBE-NODEPORTS") => true,
+        (
+            "filter",
+            "KUBE-EXTERNAL-SERVICES" | "KUBE-PROXY-FIREWALL" | "KUBE-FORWARD" | "KUBE-FIREWALL",
+        ) => true,
+        ("nat", "KUBE-POSTROUTING" | "KUBE-MARK-MASQ") => true,
+        ("nat", other) => is_of_service(other),
+        _ => false,
+    }
+}

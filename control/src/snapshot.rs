@@ -13,11 +13,13 @@ mod fields;
 mod lab;
 mod lines;
 mod notes;
+mod merge;
 pub mod objects;
 mod validate;
 
 pub(crate) use document::options as yaml_options;
 pub use fields::{parse_cidr, parse_ip};
+pub use merge::merge;
 pub use objects::{EndpointSlice, Node, Service};
 
 use crate::problem::{ObjectName, Problem, Problems, did_you_mean};

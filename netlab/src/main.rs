@@ -1,3 +1,7 @@
 //! The binary `penstock-lab`, which the script `lab` calls.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    netlab::cli::main()
+}

@@ -1,0 +1,66 @@
+//! Objects put over others, as `kubectl apply` does.
+
+use super::document;
+use crate::problem::Problems;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// The objects of `change` over those of `base`: one of the same kind, namespace and name takes the other's place.
+/// Both are texts as [`super::Snapshot::parse`] takes them, with the names that stand for them in messages; what
+/// comes out is such a text, too.
+pub fn merge(base: (&str, &str), change: (&str, &str)) -> Result<String, Problems> {
+    let mut objects = BTreeMap::new();
+    for (file, text) in [base, change] {
+        let (read, problems) = document::read(file, text);
+        if !problems.is_empty() {
+            return Err(Problems(problems));
+        }
+        for raw in read {
+            let mut value = raw.value;
+            if let (Some(kind), Some(fields)) = (raw.list_kind, value.as_object_mut()) {
+                fields.entry("apiVersion").or_insert_with(|| super::expected_version(&kind).unwrap_or("v1").into());
+                fields.entry("kind").or_insert(Value::String(kind));
+            }
+            objects.insert(key(&value), value);
+        }
+    }
+    let documents: Vec<String> = objects.values().map(Value::to_string).collect();
+    Ok(documents.join("\n---\n"))
+}
+
+fn key(value: &Value) -> [String; 3] {
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+    let metadata = |field: &str| text(value.get("metadata").and_then(|metadata| metadata.get(field)));
+    let kind = text(value.get("kind")).unwrap_or_default();
+    // A node has no namespace, and nothing else that is read is without one.
+    let namespace = if kind == "Node" { None } else { metadata("namespace").or(Some("default".to_owned())) };
+    [kind, namespace.unwrap_or_default(), metadata("name").unwrap_or_default()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::Snapshot;
+
+    const BASE: &str = "apiVersion: v1\nkind: List\nitems:\n\
+        - {apiVersion: v1, kind: Node, metadata: {name: a}}\n\
+        - {apiVersion: v1, kind: Service, metadata: {name: web}, spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}}\n";
+
+    #[test]
+    fn objects_of_one_name_are_replaced_and_others_stay() {
+        let change = "kind: Service\napiVersion: v1\nmetadata: {name: web, namespace: default}\n\
+            spec: {clusterIP: 10.0.0.1, ports: [{port: 8080}]}\n---\n\
+            kind: Node\napiVersion: v1\nmetadata: {name: b}\n";
+        let merged = merge(("base", BASE), ("change", change)).unwrap();
+        let snapshot = Snapshot::parse("merged", &merged).unwrap();
+        assert_eq!(snapshot.nodes.len(), 2);
+        assert_eq!(snapshot.services.len(), 1);
+        assert_eq!(snapshot.services[0].spec.ports[0].port, 8080);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said() {
+        let problems = merge(("base", BASE), ("change.yaml", "kind: [\n")).unwrap_err();
+        assert!(problems.to_string().starts_with("change.yaml:"), "{problems}");
+    }
+}

@@ -1,0 +1,133 @@
+//! What makes Services work at the nodes: our agents, or the kernel with our rules.
+
+use crate::namespace::Namespace;
+use crate::network::Network;
+use crate::plan::{Host, Plan};
+use crate::servers::{self, Started, beside_us, in_path};
+use crate::state::{self, Dataplane};
+use control::netlink::write_sysctl;
+use std::io::{self, Write};
+use std::process::{Command, Stdio};
+
+/// Why there is none.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An agent did not come up.
+    #[error(transparent)]
+    Agent(#[from] servers::Error),
+    /// A program failed.
+    #[error("node/{node}: {program}: {message}")]
+    Program {
+        /// The node.
+        node: String,
+        /// The command line.
+        program: String,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// What is needed and missing before anything is made: `Ok`, or the program with the remedy.
+pub fn check(dataplane: Dataplane) -> Result<(), servers::Error> {
+    let installed = |program: &str| {
+        let remedy = format!("install it: apt-get install {}", program.trim_end_matches("-restore"));
+        let missing = || servers::Error::Missing { program: program.to_owned(), remedy };
+        in_path(program).map(|_| ()).ok_or_else(missing)
+    };
+    match dataplane {
+        Dataplane::Penstock => beside_us("penstock").map(|_| ()),
+        Dataplane::Iptables => beside_us("penstock").and_then(|_| installed("iptables-restore")),
+        Dataplane::Nftables => beside_us("penstock").and_then(|_| installed("nft")),
+        Dataplane::None => Ok(()),
+    }
+}
+
+/// Starts the agents of all nodes.
+pub fn start_agents(lab: &str, plan: &Plan, network: &Network) -> Result<Vec<Started>, Error> {
+    let start = |(name, host): (&str, &Host)| {
+        let namespace = network.namespace(&host.namespace).map_err(|error| Error::Program {
+            node: name.to_owned(),
+            program: "penstock node".to_owned(),
+            message: error.to_string(),
+        })?;
+        Ok(servers::start_agent(lab, plan, host, namespace)?)
+    };
+    plan.nodes().map(start).collect()
+}
+
+/// Programs the kernel of every node with our rules.
+pub fn load_rules(
+    lab: &str,
+    plan: &Plan,
+    network: &Network,
+    dataplane: Dataplane,
+) -> Result<(), Error> {
+    for (node, host) in plan.nodes() {
+        let failed = |program: &str, message: String| Error::Program {
+            node: node.to_owned(),
+            program: program.to_owned(),
+            message,
+        };
+        let namespace = network
+            .namespace(&host.namespace)
+            .map_err(|error| failed("setns", error.to_string()))?;
+        let rules = render(lab, node, dataplane).map_err(|text| failed("penstock render", text))?;
+        // As kube-proxy does for NodePorts on 127.0.0.1.
+        let localhost = namespace.run(|| {
+            write_sysctl("ipv4/conf/all/route_localnet", "1").map_err(io::Error::other)
+        });
+        localhost.map_err(|error| failed("sysctl", error.to_string()))?;
+        for (program, rules) in programs(dataplane, &rules) {
+            load(namespace, program, rules).map_err(|text| failed(&program.join(" "), text))?;
+        }
+    }
+    Ok(())
+}
+
+fn render(lab: &str, node: &str, dataplane: Dataplane) -> Result<String, String> {
+    let folder = state::folder(lab);
+    let program = beside_us("penstock").map_err(|error| error.to_string())?;
+    let output = Command::new(program)
+        .args(["render", &dataplane.to_string(), "--node", node])
+        .arg("--snapshot")
+        .arg(folder.join("snapshot.yaml"))
+        .arg("--config")
+        .arg(folder.join("kube-proxy.yaml"))
+        .output()
+        .map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Which program takes which part of the rendered rules.
+fn programs(
+    dataplane: Dataplane,
+    rules: &str,
+) -> Vec<(&'static [&'static str], &str)> {
+    if dataplane == Dataplane::Nftables {
+        return vec![(&["nft", "-f", "-"], rules)];
+    }
+    let (v4, v6) = rules.split_at(rules.find("# ip6tables-save").unwrap_or(rules.len()));
+    let mut programs: Vec<(&'static [&'static str], &str)> = vec![(&["iptables-restore"], v4)];
+    if !v6.is_empty() {
+        programs.push((&["ip6tables-restore"], v6));
+    }
+    programs
+}
+
+fn load(namespace: &Namespace, program: &[&str], rules: &str) -> Result<(), String> {
+    let path = in_path(program[0]).ok_or_else(|| format!("{} is missing", program[0]))?;
+    let mut command = Command::new(path);
+    command.args(&program[1..]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = namespace.spawn(&mut command).map_err(|error| error.to_string())?;
+    let written = child.stdin.take().map_or(Ok(()), |mut stdin| {
+        stdin.write_all(rules.as_bytes())
+    });
+    let output = child.wait_with_output().map_err(|error| error.to_string())?;
+    if output.status.success() && written.is_ok() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}

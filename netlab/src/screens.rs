@@ -1,0 +1,237 @@
+//! What commands print.
+
+use crate::check::CheckedService;
+use crate::lab::Running;
+use crate::names::HostName;
+use crate::plan::{Host, Plan, Run};
+use crate::state::{Dataplane, State};
+use comfy_table::{ContentArrangement, Table, presets};
+use ipnet::IpNet;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+
+/// Prints one JSON document.
+pub(crate) fn print_json(value: &Value) {
+    println!("{value:#}");
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header.to_vec());
+    table
+}
+
+fn trimmed(table: &Table) -> String {
+    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// A host of a lab.
+#[derive(Serialize)]
+struct HostRow {
+    name: String,
+    namespace: String,
+    addresses: Vec<String>,
+    node: Option<String>,
+    runs: String,
+}
+
+fn hosts(plan: &Plan, dataplane: Dataplane) -> Vec<HostRow> {
+    let shown = plan.hosts.iter().filter(|host| host.name != HostName::Fabric);
+    let row = |host: &Host| HostRow {
+        name: host.name.to_string(),
+        namespace: host.namespace.clone(),
+        addresses: host.addresses.iter().map(|address| plain(*address)).collect(),
+        node: host.node.clone(),
+        runs: runs(host, dataplane),
+    };
+    shown.map(row).collect()
+}
+
+/// Without the length when it is that of a host.
+fn plain(address: IpNet) -> String {
+    if address.prefix_len() == address.max_prefix_len() {
+        return address.addr().to_string();
+    }
+    address.to_string()
+}
+
+fn runs(host: &Host, dataplane: Dataplane) -> String {
+    let Some(server) = &host.server else {
+        let is_node = matches!(host.name, HostName::Node(_));
+        return if is_node { dataplane.to_string() } else { String::new() };
+    };
+    let program = match &server.run {
+        Run::BuiltIn => "server".to_owned(),
+        Run::Nginx => "nginx".to_owned(),
+        Run::Command(words) => words.join(" "),
+    };
+    let port = |(protocol, port): &(crate::plan::Protocol, u16)| {
+        format!("{port}/{}", format!("{protocol:?}").to_uppercase())
+    };
+    let ports: Vec<String> = server.ports.iter().map(port).collect();
+    let shared = if host.has_namespace() { "" } else { ", host network" };
+    format!("{program} {}{shared}", ports.join(" ")).trim_end().to_owned()
+}
+
+fn hosts_table(plan: &Plan, dataplane: Dataplane) -> String {
+    let mut table = table(&["HOST", "ADDRESSES", "NODE", "RUNS"]);
+    for row in hosts(plan, dataplane) {
+        let node = row.node.unwrap_or_default();
+        table.add_row([row.name, row.addresses.join("\n"), node, row.runs]);
+    }
+    trimmed(&table)
+}
+
+fn services_table(services: &[CheckedService]) -> String {
+    let mut table = table(&["SERVICE", "TYPE", "ADDRESSES", "ENDPOINTS", "ANSWER"]);
+    for service in services {
+        table.add_row([
+            service.service.clone(),
+            service.kind.clone(),
+            service.addresses.join("\n"),
+            if service.endpoints.is_empty() { "none".to_owned() } else { service.endpoints.join("\n") },
+            answers(service),
+        ]);
+    }
+    trimmed(&table)
+}
+
+fn answers(service: &CheckedService) -> String {
+    let line = |request: &crate::check::Request| {
+        let why = request.not_required.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+        let why = if request.outcome.is_fine() { String::new() } else { why };
+        format!("{} to {}: {}{why}", request.from, request.to, request.outcome)
+    };
+    let lines: Vec<String> = service.requests.iter().map(line).collect();
+    if lines.is_empty() { "not asked".to_owned() } else { lines.join("\n") }
+}
+
+/// What `up` ends with.
+pub(crate) fn up_table(running: &Running) -> String {
+    let mut text = hosts_table(&running.plan, running.state.options.dataplane);
+    let _ = write!(text, "\n{}\nTry next:\n", services_table(&running.services));
+    for command in try_next(running) {
+        let _ = writeln!(text, "  {command}");
+    }
+    text
+}
+
+/// The same for programs.
+pub(crate) fn up_json(running: &Running) -> Value {
+    let dataplane = running.state.options.dataplane;
+    json!({
+        "schemaVersion": 1,
+        "lab": running.state.lab,
+        "dataplane": dataplane,
+        "hosts": hosts(&running.plan, dataplane),
+        "services": running.services,
+        "notes": running.plan.notes,
+    })
+}
+
+/// Three commands that work here.
+fn try_next(running: &Running) -> [String; 3] {
+    let answered = |from: &str| {
+        let requests = running.services.iter().flat_map(|service| &service.requests);
+        let mut http = requests.filter(|request| {
+            request.outcome.is_fine() && request.protocol == crate::plan::Protocol::Tcp
+        });
+        http.find(|request| request.from.starts_with(from))
+    };
+    let curl = |request: &crate::check::Request| {
+        format!("./lab exec {} -- curl -s http://{}/", request.from, request.to)
+    };
+    let node = running.plan.nodes().next().map_or("", |(name, _)| name);
+    let node_command = format!("./lab exec node/{node} -- ip route");
+    let outside = answered("client").map(curl);
+    let inside = answered("pod/").map(curl);
+    let [first, second] = match (outside, inside) {
+        (Some(outside), Some(inside)) => [outside, inside],
+        (Some(one), None) | (None, Some(one)) => [one, node_command],
+        (None, None) => [node_command, "./lab status".to_owned()],
+    };
+    [first, second, "./lab down".to_owned()]
+}
+
+/// A lab in the list.
+#[derive(Serialize)]
+pub(crate) struct Lab {
+    name: String,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dataplane: Option<Dataplane>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<String>,
+}
+
+impl Lab {
+    pub(crate) fn new(name: &str, state: Option<State>) -> Self {
+        let why = state.as_ref().and_then(State::broken);
+        Self {
+            name: name.to_owned(),
+            state: match (&state, &why) {
+                (None, _) => "down",
+                (Some(_), None) => "up",
+                (Some(_), Some(_)) => "broken",
+            },
+            why,
+            dataplane: state.as_ref().map(|state| state.options.dataplane),
+            source: state.map(|state| state.options.source.display().to_string()),
+        }
+    }
+}
+
+pub(crate) fn labs_table(labs: &[Lab]) -> String {
+    let mut table = table(&["LAB", "STATE", "DATAPLANE", "FROM"]);
+    for lab in labs {
+        let why = lab.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        table.add_row([
+            lab.name.clone(),
+            format!("{}{why}", lab.state),
+            lab.dataplane.map(|dataplane| dataplane.to_string()).unwrap_or_default(),
+            lab.source.clone().unwrap_or_default(),
+        ]);
+    }
+    trimmed(&table).trim_end().to_owned()
+}
+
+/// A running lab's hosts and processes.
+pub(crate) fn status_table(state: &State, plan: &Plan) -> String {
+    let mut text = hosts_table(plan, state.options.dataplane);
+    let mut table = table(&["PROCESS", "HOST", "PID", "STATE"]);
+    for process in &state.processes {
+        let alive = if process.id.is_alive() { "running" } else { "ended" };
+        let pid = process.id.pid.to_string();
+        table.add_row([process.role.as_str(), process.host.as_str(), pid.as_str(), alive]);
+    }
+    let _ = write!(text, "\n{}", trimmed(&table));
+    text
+}
+
+/// The same for programs.
+pub(crate) fn status_json(state: &State, plan: &Plan) -> Value {
+    let process = |process: &crate::state::Process| {
+        json!({
+            "host": process.host,
+            "role": process.role,
+            "pid": process.id.pid,
+            "running": process.id.is_alive(),
+            "command": process.command,
+        })
+    };
+    let broken = state.broken();
+    json!({
+        "schemaVersion": 1,
+        "lab": state.lab,
+        "healthy": broken.is_none(),
+        "why": broken,
+        "dataplane": state.options.dataplane,
+        "source": state.options.source,
+        "hosts": hosts(plan, state.options.dataplane),
+        "processes": state.processes.iter().map(process).collect::<Vec<_>>(),
+    })
+}

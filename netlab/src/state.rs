@@ -1,0 +1,234 @@
+//! What a lab has made: `/run/penstock/LAB/state.json`, written before each step.
+//!
+//! Whatever happens to the processes of a lab or to the command that made it, `down` finds here all that there
+//! is to remove. Nothing else is ever removed: nothing is matched by the pattern of a name.
+
+use crate::plan::Plan;
+use crate::process::ProcessId;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Where labs keep what they need while they run.
+pub const FOLDER: &str = "/run/penstock";
+
+/// A lab that runs, or has run when somebody killed it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// Version of this form.
+    pub schema_version: u32,
+    /// Its name.
+    pub lab: String,
+    /// The boot that it belongs to: after another one nothing of it is left but files.
+    pub boot_id: String,
+    /// How far it is.
+    pub phase: Phase,
+    /// The command that changes it.
+    pub owner: ProcessId,
+    /// What `up` was told.
+    pub options: Options,
+    /// Names under `/run/netns` that it has, or is about to make.
+    pub namespaces: Vec<String>,
+    /// Its processes, in the order of their start.
+    pub processes: Vec<Process>,
+    /// What it is made of, once known.
+    pub plan: Option<Plan>,
+}
+
+/// How far a lab is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Somebody is making it.
+    Starting,
+    /// It is complete.
+    Up,
+    /// Somebody is removing it.
+    Stopping,
+}
+
+/// What `up` was told, in full paths.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// Lab file, objects or folder.
+    pub source: PathBuf,
+    /// KubeProxyConfiguration file, if not the lab's own.
+    pub config: Option<PathBuf>,
+    /// What makes Services work.
+    pub dataplane: Dataplane,
+    /// The node that VIPs are routed to, if not chosen.
+    pub via: Option<String>,
+}
+
+/// What makes Services work.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Dataplane {
+    /// An agent on every node.
+    #[default]
+    Penstock,
+    /// The kernel, with the rules of `penstock render iptables`.
+    Iptables,
+    /// The kernel, with the rules of `penstock render nftables`.
+    Nftables,
+    /// Nothing: plain routing.
+    None,
+}
+
+impl std::fmt::Display for Dataplane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Penstock => "penstock",
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+            Self::None => "none",
+        })
+    }
+}
+
+/// A process of a lab.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// The host that it belongs to, as `exec` takes it.
+    pub host: String,
+    /// `agent`, `server` or `nginx`.
+    pub role: String,
+    /// Which process.
+    pub id: ProcessId,
+    /// Its command line.
+    pub command: Vec<String>,
+}
+
+/// The folder of a lab.
+pub fn folder(lab: &str) -> PathBuf {
+    Path::new(FOLDER).join(lab)
+}
+
+impl State {
+    /// A lab of which nothing is made yet, by the calling process.
+    pub fn new(lab: &str, options: Options) -> io::Result<Self> {
+        let owner = ProcessId::of(std::process::id())
+            .ok_or_else(|| io::Error::other("/proc does not show this process"))?;
+        Ok(Self {
+            schema_version: 1,
+            lab: lab.to_owned(),
+            boot_id: boot_id()?,
+            phase: Phase::Starting,
+            owner,
+            options,
+            namespaces: Vec::new(),
+            processes: Vec::new(),
+            plan: None,
+        })
+    }
+
+    /// The state of a lab; `None` when there is none of that name.
+    pub fn read(lab: &str) -> io::Result<Option<Self>> {
+        let path = folder(lab).join("state.json");
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+                io::Error::other(format!("{}: {error}", path.display()))
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes it, whole or not at all.
+    pub fn write(&self) -> io::Result<()> {
+        let text = serde_json::to_vec(self)?;
+        write_whole(&folder(&self.lab).join("state.json"), &text)
+    }
+
+    /// Whether the machine was started again since.
+    pub fn is_of_earlier_boot(&self) -> bool {
+        boot_id().is_ok_and(|boot_id| boot_id != self.boot_id)
+    }
+
+    /// Why it does not work as it was made; `None` when it does.
+    pub fn broken(&self) -> Option<String> {
+        if self.is_of_earlier_boot() {
+            return Some("the machine was started again".to_owned());
+        }
+        match self.phase {
+            Phase::Starting if self.owner.is_alive() => return Some("it is being made".to_owned()),
+            Phase::Starting => return Some("making it was cut short".to_owned()),
+            Phase::Stopping => return Some("removing it was cut short".to_owned()),
+            Phase::Up => {}
+        }
+        let ended: Vec<_> = self.processes.iter().filter(|process| !process.id.is_alive()).collect();
+        let first = ended.first()?;
+        let (role, host) = (&first.role, &first.host);
+        Some(match ended.len() {
+            1 => format!("the {role} of {host} has ended"),
+            more => format!("the {role} of {host} and {} other processes have ended", more - 1),
+        })
+    }
+}
+
+/// The labs that have a state, by name.
+pub fn labs() -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(FOLDER) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut labs = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let is_lab = ["lock", "state.json"].iter().any(|file| entry.path().join(file).exists());
+        if is_lab {
+            labs.extend(entry.file_name().into_string());
+        }
+    }
+    labs.sort();
+    Ok(labs)
+}
+
+/// Writes a file so that a reader sees the old or the new one, never a part.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = PathBuf::from(temporary);
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    fs::rename(&temporary, path)
+}
+
+/// Held while a command changes a lab; given back when the process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Makes the lab's folder and takes its lock; `None` when another command has it.
+    pub fn take(lab: &str) -> io::Result<Option<Self>> {
+        let path = folder(lab).join("lock");
+        loop {
+            fs::create_dir_all(folder(lab))?;
+            let file = match File::create(&path) {
+                // A `down` took the folder away in between.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                other => other?,
+            }
+            // A `down` may have removed the file that we locked.
+            let same = |path: fs::Metadata| path.ino() == file.metadata().map_or(0, |own| own.ino());
+            if fs::metadata(&path).is_ok_and(same) {
+                return Ok(Some(Self { _file: file }));
+            }
+        }
+    }
+}
+
+fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}

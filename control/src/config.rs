@@ -51,6 +51,10 @@ pub struct KubeProxyConfig {
     pub min_sync_period: Duration,
     /// How endpoints are chosen where a Service does not say: `ipvs.scheduler` in mode ipvs.
     pub selection: Selection,
+    /// Feature LoadBalancerIPMode: load balancer addresses of `ipMode: Proxy` are not served.
+    pub load_balancer_ip_mode: bool,
+    /// Feature TopologyAwareHints.
+    pub topology_aware_hints: bool,
     /// Limits of connection tracking.
     pub conntrack: ConntrackConfig,
     /// What was read but has no effect here, for people to read.
@@ -130,6 +134,8 @@ impl Default for KubeProxyConfig {
             sync_period: Duration::from_secs(30),
             min_sync_period: Duration::from_secs(1),
             selection: Selection::Random,
+            load_balancer_ip_mode: true,
+            topology_aware_hints: true,
             conntrack: ConntrackConfig::default(),
             warnings: Vec::new(),
         }

@@ -57,15 +57,7 @@ impl<'s> EndpointSets<'s> {
                 .iter()
                 .any(|endpoint| endpoint.ready || endpoint.is_draining());
         }
-        sets.reachable = service
-            .endpoints
-            .iter()
-            .filter(|endpoint| {
-                let among =
-                    |set: &[&Endpoint]| set.iter().any(|member| std::ptr::eq(*member, *endpoint));
-                among(&sets.cluster) || among(&sets.local)
-            })
-            .collect();
+        sets.reachable = union(&service.endpoints, &sets.cluster, &sets.local);
         let has_for =
             |policy| sets.has && (policy != TrafficPolicy::Local || !sets.local.is_empty());
         sets.has_internal = has_for(service.internal_traffic_policy);
@@ -79,6 +71,24 @@ impl Endpoint {
     pub fn is_draining(&self) -> bool {
         self.serving && self.terminating
     }
+}
+
+/// The members of either set, both of which are in the order of `endpoints`.
+fn union<'s>(
+    endpoints: &'s [Endpoint],
+    cluster: &[&'s Endpoint],
+    local: &[&'s Endpoint],
+) -> Vec<&'s Endpoint> {
+    let (mut cluster, mut local) = (cluster.iter().peekable(), local.iter().peekable());
+    let mut is_member = |endpoint: &&Endpoint| {
+        let is_next = |member: &&&Endpoint| std::ptr::eq(**member, *endpoint);
+        let in_cluster = cluster.next_if(|member| is_next(member)).is_some();
+        local.next_if(|member| is_next(member)).is_some() || in_cluster
+    };
+    endpoints
+        .iter()
+        .filter(|endpoint| is_member(endpoint))
+        .collect()
 }
 
 fn cluster_set<'s>(service: &'s ServicePort, zone: Option<&str>) -> Vec<&'s Endpoint> {

@@ -32,7 +32,7 @@ const DEFAULT_AFFINITY: Duration = Duration::from_secs(10_800);
 /// All svcports of one family as the proxy of `node_name` sees them, sorted by namespace, name, port and protocol.
 pub fn service_ports(
     snapshot: &Snapshot,
-    _config: &KubeProxyConfig,
+    config: &KubeProxyConfig,
     node_name: &str,
     family: Family,
 ) -> Vec<ServicePort> {
@@ -51,7 +51,7 @@ pub fn service_ports(
             .filter(|slice| is_slice_used(slice, family))
             .collect();
         for port in &service.spec.ports {
-            let mut service_port = service_port(service, port, family, cluster_ip);
+            let mut service_port = service_port(service, port, cluster_ip, config);
             service_port.endpoints = endpoints(&slices, &service_port.name, node_name);
             service_ports.push(service_port);
         }
@@ -102,10 +102,11 @@ fn is_slice_used(slice: &EndpointSlice, family: Family) -> bool {
 fn service_port(
     service: &Service,
     port: &objects::ServicePort,
-    family: Family,
     cluster_ip: IpAddr,
+    config: &KubeProxyConfig,
 ) -> ServicePort {
     let spec = &service.spec;
+    let family = Family::of(cluster_ip);
     let of_family = |address: &IpAddr| Family::of(*address) == family;
     let external_traffic_policy = external_policy(service);
     ServicePort {
@@ -125,7 +126,9 @@ fn service_port(
             .copied()
             .filter(of_family)
             .collect(),
-        load_balancer_vips: load_balancer_vips(service).filter(of_family).collect(),
+        load_balancer_vips: load_balancer_vips(service, config)
+            .filter(of_family)
+            .collect(),
         source_ranges: spec
             .load_balancer_source_ranges
             .iter()
@@ -141,17 +144,21 @@ fn service_port(
             spec.kind == ServiceType::LoadBalancer
                 && external_traffic_policy == TrafficPolicy::Local
         }),
-        hints_annotation: hints_annotation(service),
+        hints_annotation: hints_annotation(service, config),
         selection: selection(service),
         endpoints: Vec::new(),
     }
 }
 
 /// Addresses of the load balancer at which packets arrive unchanged.
-pub fn load_balancer_vips(service: &Service) -> impl Iterator<Item = IpAddr> {
+fn load_balancer_vips<'s>(
+    service: &'s Service,
+    config: &KubeProxyConfig,
+) -> impl Iterator<Item = IpAddr> + use<'s> {
     let ingress = service.status.load_balancer.ingress.iter();
+    let minds_mode = config.load_balancer_ip_mode;
     ingress
-        .filter(|entry| entry.ip_mode != Some(IpMode::Proxy))
+        .filter(move |entry| !minds_mode || entry.ip_mode != Some(IpMode::Proxy))
         .filter_map(|entry| entry.ip)
 }
 
@@ -181,7 +188,10 @@ fn affinity_timeout(service: &Service) -> Option<Duration> {
 }
 
 /// The first of the two annotations that is present wins, even when it is empty.
-fn hints_annotation(service: &Service) -> String {
+fn hints_annotation(service: &Service, config: &KubeProxyConfig) -> String {
+    if !config.topology_aware_hints {
+        return String::new();
+    }
     let annotations = &service.metadata.annotations;
     let value = HINTS_ANNOTATIONS
         .iter()

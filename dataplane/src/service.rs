@@ -274,9 +274,19 @@ impl ServiceTable {
         parts.frontends.sort_by_key(|(key, _)| *key);
         let index = Index::new(&parts.frontends, hash.clone());
         let node_addresses = parts.node_addresses.iter().copied().collect();
-        let ids: Vec<u64> = parts.services.iter().map(|service| stable_id(&service.name)).collect();
+        let ids: Vec<u64> = parts
+            .services
+            .iter()
+            .map(|service| stable_id(&service.name))
+            .collect();
         let turns = ids.iter().map(|_| AtomicU32::new(0)).collect();
-        Self { parts, index, node_addresses, ids, turns }
+        Self {
+            parts,
+            index,
+            node_addresses,
+            ids,
+            turns,
+        }
     }
 
     /// A table without Services, of a node without addresses.
@@ -479,12 +489,16 @@ fn stable_id(name: &str) -> u64 {
 impl Frontend {
     /// Whether any of its actions may lead to the endpoint that answers as `reply`.
     fn lists(&self, table: &ServiceTable, reply: &Tuple) -> bool {
-        [self.from_pod, self.from_local, self.from_outside].iter().any(|action| match action {
-            Action::Balance { endpoints, .. } => table.endpoints(*endpoints).iter().any(|endpoint| {
-                endpoint.address == reply.source && endpoint.port == reply.source_port
-            }),
-            Action::Reject | Action::Drop => false,
-        })
+        [self.from_pod, self.from_local, self.from_outside]
+            .iter()
+            .any(|action| match action {
+                Action::Balance { endpoints, .. } => {
+                    table.endpoints(*endpoints).iter().any(|endpoint| {
+                        endpoint.address == reply.source && endpoint.port == reply.source_port
+                    })
+                }
+                Action::Reject | Action::Drop => false,
+            })
     }
 
     const fn action(&self, class: SourceClass) -> Action {

@@ -98,7 +98,7 @@ pub fn make_all(services: &mut [CheckedService], interrupted: &(dyn Fn() -> bool
         for batch in left.chunks_mut(AT_ONCE) {
             std::thread::scope(|scope| {
                 for request in batch {
-                    scope.spawn(|| make(request));
+                    scope.spawn(move || make(request));
                 }
             });
         }

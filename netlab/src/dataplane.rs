@@ -5,9 +5,11 @@ use crate::network::Network;
 use crate::plan::{Host, Plan};
 use crate::servers::{self, Started, beside_us, in_path};
 use crate::state::{self, Dataplane};
+use control::agent::socket::{Question, Status, ask};
 use control::netlink::write_sysctl;
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Why there is none.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +46,7 @@ pub fn check(dataplane: Dataplane) -> Result<(), servers::Error> {
 
 /// Starts the agents of all nodes.
 pub fn start_agents(lab: &str, plan: &Plan, network: &Network) -> Result<Vec<Started>, Error> {
-    let start = |(name, host): (&str, &Host)| {
+    let start = |(name, host): (&str, &Host)| -> Result<Started, Error> {
         let namespace = network.namespace(&host.namespace).map_err(|error| Error::Program {
             node: name.to_owned(),
             program: "penstock node".to_owned(),
@@ -53,6 +55,29 @@ pub fn start_agents(lab: &str, plan: &Plan, network: &Network) -> Result<Vec<Sta
         Ok(servers::start_agent(lab, plan, host, namespace)?)
     };
     plan.nodes().map(start).collect()
+}
+
+/// What the agents say of themselves, by node; `None` where none answers.
+pub fn agents(lab: &str, plan: &Plan) -> Vec<(String, Option<Status>)> {
+    let ask = |node: &str| ask(&servers::control_socket(lab, node), Question::Status).ok();
+    plan.nodes().map(|(node, _)| (node.to_owned(), ask(node))).collect()
+}
+
+/// Waits until every agent has a newer table than `before`; objects that change no table make none, so not long.
+pub fn wait_for_tables(lab: &str, plan: &Plan, before: &[(String, Option<Status>)]) {
+    const WITHIN: Duration = Duration::from_secs(1);
+    let generation = |status: &Option<Status>| status.as_ref().map(|status| status.generation);
+    let deadline = Instant::now() + WITHIN;
+    while Instant::now() < deadline {
+        let now = agents(lab, plan);
+        let newer = |(new, old): (&(String, Option<Status>), &(String, Option<Status>))| {
+            generation(&new.1) != generation(&old.1)
+        };
+        if now.iter().zip(before).all(newer) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Programs the kernel of every node with our rules.

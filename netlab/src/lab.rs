@@ -417,6 +417,8 @@ pub struct Applied {
 
 /// Changes a running lab's objects: new pods come first, then the agents see the objects, then old pods go.
 pub fn apply(lab: &str, file: &Path, prune: bool) -> Result<Applied> {
+    // Before the lock, which would make the folder of a lab that is not there.
+    running(lab)?;
     let _lock = lock(lab)?;
     let mut state = running(lab)?;
     let folder = state::folder(lab);
@@ -464,7 +466,11 @@ fn change_hosts(
     network.reroute(old, new)?;
     let started = start_servers(state, change.added.iter().copied(), &network)?;
     wait_all(&started, &|| false)?;
+    let agents = dataplane::agents(&lab, new);
     write_whole(&folder.join("snapshot.yaml"), objects.as_bytes()).map_err(io_error("snapshot.yaml"))?;
+    if state.options.dataplane == Dataplane::Penstock {
+        dataplane::wait_for_tables(&lab, new, &agents);
+    }
     if matches!(state.options.dataplane, Dataplane::Iptables | Dataplane::Nftables) {
         dataplane::load_rules(&lab, new, &network, state.options.dataplane)?;
     }

@@ -53,8 +53,8 @@ impl Network {
             self.make_host(host).map_err(|error| failed(host, error))?;
         }
         for host in own {
-            let (added, none) = (&Difference::from_nothing(host), &host.namespace);
-            self.change(none, added).map_err(|error| failed(host, error))?;
+            let all = Difference::from_nothing(host);
+            self.change(&host.namespace, &all).map_err(|error| failed(host, error))?;
         }
         Ok(())
     }

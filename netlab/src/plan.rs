@@ -423,6 +423,6 @@ fn server(pod: &PlacedPod) -> Option<Server> {
 
 /// The first address of a range that a host can have, with the range's length.
 fn first_host(range: IpNet) -> IpNet {
-    let first = range.hosts().next().unwrap_or_else(|| range.addr());
+    let first = range.hosts().find(|host| *host != range.network()).unwrap_or_else(|| range.addr());
     IpNet::new(first, range.prefix_len()).unwrap_or(range)
 }

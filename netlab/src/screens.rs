@@ -1,11 +1,13 @@
 //! What commands print.
 
 use crate::check::CheckedService;
+use crate::dataplane;
 use crate::lab::Running;
 use crate::names::HostName;
 use crate::plan::{Host, Plan, Run};
 use crate::state::{Dataplane, State};
 use comfy_table::{ContentArrangement, Table, presets};
+use control::agent::socket::Status;
 use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -209,7 +211,37 @@ pub(crate) fn status_table(state: &State, plan: &Plan) -> String {
         table.add_row([process.role.as_str(), process.host.as_str(), pid.as_str(), alive]);
     }
     let _ = write!(text, "\n{}", trimmed(&table));
+    if state.options.dataplane == Dataplane::Penstock {
+        let _ = write!(text, "\n{}", agents_table(&dataplane::agents(&state.lab, plan)));
+    }
     text
+}
+
+/// What the agents count.
+fn agents_table(agents: &[(String, Option<Status>)]) -> String {
+    let header =
+        ["NODE", "TABLE", "SERVICES", "CONNECTIONS", "FORWARDED", "PASSED", "REJECTED", "DROPPED"];
+    let mut table = table(&header);
+    for (node, status) in agents {
+        let Some(status) = status else {
+            table.add_row([node.as_str(), "no answer"]);
+            continue;
+        };
+        let packets = &status.packets;
+        let drops = packets.dropped.iter().map(|(reason, count)| format!("{reason} {count}"));
+        let drops: Vec<String> = drops.collect();
+        table.add_row([
+            node.clone(),
+            format!("generation {}", status.generation),
+            status.services.to_string(),
+            format!("{} of {}", status.connections, status.capacity),
+            packets.forwarded.to_string(),
+            packets.passed.to_string(),
+            packets.rejected.to_string(),
+            if drops.is_empty() { "0".to_owned() } else { drops.join("\n") },
+        ]);
+    }
+    trimmed(&table)
 }
 
 /// The same for programs.
@@ -224,6 +256,12 @@ pub(crate) fn status_json(state: &State, plan: &Plan) -> Value {
         })
     };
     let broken = state.broken();
+    let agents: Vec<Option<Status>> = match state.options.dataplane {
+        Dataplane::Penstock => {
+            dataplane::agents(&state.lab, plan).into_iter().map(|(_, status)| status).collect()
+        }
+        _ => Vec::new(),
+    };
     json!({
         "schemaVersion": 1,
         "lab": state.lab,
@@ -233,5 +271,6 @@ pub(crate) fn status_json(state: &State, plan: &Plan) -> Value {
         "source": state.options.source,
         "hosts": hosts(plan, state.options.dataplane),
         "processes": state.processes.iter().map(process).collect::<Vec<_>>(),
+        "agents": agents,
     })
 }

@@ -200,7 +200,7 @@ fn start(
 ) -> Result<Started, Error> {
     let program = command.get_program().to_string_lossy().into_owned();
     let log = log(lab, &host.name);
-    let spawn = || {
+    let mut spawn = || {
         let file = File::options().create(true).append(true).open(&log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
         let child = namespace.spawn(&mut command)?;

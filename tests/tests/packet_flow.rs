@@ -16,7 +16,10 @@ use std::net::{IpAddr, SocketAddr};
 const NODE: &str = "test-node";
 
 fn cases() -> Value {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/packet-flow-cases.yaml");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/fixtures/packet-flow-cases.yaml"
+    );
     let text = std::fs::read_to_string(path).unwrap();
     serde_saphyr::from_str(&text).unwrap()
 }
@@ -110,7 +113,11 @@ fn network(defaults: &Value) -> NodeNetwork {
         InterfaceAddress {
             interface: if address.is_loopback() { 1 } else { 2 },
             network: IpNet::from(address),
-            scope: if address.is_loopback() { Scope::Host } else { Scope::Global },
+            scope: if address.is_loopback() {
+                Scope::Host
+            } else {
+                Scope::Global
+            },
             secondary: false,
         }
     });
@@ -132,7 +139,11 @@ fn packet(packet: &Value, network: &NodeNetwork) -> Packet {
     Packet {
         source,
         source_port: 12_345,
-        origin: if network.is_own(source) { Origin::Node } else { Origin::Outside },
+        origin: if network.is_own(source) {
+            Origin::Node
+        } else {
+            Origin::Outside
+        },
         destination: SocketAddr::new(destination, packet["port"].as_u64().unwrap() as u16),
         protocol: match text(&packet["proto"]) {
             "TCP" => Transport::Tcp,
@@ -167,12 +178,25 @@ fn check(label: &str, explainer: &Explainer<'_>, network: &NodeNetwork, packets:
             .iter()
             .map(|candidate| SocketAddr::new(candidate.address, candidate.port).to_string())
             .collect();
-        let expected: BTreeSet<String> =
-            list(&expect["endpoints"]).iter().map(|endpoint| text(endpoint).to_owned()).collect();
+        let expected: BTreeSet<String> = list(&expect["endpoints"])
+            .iter()
+            .map(|endpoint| text(endpoint).to_owned())
+            .collect();
         assert_eq!(endpoints, expected, "{label}: {}", answer.reason);
         let masquerade = expect["masq"].as_bool().unwrap();
-        assert!(answer.endpoints.iter().all(|candidate| candidate.masquerade == masquerade), "{label}: {}", answer.reason);
-        let total: f64 = answer.endpoints.iter().map(|candidate| candidate.probability).sum();
+        assert!(
+            answer
+                .endpoints
+                .iter()
+                .all(|candidate| candidate.masquerade == masquerade),
+            "{label}: {}",
+            answer.reason
+        );
+        let total: f64 = answer
+            .endpoints
+            .iter()
+            .map(|candidate| candidate.probability)
+            .sum();
         assert!((total - 1.0).abs() < 1e-9, "{label}: {total}");
     }
     list(packets).len()
@@ -180,7 +204,9 @@ fn check(label: &str, explainer: &Explainer<'_>, network: &NodeNetwork, packets:
 
 /// Cases of nftables mode alone describe what iptables does not do (reject of unknown ports of a cluster IP).
 fn is_ours(case: &Value) -> bool {
-    list(&case["backends"]).iter().any(|backend| text(backend) == "iptables")
+    list(&case["backends"])
+        .iter()
+        .any(|backend| text(backend) == "iptables")
         || text(&case["name"]).contains("multiple nodeport-addresses")
 }
 
@@ -216,7 +242,10 @@ fn endpoint(value: &Value) -> model::Endpoint {
         ready: flag("ready"),
         serving: flag("serving"),
         terminating: flag("terminating"),
-        zone_hints: list(&value["hints"]).iter().map(|zone| text(zone).to_owned()).collect(),
+        zone_hints: list(&value["hints"])
+            .iter()
+            .map(|zone| text(zone).to_owned())
+            .collect(),
     }
 }
 
@@ -244,7 +273,10 @@ fn endpoint_set_cases() {
             family: Family::V4,
             cluster_ip: [10, 0, 0, 1].into(),
             port: 80,
-            node_port: case["nodePort"].as_u64().map(|port| port as u16).filter(|port| *port > 0),
+            node_port: case["nodePort"]
+                .as_u64()
+                .map(|port| port as u16)
+                .filter(|port| *port > 0),
             external_ips: Vec::new(),
             load_balancer_vips: Vec::new(),
             source_ranges: Vec::new(),
@@ -258,10 +290,16 @@ fn endpoint_set_cases() {
         };
         let zone = Some(text(&case["nodeZone"])).filter(|zone| !zone.is_empty());
         let sets = EndpointSets::of(&service, zone);
-        for (set, name) in [(&sets.cluster, "cluster"), (&sets.local, "local"), (&sets.reachable, "allReachable")] {
+        for (set, name) in [
+            (&sets.cluster, "cluster"),
+            (&sets.local, "local"),
+            (&sets.reachable, "allReachable"),
+        ] {
             let got: BTreeSet<String> = set.iter().map(ToString::to_string).collect();
-            let expected: BTreeSet<String> =
-                list(&case[name]).iter().map(|endpoint| text(endpoint).to_owned()).collect();
+            let expected: BTreeSet<String> = list(&case[name])
+                .iter()
+                .map(|endpoint| text(endpoint).to_owned())
+                .collect();
             assert_eq!(got, expected, "{}: {name}", text(&case["name"]));
         }
     }

@@ -9,6 +9,7 @@ use crate::snapshot::{parse_cidr, parse_ip};
 use dataplane::service::Selection;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub(super) struct Wire {
     ipvs: IpvsWire,
     #[serde(default)]
     conntrack: ConntrackWire,
+    #[serde(default)]
+    feature_gates: BTreeMap<String, bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -134,6 +137,15 @@ impl Wire {
         config.min_sync_period = rules.min_sync_period.unwrap_or(config.min_sync_period);
         if mode == ProxyMode::Ipvs {
             config.selection = self.scheduler(&mut config.warnings);
+        }
+        for (gate, enabled) in &self.feature_gates {
+            match gate.as_str() {
+                "LoadBalancerIPMode" => config.load_balancer_ip_mode = *enabled,
+                "TopologyAwareHints" => config.topology_aware_hints = *enabled,
+                other => config
+                    .warnings
+                    .push(format!("featureGates.{other} has no effect here")),
+            }
         }
         config.conntrack = self.conntrack.into_config();
         if wrong.is_empty() {

@@ -1,4 +1,243 @@
 use super::*;
+use std::path::Path;
+
+const MATRIX: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../tests/fixtures/policy-matrix"
+);
+
+fn matrix() -> (Snapshot, KubeProxyConfig) {
+    let folder = Path::new(MATRIX);
+    let snapshot = Snapshot::read(&folder.join("snapshot.yaml")).unwrap();
+    let config = KubeProxyConfig::read(&folder.join("kube-proxy.yaml")).unwrap();
+    (snapshot, config)
+}
+
+fn ask(explainer: &Explainer<'_>, from: &str, interface: &str, to: &str) -> Explanation {
+    explainer.explain(&Packet {
+        source: from.parse().unwrap(),
+        source_port: 40_000,
+        origin: explainer.origin(interface),
+        destination: to.parse().unwrap(),
+        protocol: Transport::Tcp,
+    })
+}
 
 #[test]
-fn placeholder_is_replaced() {}
+fn the_reason_names_the_rule() {
+    let (snapshot, config) = matrix();
+    let explainer = Explainer::new(&snapshot, &config, "node-c").unwrap();
+    for (from, interface, to, verdict, reason) in [
+        (
+            "198.51.100.1",
+            "eth0",
+            "203.0.113.8:80",
+            Verdict::Drop,
+            "externalTrafficPolicy is Local and node-c has no ready endpoint of matrix/external-local:http",
+        ),
+        (
+            "10.244.3.9",
+            "veth0",
+            "203.0.113.8:80",
+            Verdict::Forward,
+            "externalTrafficPolicy is Local, but pods inside the cluster may use any endpoint of matrix/external-local:http",
+        ),
+        (
+            "10.244.3.9",
+            "veth0",
+            "10.96.1.7:80",
+            Verdict::Drop,
+            "internalTrafficPolicy is Local and node-c has no ready endpoint of matrix/internal-local:http",
+        ),
+        (
+            "10.244.3.9",
+            "veth0",
+            "10.96.1.4:80",
+            Verdict::Reject,
+            "matrix/no-endpoints:http has no ready endpoints",
+        ),
+        (
+            "192.0.2.1",
+            "eth0",
+            "203.0.113.11:80",
+            Verdict::Drop,
+            "192.0.2.1 is in none of the loadBalancerSourceRanges of matrix/source-ranges:http (198.51.100.0/24, 172.18.0.2/32)",
+        ),
+        (
+            "10.244.3.9",
+            "veth0",
+            "10.96.1.1:81",
+            Verdict::Pass,
+            "10.96.1.1 is a cluster IP of matrix/cluster-ip, which has 80/tcp but not 81/tcp; kube-proxy leaves such packets alone",
+        ),
+        (
+            "10.244.3.9",
+            "veth0",
+            "10.96.9.9:80",
+            Verdict::Pass,
+            "no Service has the address 10.96.9.9; the packet is routed like any other",
+        ),
+        (
+            "192.0.2.1",
+            "eth0",
+            "172.18.0.4:30999",
+            Verdict::Pass,
+            "172.18.0.4 is an address of node-c, and 30999/tcp is no Service's nodePort",
+        ),
+        (
+            "192.0.2.1",
+            "eth0",
+            "172.18.0.2:30110",
+            Verdict::Pass,
+            "172.18.0.2 is an address of node node-a; that node decides",
+        ),
+        (
+            "172.18.0.4",
+            "",
+            "10.96.1.6:80",
+            Verdict::Forward,
+            "internalTrafficPolicy is Cluster: any endpoint of matrix/affinity:http; sessionAffinity ClientIP: a client stays with its endpoint for 60 s",
+        ),
+    ] {
+        let answer = ask(&explainer, from, interface, to);
+        assert_eq!(
+            (answer.verdict, answer.reason.as_str()),
+            (verdict, reason),
+            "{from} -> {to}"
+        );
+    }
+}
+
+#[test]
+fn the_json_is_that_of_the_contract() {
+    let (snapshot, config) = matrix();
+    let explainer = Explainer::new(&snapshot, &config, "node-a").unwrap();
+    let answer = ask(&explainer, "192.0.2.1", "eth0", "203.0.113.8:80");
+    let json = serde_json::to_value(&answer).unwrap();
+    let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["endpoints", "reason", "service", "verdict"]);
+    assert_eq!(json["verdict"], "forward");
+    assert_eq!(json["service"], "matrix/external-local:http");
+    let candidate = &json["endpoints"][0];
+    assert_eq!(candidate["masquerade"], false);
+    assert!(candidate["address"].is_string() && candidate["port"] == 8080);
+    assert!(candidate["probability"].as_f64().unwrap() > 0.0);
+}
+
+/// Two nodes; one ready endpoint on node-a; another Service with the same load balancer IP and port.
+const TROUBLE: &str = r#"
+{apiVersion: v1, kind: Node, metadata: {name: node-a}, spec: {podCIDR: 10.244.1.0/24}, status: {addresses: [{type: InternalIP, address: 172.18.0.2}]}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: node-b}, spec: {podCIDR: 10.244.2.0/24}, status: {addresses: [{type: InternalIP, address: 172.18.0.3}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: demo}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.1
+  clusterIPs: [10.96.0.1, 'fd00:96::1']
+  ipFamilies: [IPv4, IPv6]
+  externalTrafficPolicy: Local
+  loadBalancerSourceRanges: [172.18.0.2/32]
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: web}, {name: metrics, port: 9000, targetPort: prom}]
+status: {loadBalancer: {ingress: [{ip: 192.0.2.1}, {ip: 'fd00:1b::1'}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: other, namespace: demo}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.2, selector: {app: other}, ports: [{port: 80}]}
+status: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: demo, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints:
+- {addresses: [10.244.1.10], nodeName: node-a}
+- {addresses: [10.244.2.10], nodeName: node-b, conditions: {ready: false, serving: false}}
+"#;
+
+#[test]
+fn the_overview_warns_about_what_goes_wrong() {
+    let snapshot = Snapshot::parse("x", TROUBLE).unwrap();
+    let config = KubeProxyConfig::default();
+    let nodes: Vec<_> = ["node-a", "node-b"]
+        .iter()
+        .map(|name| Explainer::new(&snapshot, &config, name).unwrap())
+        .collect();
+    let service = |name: &str| {
+        snapshot
+            .services
+            .iter()
+            .find(|service| service.metadata.name == name)
+            .unwrap()
+    };
+    let overview = overview::of(service("web"), &nodes);
+    assert_eq!(
+        overview.warnings,
+        [
+            "no EndpointSlice has its port `metrics` (9000/TCP) (no pod has a port called prom): connections to it are refused",
+            "1 of 2 endpoints of demo/web:http (IPv4) are not ready",
+            "externalTrafficPolicy is Local and there is no ready endpoint of demo/web:http (IPv4) on node-b: what comes from outside there is dropped",
+            "loadBalancerSourceRanges do not hold the nodes node-b (172.18.0.3): they cannot reach the load balancer IP",
+            "loadBalancerSourceRanges has no IPv6 range: over IPv6 everyone is let in",
+            "192.0.2.1 port 80 is claimed by demo/other too: which of the two answers is not defined",
+        ]
+    );
+    let clients: Vec<_> = overview
+        .ways
+        .iter()
+        .map(|way| (way.node.as_str(), way.client, way.via))
+        .collect();
+    assert!(
+        clients.contains(&("node-b", "outside", "loadBalancerIP")),
+        "{clients:?}"
+    );
+    assert_eq!(
+        overview::of(service("other"), &nodes).warnings[0],
+        "its selector app=other matched no pod"
+    );
+}
+
+/// The first Service has no endpoint on this node, so its rules let the packet fall through to the second's.
+#[test]
+fn of_two_claims_the_first_that_can_serve_does() {
+    let text = TROUBLE.replace("loadBalancerSourceRanges: [172.18.0.2/32]", "");
+    let snapshot = Snapshot::parse("x", &text).unwrap();
+    let config = KubeProxyConfig::default();
+    let on_node_a = Explainer::new(&snapshot, &config, "node-a").unwrap();
+    let answer = ask(&on_node_a, "192.0.2.9", "eth0", "192.0.2.1:80");
+    assert_eq!(answer.service.as_deref(), Some("demo/web:http"));
+    assert_eq!(answer.verdict, Verdict::Forward);
+    let on_node_b = Explainer::new(&snapshot, &config, "node-b").unwrap();
+    let answer = ask(&on_node_b, "192.0.2.9", "eth0", "192.0.2.1:80");
+    assert_eq!(
+        (answer.verdict, answer.service.as_deref()),
+        (Verdict::Reject, Some("demo/other"))
+    );
+}
+
+#[test]
+fn what_the_node_sends_is_not_refused_in_output() {
+    let (snapshot, config) = matrix();
+    let text = TROUBLE.replace("192.0.2.1}, {", "192.0.2.8}, {");
+    let mine = Snapshot::parse("x", &text).unwrap();
+    let explainer = Explainer::new(&mine, &config, "node-a").unwrap();
+    assert_eq!(
+        ask(&explainer, "172.18.0.2", "", "192.0.2.1:80").verdict,
+        Verdict::Pass
+    );
+    assert_eq!(
+        ask(&explainer, "192.0.2.9", "eth0", "192.0.2.1:80").verdict,
+        Verdict::Reject
+    );
+    // A NodePort's packets come back in through lo and meet INPUT's rules.
+    let explainer = Explainer::new(&snapshot, &config, "node-a").unwrap();
+    assert_eq!(
+        ask(&explainer, "172.18.0.2", "", "172.18.0.2:30104").verdict,
+        Verdict::Reject
+    );
+}

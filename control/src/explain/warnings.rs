@@ -32,7 +32,7 @@ pub fn of(service: &Service, nodes: &[Explainer<'_>]) -> Vec<String> {
     warnings.extend(not_ready(first, service));
     warnings.extend(nodes_without_endpoints(service, nodes));
     warnings.extend(locked_out_nodes(service, nodes));
-    warnings.extend(unfiltered_family(service));
+    warnings.extend(unfiltered_family(first, service));
     warnings.extend(claimed_twice(first, service));
     warnings
 }
@@ -221,7 +221,9 @@ fn locked_out_nodes(service: &Service, nodes: &[Explainer<'_>]) -> Vec<String> {
                 (!inside).then(|| format!("{} ({address})", explainer.node_name))
             })
             .collect();
-        let has_vip = resolve::load_balancer_vips(service).any(|vip| Family::of(vip) == family);
+        let has_vip = nodes
+            .first()
+            .is_some_and(|first| has_vip(first, service, family));
         if has_vip && !ranges.is_empty() && !locked_out.is_empty() {
             warnings.push(format!(
                 "loadBalancerSourceRanges do not hold the nodes {}: they cannot reach the load balancer IP",
@@ -232,13 +234,13 @@ fn locked_out_nodes(service: &Service, nodes: &[Explainer<'_>]) -> Vec<String> {
     warnings
 }
 
-fn unfiltered_family(service: &Service) -> Vec<String> {
+fn unfiltered_family(explainer: &Explainer<'_>, service: &Service) -> Vec<String> {
     let ranges = &service.spec.load_balancer_source_ranges;
     if ranges.is_empty() {
         return Vec::new();
     }
     let open = |family: &Family| {
-        resolve::load_balancer_vips(service).any(|vip| Family::of(vip) == *family)
+        has_vip(explainer, service, *family)
             && !ranges
                 .iter()
                 .any(|range| Family::of(range.addr()) == *family)
@@ -251,6 +253,11 @@ fn unfiltered_family(service: &Service) -> Vec<String> {
             format!("loadBalancerSourceRanges has no {name} range: over {name} everyone is let in")
         })
         .collect()
+}
+
+fn has_vip(explainer: &Explainer<'_>, service: &Service, family: Family) -> bool {
+    service_ports(explainer, service)
+        .any(|port| port.family == family && !port.load_balancer_vips.is_empty())
 }
 
 fn claimed_twice(explainer: &Explainer<'_>, service: &Service) -> BTreeSet<String> {

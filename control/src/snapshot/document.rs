@@ -65,18 +65,18 @@ fn read_yaml(file: &Arc<str>, text: &str) -> (Vec<RawObject>, Vec<Problem>) {
 }
 
 /// One document of a stream.
-struct Chunk<'t> {
-    text: &'t str,
-    /// Number of the document, from 1.
+pub(super) struct Chunk<'t> {
+    pub(super) text: &'t str,
+    /// Number of the document, from 1: its place in the stream.
     number: usize,
     /// Lines of the file before the chunk.
-    lines_before: usize,
+    pub(super) lines_before: usize,
     /// Lines of the chunk before its first that says something.
     lead: usize,
 }
 
-/// Cuts at document markers; documents of comments alone are left out.
-fn split(text: &str) -> Vec<Chunk<'_>> {
+/// Cuts at document markers; documents of comments alone are left out. A stream of JSON is one.
+pub(super) fn split(text: &str) -> Vec<Chunk<'_>> {
     let mut chunks: Vec<Chunk<'_>> = Vec::new();
     let (mut start, mut start_line, mut offset) = (0, 0, 0);
     for (number, line) in text.split_inclusive('\n').enumerate() {
@@ -93,14 +93,6 @@ fn split(text: &str) -> Vec<Chunk<'_>> {
     }
     push(&mut chunks, &text[start..], start_line);
     chunks
-}
-
-/// The text of one document, and the number of lines before it. A JSON stream counts as one.
-pub(super) fn chunk(text: &str, number: usize) -> Option<(&str, usize)> {
-    let chunk = split(text)
-        .into_iter()
-        .find(|chunk| chunk.number == number)?;
-    Some((chunk.text, chunk.lines_before))
 }
 
 fn push<'t>(chunks: &mut Vec<Chunk<'t>>, text: &'t str, lines_before: usize) {

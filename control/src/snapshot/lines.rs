@@ -6,21 +6,29 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 use std::fmt;
 
+/// Each takes a second reading of its document: what nobody will read to the end keeps its object's line.
+const REFINED: usize = 100;
+
 /// Moves each problem from its object's line to its field's, where that can be found.
 pub(super) fn refine(problems: &mut [Problem], text: &str) {
-    for problem in problems {
-        if problem.field.is_empty() {
-            continue;
-        }
-        let Some((chunk, lines_before)) = document::chunk(text, problem.location.document) else {
+    if problems.is_empty() {
+        return;
+    }
+    let chunks = document::split(text);
+    for problem in problems
+        .iter_mut()
+        .take(REFINED)
+        .filter(|problem| !problem.field.is_empty())
+    {
+        let Some(chunk) = chunks.get(problem.location.document - 1) else {
             continue;
         };
-        let Ok(tree) = serde_saphyr::from_str_with_options(chunk, document::options()) else {
+        let Ok(tree) = serde_saphyr::from_str_with_options(chunk.text, document::options()) else {
             continue;
         };
-        let line = problem.location.line.saturating_sub(lines_before);
+        let line = problem.location.line.saturating_sub(chunk.lines_before);
         if let Some(found) = field_line(&tree, line, &problem.field) {
-            problem.location.line = lines_before + found;
+            problem.location.line = chunk.lines_before + found;
         }
     }
 }

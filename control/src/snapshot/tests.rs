@@ -15,9 +15,17 @@ fn reads_every_fixture() {
         let path = format!("{FIXTURES}/{name}/snapshot.yaml");
         let snapshot = Snapshot::read(Path::new(&path)).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        let count = |kind: &str| text.lines().filter(|line| *line == format!("kind: {kind}")).count();
+        let count = |kind: &str| {
+            text.lines()
+                .filter(|line| *line == format!("kind: {kind}"))
+                .count()
+        };
         assert_eq!(snapshot.services.len(), count("Service"), "{name}");
-        assert_eq!(snapshot.endpoint_slices.len(), count("EndpointSlice"), "{name}");
+        assert_eq!(
+            snapshot.endpoint_slices.len(),
+            count("EndpointSlice"),
+            "{name}"
+        );
         assert_eq!(snapshot.nodes.len(), nodes, "{name}");
     }
 }
@@ -37,8 +45,14 @@ const TWO: &str = "# comment\n---\napiVersion: v1\nkind: Service\nmetadata:\n  n
 #[test]
 fn objects_know_where_they_were_read() {
     let snapshot = Snapshot::parse("two.yaml", TWO).unwrap();
-    assert_eq!(snapshot.services[0].metadata.location.to_string(), "two.yaml:3");
-    assert_eq!(snapshot.nodes[0].metadata.location.to_string(), "two.yaml:13 (document 2)");
+    assert_eq!(
+        snapshot.services[0].metadata.location.to_string(),
+        "two.yaml:3"
+    );
+    assert_eq!(
+        snapshot.nodes[0].metadata.location.to_string(),
+        "two.yaml:13 (document 2)"
+    );
     assert_eq!(snapshot.services[0].metadata.namespace, "default");
 }
 
@@ -56,7 +70,10 @@ fn lists_and_json_are_the_same_as_documents() {
         assert_eq!(snapshot.services[0].spec, documents.services[0].spec);
         assert_eq!(snapshot.nodes[0].metadata.location.line, line);
     }
-    assert_eq!(Snapshot::parse("x", raw).unwrap().services[0].spec, documents.services[0].spec);
+    assert_eq!(
+        Snapshot::parse("x", raw).unwrap().services[0].spec,
+        documents.services[0].spec
+    );
 }
 
 #[test]
@@ -79,8 +96,16 @@ endpoints: []
 ports: []
 ";
     let alone = Snapshot::parse("x", &format!("{SERVICE}---{endpoints}")).unwrap();
-    let of_v4 = alone.endpoint_slices.iter().find(|slice| slice.address_type == AddressType::IPv4);
-    let ready: Vec<_> = of_v4.unwrap().endpoints.iter().map(|endpoint| endpoint.conditions.ready).collect();
+    let of_v4 = alone
+        .endpoint_slices
+        .iter()
+        .find(|slice| slice.address_type == AddressType::IPv4);
+    let ready: Vec<_> = of_v4
+        .unwrap()
+        .endpoints
+        .iter()
+        .map(|endpoint| endpoint.conditions.ready)
+        .collect();
     assert_eq!(ready, [Some(true), Some(false)]);
     assert_eq!(alone.endpoint_slices.len(), 2);
     let both = Snapshot::parse("x", &format!("{SERVICE}---{endpoints}---{slice}")).unwrap();
@@ -94,15 +119,27 @@ fn leading_zeros_are_dropped() {
     let snapshot = Snapshot::parse("x", &text).unwrap();
     let address = objects::ClusterIp::Address([172, 30, 0, 41].into());
     assert_eq!(snapshot.services[0].spec.cluster_ip, address);
-    assert_eq!(parse_cidr("203.0.113.000/025"), "203.0.113.0/25".parse().ok());
-    for text in ["1.2.3", "1.2.3.4.5", "1.2.3.", "256.1.1.1", "1.2.3.0400", "x"] {
+    assert_eq!(
+        parse_cidr("203.0.113.000/025"),
+        "203.0.113.0/25".parse().ok()
+    );
+    for text in [
+        "1.2.3",
+        "1.2.3.4.5",
+        "1.2.3.",
+        "256.1.1.1",
+        "1.2.3.0400",
+        "x",
+    ] {
         assert_eq!(parse_ip(text), None, "{text}");
     }
 }
 
 #[test]
 fn other_kinds_are_skipped_with_a_note() {
-    let text = format!("{SERVICE}---\napiVersion: apps/v1\nkind: Deployment\nspec: {{ports: 7}}\n---\napiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{name: x}}\n");
+    let text = format!(
+        "{SERVICE}---\napiVersion: apps/v1\nkind: Deployment\nspec: {{ports: 7}}\n---\napiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{name: x}}\n"
+    );
     let snapshot = Snapshot::parse("x", &text).unwrap();
     assert_eq!(snapshot.services.len(), 1);
     assert_eq!(snapshot.notes.len(), 2, "{:?}", snapshot.notes);
@@ -114,7 +151,10 @@ fn the_order_of_documents_makes_no_difference() {
     let b = SERVICE.replace("web", "api").replace("0.10", "0.11");
     let names = |text: String| {
         let snapshot = Snapshot::parse("x", &text).unwrap();
-        let names = snapshot.services.iter().map(|service| service.metadata.name.clone());
+        let names = snapshot
+            .services
+            .iter()
+            .map(|service| service.metadata.name.clone());
         names.collect::<Vec<_>>()
     };
     assert_eq!(names(format!("{a}---{b}")), ["api", "web"]);
@@ -123,11 +163,15 @@ fn the_order_of_documents_makes_no_difference() {
 
 /// A Service with `spec` in place of the good one.
 fn service(spec: &str) -> String {
-    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: demo}}\nspec:\n{spec}")
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: demo}}\nspec:\n{spec}"
+    )
 }
 
 fn slice(body: &str) -> String {
-    format!("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web-1, namespace: demo}}\n{body}")
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web-1, namespace: demo}}\n{body}"
+    )
 }
 
 fn node(body: &str) -> String {
@@ -199,7 +243,11 @@ fn bad_objects() -> Vec<(String, &'static str)> {
 }
 
 fn two_nodes(first: &str, second: &str) -> String {
-    format!("{}---\n{}", node(first), node(second).replace("node-a", "node-b"))
+    format!(
+        "{}---\n{}",
+        node(first),
+        node(second).replace("node-a", "node-b")
+    )
 }
 
 #[test]
@@ -213,7 +261,11 @@ fn bad_objects_are_refused_with_a_message() {
             Err(error) => error.to_string(),
         };
         // The parser's own words on what is no YAML are its business.
-        let same = if expected.ends_with(": ") { message.starts_with(expected) } else { message == expected };
+        let same = if expected.ends_with(": ") {
+            message.starts_with(expected)
+        } else {
+            message == expected
+        };
         if !same {
             wrong.push(format!("expected: {expected}\n     got: {message}"));
         }
@@ -223,7 +275,11 @@ fn bad_objects_are_refused_with_a_message() {
 
 #[test]
 fn all_problems_are_reported_at_once() {
-    let text = format!("{}---\n{}", service("  ports:\n  - port: 0\n"), slice("addressType: IPv5\n"));
+    let text = format!(
+        "{}---\n{}",
+        service("  ports:\n  - port: 0\n"),
+        slice("addressType: IPv5\n")
+    );
     let message = Snapshot::parse("x.yaml", &text).unwrap_err().to_string();
     assert_eq!(message.lines().count(), 2, "{message}");
 }
@@ -231,9 +287,16 @@ fn all_problems_are_reported_at_once() {
 #[test]
 fn a_lab_needs_a_place_for_every_endpoint() {
     let endpoints = "addressType: IPv4\nendpoints:\n- addresses: [10.244.0.5]\n- addresses: [10.9.9.9]\n- {addresses: [10.244.0.6], nodeName: nowhere}\n";
-    let text = format!("{}---\n{}", node("spec: {podCIDRs: [10.244.0.0/24]}\n"), slice(endpoints));
+    let text = format!(
+        "{}---\n{}",
+        node("spec: {podCIDRs: [10.244.0.0/24]}\n"),
+        slice(endpoints)
+    );
     let problems = Snapshot::parse("x.yaml", &text).unwrap().check_for_lab();
-    let messages: Vec<String> = problems.iter().map(|problem| format!("{}: {}", problem.field, problem.message)).collect();
+    let messages: Vec<String> = problems
+        .iter()
+        .map(|problem| format!("{}: {}", problem.field, problem.message))
+        .collect();
     assert_eq!(
         messages,
         [

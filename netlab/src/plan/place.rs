@@ -161,7 +161,7 @@ impl Placer {
             let pod_cidrs: Vec<IpNet> = node.pod_cidrs().map(|range| range.trunc()).collect();
             let overlapping = self.nodes.iter().find_map(|other| {
                 let clash = |a: &&IpNet| {
-                    pod_cidrs.iter().any(|b| a.contains(b) || b.contains(**a))
+                    pod_cidrs.iter().any(|b| a.contains(b) || b.contains(*a))
                 };
                 other.pod_cidrs.iter().find(clash).map(|range| (other.name.clone(), *range))
             });
@@ -299,7 +299,7 @@ impl Placer {
                 let message = format!("{node} is no Node of the snapshot; {hint}");
                 return self.refuse(&pod.location, object(), "node".to_owned(), message);
             }
-            (Some(node), Some(placed)) if placed.node() != Some(node) => {
+            (Some(node), Some(placed)) if placed.node() != Some(node.as_str()) => {
                 let other = placed.node().unwrap_or("none");
                 let message = format!("is {node}, but its EndpointSlice says {other}; mend one of them");
                 return self.refuse(&pod.location, object(), "node".to_owned(), message);

@@ -32,7 +32,7 @@ pub(super) fn add(plan: &mut Plan, placement: &Placement, fabric: &Fabric, input
         let own: Vec<IpAddr> = host.addresses.iter().map(IpNet::addr).collect();
         let all_nodes = placement.nodes.iter().flat_map(|node| node.addresses.iter().copied());
         let mut on_link: Vec<IpAddr> = Vec::new();
-        match &host.name {
+        match &host.name.clone() {
             HostName::Node(name) => {
                 on_link.extend(all_nodes);
                 on_link.extend(fabric.client.iter().map(IpNet::addr));

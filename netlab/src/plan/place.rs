@@ -196,7 +196,7 @@ impl Placer {
     }
 
     /// Where an endpoint is; else the field that is wrong and why.
-    fn place(&self, endpoint: &Endpoint, address: IpAddr) -> Result<Placing, (&str, String)> {
+    fn place(&self, endpoint: &Endpoint, address: IpAddr) -> Result<Placing, (&'static str, String)> {
         let name = endpoint.node_name.as_deref();
         if let Some(node) = self.nodes.iter().find(|node| node.addresses.contains(&address)) {
             return match name {

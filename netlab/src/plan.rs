@@ -348,10 +348,11 @@ impl Builder<'_> {
         name: &HostName,
         pod: &PlacedPod,
     ) -> Result<String, Problems> {
-        let taken: BTreeSet<_> = self.plan.hosts.iter().filter_map(|host| match &host.link {
+        let links = self.plan.hosts.iter().filter_map(|host| match &host.link {
             Link::ToNode { interface, .. } => Some(interface.as_str()),
             _ => None,
         });
+        let taken: BTreeSet<&str> = links.collect();
         const TRIES: usize = 1000;
         (0..TRIES)
             .map(|attempt| names::interface(prefix, &format!("{name}{}", "'".repeat(attempt))))

@@ -19,6 +19,7 @@ mod request;
 use crate::plan::Protocol;
 use connection::Connection;
 use rustix::event::epoll;
+use rustix::io::Errno;
 use serde::Serialize;
 use socket2::{Domain, Socket, Type};
 use std::collections::HashMap;
@@ -124,9 +125,7 @@ pub fn run(arguments: Arguments) -> io::Result<()> {
 
 /// Whether a socket was refused because the kernel lacks the protocol.
 pub fn has_no_sctp(error: &io::Error) -> bool {
-    let errno = rustix::io::Errno::from_io_error(error);
-    use rustix::io::Errno;
-    matches!(errno, Some(Errno::PROTONOSUPPORT | Errno::SOCKTNOSUPPORT))
+    matches!(Errno::from_io_error(error), Some(Errno::PROTONOSUPPORT | Errno::SOCKTNOSUPPORT))
 }
 
 fn in_words(protocol: &'static str, port: u16) -> impl FnOnce(io::Error) -> io::Error {
@@ -233,7 +232,7 @@ impl Server {
         loop {
             events.clear();
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
-                Err(rustix::io::Errno::INTR) => continue,
+                Err(Errno::INTR) => continue,
                 other => other?,
             };
             for event in &events {

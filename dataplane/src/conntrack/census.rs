@@ -4,7 +4,6 @@
 
 use super::statistics::shard;
 use crate::tuple::Address;
-use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Counters of each of two rows. 2^16 sources share none of them on average.

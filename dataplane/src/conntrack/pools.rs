@@ -10,7 +10,6 @@
 //! bit after the entry is gone.
 
 use crate::tuple::{Timestamp, Tuple};
-use std::hash::BuildHasher;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 

@@ -159,7 +159,7 @@ impl<'a> Comparison<'a> {
                 .iter()
                 .filter(|(name, _)| name.table == "nat" && name.chain == "KUBE-SERVICES")
                 .flat_map(|(_, rules)| rules)
-                .filter(|rule| words::service_of(rule) == Some(service))
+                .filter(|rule| words::service_of(rule) == Some(service.as_str()))
                 .map(words::destination)
                 .collect();
             if !captured.is_empty() {
@@ -245,14 +245,10 @@ impl<'a> Comparison<'a> {
 
     /// The same rules on both sides: in a Service's own chain they must stand in the same order too.
     fn order(&mut self, name: &ChainName, expected: &[Rule], found: &[Rule]) {
-        let same = || {
-            let pairs = expected.iter().zip(found);
-            pairs
-                .into_iter()
-                .all(|(a, b)| comparable(name, a) == comparable(name, b))
-        };
+        let mut pairs = expected.iter().zip(found);
+        let same = pairs.all(|(a, b)| comparable(name, a) == comparable(name, b));
         let owner = self.expected.owners.get(&name.chain).cloned();
-        if owner.is_some() && !same() {
+        if owner.is_some() && !same {
             let message = format!("the rules of {name} stand in another order");
             self.report(Kind::Changed, owner.as_deref(), message, None, None);
         }

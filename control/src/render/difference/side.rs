@@ -58,7 +58,7 @@ impl Side {
             rules
                 .iter()
                 .filter(move |_| is_kube_proxys)
-                .filter_map(|rule| self.owner(name, rule))
+                .filter_map(move |rule| self.owner(name, rule))
         });
         owned.map(str::to_owned).collect()
     }

@@ -72,7 +72,11 @@ pub fn run(settings: Settings, ready: impl FnOnce() -> bool) -> Result<()> {
     let (events, received) = channel();
     let mut agent = Agent::start(settings, &events)?;
     // Who does not listen any more to `ready` has ended, so the agent is not needed.
-    let result = if ready() { agent.run(&received) } else { Ok(()) };
+    let result = if ready() {
+        agent.run(&received)
+    } else {
+        Ok(())
+    };
     agent.stop()?;
     result
 }
@@ -183,7 +187,9 @@ impl Agent {
         let read = Snapshot::read(&self.settings.snapshot);
         let result = read.map_err(anyhow::Error::from).and_then(|snapshot| {
             let old = std::mem::replace(&mut self.snapshot, snapshot);
-            self.publish().and_then(|()| self.steer()).inspect_err(|_| self.snapshot = old)
+            self.publish()
+                .and_then(|()| self.steer())
+                .inspect_err(|_| self.snapshot = old)
         });
         match result {
             Ok(()) => tracing::info!(generation = self.generation.0, "published"),
@@ -205,7 +211,9 @@ impl Agent {
         let parts = compile(&self.snapshot, &self.config, &network, node, generation)?;
         let facts = facts::node_facts(&network, &self.snapshot, node);
         self.shared.facts.store(Arc::new(facts));
-        self.shared.services.store(Arc::new(ServiceTable::new(parts, &RandomState::new())));
+        self.shared
+            .services
+            .store(Arc::new(ServiceTable::new(parts, &RandomState::new())));
         self.generation = generation;
         Ok(())
     }
@@ -241,7 +249,10 @@ impl Agent {
     }
 
     fn counts(&self) -> Counts {
-        self.workers.as_ref().map(Workers::counts).unwrap_or_default()
+        self.workers
+            .as_ref()
+            .map(Workers::counts)
+            .unwrap_or_default()
     }
 
     fn stop(&mut self) -> Result<()> {
@@ -275,12 +286,24 @@ fn conntrack_settings(config: &KubeProxyConfig) -> conntrack::Settings {
     let limits = &config.conntrack;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let capacity = (limits.max_per_core as usize * processors).max(limits.min as usize);
-    let mut settings = conntrack::Settings::kernel(if capacity == 0 { KERNEL_CAPACITY } else { capacity });
+    let mut settings = conntrack::Settings::kernel(if capacity == 0 {
+        KERNEL_CAPACITY
+    } else {
+        capacity
+    });
     let set = |timeout: &mut Duration, wanted: Option<Duration>| {
-        *timeout = wanted.filter(|wanted| !wanted.is_zero()).unwrap_or(*timeout);
+        *timeout = wanted
+            .filter(|wanted| !wanted.is_zero())
+            .unwrap_or(*timeout);
     };
-    set(&mut settings.tcp.timeouts.established, limits.tcp_established_timeout);
-    set(&mut settings.tcp.timeouts.close_wait, limits.tcp_close_wait_timeout);
+    set(
+        &mut settings.tcp.timeouts.established,
+        limits.tcp_established_timeout,
+    );
+    set(
+        &mut settings.tcp.timeouts.close_wait,
+        limits.tcp_close_wait_timeout,
+    );
     set(&mut settings.timeouts.udp.unreplied, limits.udp_timeout);
     set(&mut settings.timeouts.udp.stream, limits.udp_stream_timeout);
     settings.tcp.be_liberal = limits.tcp_be_liberal;

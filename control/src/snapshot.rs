@@ -12,8 +12,8 @@ mod endpoints_object;
 mod fields;
 mod lab;
 mod lines;
-mod notes;
 mod merge;
+mod notes;
 pub mod objects;
 mod validate;
 

@@ -542,8 +542,15 @@ impl Conntrack {
         now: Timestamp,
     ) -> Option<Option<u16>> {
         let is_free = |tuple: &Tuple| self.find(tuple, now).is_none();
-        let found = self.slots.pools().find(search.reply, (search.range, search.start), reserved, now, &is_free)?;
-        self.statistics.add(Counter::Found, u64::from(found.is_none()));
+        let found = self.slots.pools().find(
+            search.reply,
+            (search.range, search.start),
+            reserved,
+            now,
+            &is_free,
+        )?;
+        self.statistics
+            .add(Counter::Found, u64::from(found.is_none()));
         Some(found)
     }
 
@@ -563,10 +570,12 @@ impl Conntrack {
         }
         let mut candidate = *search.reply;
         let ports = (search.start..=*search.range.end()).chain(*search.range.start()..search.start);
-        ports.filter(|&port| !reserved.is_some_and(|reserved| reserved.contains(port))).find(|&port| {
-            *candidate.leased_port_mut() = port;
-            is_free(&candidate)
-        })
+        ports
+            .filter(|&port| !reserved.is_some_and(|reserved| reserved.contains(port)))
+            .find(|&port| {
+                *candidate.leased_port_mut() = port;
+                is_free(&candidate)
+            })
     }
 
     /// A further packet of a connection. When its entry has gone meanwhile the packet passes as `found` says.
@@ -775,10 +784,12 @@ impl Conntrack {
     fn early_drop(&self, tentative: &Tentative, error: InsertError, now: Timestamp) -> bool {
         // When a bucket of the tuple is full, room elsewhere is of no use.
         let reach = if error == InsertError::Full { 8 } else { 1 };
-        [&tentative.original, &tentative.reply].into_iter().any(|tuple| {
-            let hash = self.slots.hash(tuple);
-            (0..reach).any(|nth| self.drop_unassured(hash, nth, now) > 0)
-        })
+        [&tentative.original, &tentative.reply]
+            .into_iter()
+            .any(|tuple| {
+                let hash = self.slots.hash(tuple);
+                (0..reach).any(|nth| self.drop_unassured(hash, nth, now) > 0)
+            })
     }
 
     fn drop_unassured(&self, hash: TupleHash, nth_bucket: usize, now: Timestamp) -> usize {
@@ -788,7 +799,8 @@ impl Conntrack {
         for entry in self.slots.neighbours(hash, nth_bucket) {
             if may_go(entry.meta) && self.slots.remove_if(entry.id, may_go) {
                 gone += 1;
-                self.statistics.add(Counter::EarlyDrop, u64::from(!is_expired(entry.meta)));
+                self.statistics
+                    .add(Counter::EarlyDrop, u64::from(!is_expired(entry.meta)));
             }
         }
         gone

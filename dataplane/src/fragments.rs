@@ -86,7 +86,11 @@ impl Fragments {
 
     /// How many datagrams are incomplete.
     pub fn len(&self) -> usize {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).datagrams.len()
+        self.held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .datagrams
+            .len()
     }
 
     /// Whether there is none.
@@ -124,7 +128,10 @@ impl Held {
     fn collect(&mut self, frame: &Frame, described: &Described, now: Timestamp) -> Collected {
         self.expire_one(&described.key, now);
         let size = frame.bytes().len();
-        let datagram = self.datagrams.entry(described.key).or_insert_with(|| Datagram::new(now));
+        let datagram = self
+            .datagrams
+            .entry(described.key)
+            .or_insert_with(|| Datagram::new(now));
         let crowded = datagram.pieces.len() >= MAXIMUM_FRAGMENTS;
         if crowded || self.bytes + size > MAXIMUM_BYTES {
             self.remove(&described.key);
@@ -138,12 +145,18 @@ impl Held {
         if !datagram.is_whole() {
             return Collected::Waiting;
         }
-        let pieces = self.remove(&described.key).map_or_else(Vec::new, |whole| whole.pieces);
+        let pieces = self
+            .remove(&described.key)
+            .map_or_else(Vec::new, |whole| whole.pieces);
         Collected::Whole(pieces.into_iter().map(|piece| piece.frame).collect())
     }
 
     fn expire_one(&mut self, key: &Key, now: Timestamp) {
-        if self.datagrams.get(key).is_some_and(|datagram| datagram.is_expired(now)) {
+        if self
+            .datagrams
+            .get(key)
+            .is_some_and(|datagram| datagram.is_expired(now))
+        {
             self.remove(key);
         }
     }
@@ -169,7 +182,11 @@ impl Held {
 
 impl Datagram {
     const fn new(since: Timestamp) -> Self {
-        Self { since, pieces: Vec::new(), bytes: 0 }
+        Self {
+            since,
+            pieces: Vec::new(),
+            bytes: 0,
+        }
     }
 
     fn is_expired(&self, now: Timestamp) -> bool {
@@ -179,7 +196,9 @@ impl Datagram {
     /// Puts the fragment in its place. False when it overlaps another or contradicts the end.
     fn insert(&mut self, frame: &Frame, described: &Described) -> bool {
         let start = described.fragment.offset;
-        let at = self.pieces.partition_point(|piece| piece.fragment.offset < start);
+        let at = self
+            .pieces
+            .partition_point(|piece| piece.fragment.offset < start);
         let fits_behind = at == 0 || self.pieces[at - 1].end() <= start;
         let ends_before = |next: &Piece| start + described.length <= next.fragment.offset;
         let fits_before = self.pieces.get(at).is_none_or(ends_before);
@@ -189,7 +208,14 @@ impl Datagram {
             return false;
         }
         let (fragment, length) = (described.fragment, described.length);
-        self.pieces.insert(at, Piece { fragment, length, frame: frame.duplicate() });
+        self.pieces.insert(
+            at,
+            Piece {
+                fragment,
+                length,
+                frame: frame.duplicate(),
+            },
+        );
         self.bytes += frame.bytes().len();
         true
     }
@@ -235,7 +261,11 @@ pub fn has_bad_checksum(frames: &mut [Frame]) -> bool {
     }
     match first {
         Some((_, _, Protocol::ICMP)) => total != 0xffff,
-        Some((source, destination, protocol @ (Protocol::TCP | Protocol::UDP | Protocol::ICMPV6))) => {
+        Some((
+            source,
+            destination,
+            protocol @ (Protocol::TCP | Protocol::UDP | Protocol::ICMPV6),
+        )) => {
             let pseudo = checksum::pseudo_header(source, destination, protocol.0, length);
             checksum::add(total, pseudo) != 0xffff
         }

@@ -46,7 +46,10 @@ impl Frame {
 
     fn with_room(packet_length: usize) -> Self {
         let room = VIRTIO_HEADER_LENGTH + packet_length;
-        Self { buffer: vec![0; room].into_boxed_slice(), length: VIRTIO_HEADER_LENGTH }
+        Self {
+            buffer: vec![0; room].into_boxed_slice(),
+            length: VIRTIO_HEADER_LENGTH,
+        }
     }
 
     /// Replaces the content by `packet` with a complete checksum; longer packets than there is room for are cut.
@@ -59,7 +62,10 @@ impl Frame {
 
     /// A copy in a buffer of just its size.
     pub fn duplicate(&self) -> Self {
-        Self { buffer: self.bytes().into(), length: self.length }
+        Self {
+            buffer: self.bytes().into(),
+            length: self.length,
+        }
     }
 
     /// The room for a frame to be received into.

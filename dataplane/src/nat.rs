@@ -30,8 +30,17 @@ pub fn plan(
     if !endpoint.is_masqueraded(original.source, origin, masquerade) {
         return Ok((translated.inverse(), false));
     }
-    let source = endpoint.masquerade_address.ok_or(DropReason::NoMasqueradeAddress)?;
-    Ok((Tuple { source, ..translated }.inverse(), true))
+    let source = endpoint
+        .masquerade_address
+        .ok_or(DropReason::NoMasqueradeAddress)?;
+    Ok((
+        Tuple {
+            source,
+            ..translated
+        }
+        .inverse(),
+        true,
+    ))
 }
 
 /// Rewrites addresses and ports of a packet and mends its checksums.
@@ -73,7 +82,11 @@ pub fn rewrite_error(
         return Err(DropReason::QuoteTooShort);
     }
     let before = crate::checksum::sum(packet.transport());
-    rewrite_quoted(packet.quoted(), quote, &inverse(translation, quote.tuple.protocol));
+    rewrite_quoted(
+        packet.quoted(),
+        quote,
+        &inverse(translation, quote.tuple.protocol),
+    );
     let (source, destination) = error_addresses(packet, quote, translation);
     let addresses = Change::address(packet.source(), source)
         .and(Change::address(packet.destination(), destination));
@@ -154,15 +167,14 @@ impl TransportChange {
         let addresses = Change::address(old.source, new.source)
             .and(Change::address(old.destination, new.destination));
         let source_port = Change::word(old.source_port, new.source_port);
-        let ports = if old.source_port == new.source_port
-            && old.destination_port == new.destination_port
-        {
-            Change::default()
-        } else if old.protocol.is_icmp() {
-            source_port
-        } else {
-            source_port.and(Change::word(old.destination_port, new.destination_port))
-        };
+        let ports =
+            if old.source_port == new.source_port && old.destination_port == new.destination_port {
+                Change::default()
+            } else if old.protocol.is_icmp() {
+                source_port
+            } else {
+                source_port.and(Change::word(old.destination_port, new.destination_port))
+            };
         Self { addresses, ports }
     }
 

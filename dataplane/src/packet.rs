@@ -90,7 +90,12 @@ impl<'a> Packet<'a> {
         }
         let bytes = &mut frame.packet_mut()[..ip.end];
         let kind = kind_of(bytes, &ip)?;
-        Ok(Self { bytes, ip, checksum, kind })
+        Ok(Self {
+            bytes,
+            ip,
+            checksum,
+            kind,
+        })
     }
 
     /// What it is to connection tracking.
@@ -273,7 +278,11 @@ impl IpLayout {
             protocol: Protocol(packet[9]),
             transport,
             end,
-            fragment: (more || offset != 0).then_some(Fragment { identification, offset, more }),
+            fragment: (more || offset != 0).then_some(Fragment {
+                identification,
+                offset,
+                more,
+            }),
         })
     }
 
@@ -358,16 +367,24 @@ fn kind_of(bytes: &[u8], ip: &IpLayout) -> Result<Kind, Unparsed> {
     };
     let is_whole = ip.fragment.is_none();
     let transport = transport_of(ip.protocol, transport, is_whole).ok_or(invalid)?;
-    Ok(Kind::Flow(Headers { tuple, transport, length: ip.end as u32 }))
+    Ok(Kind::Flow(Headers {
+        tuple,
+        transport,
+        length: ip.end as u32,
+    }))
 }
 
 fn transport_of(protocol: Protocol, bytes: &[u8], is_whole: bool) -> Option<Transport> {
     match protocol {
         Protocol::TCP => {
             let header_length = usize::from(*bytes.get(12)? >> 4) * 4;
-            let header = bytes.get(..header_length).filter(|header| header.len() >= 20)?;
+            let header = bytes
+                .get(..header_length)
+                .filter(|header| header.len() >= 20)?;
             let data_length = (bytes.len() - header_length) as u32;
-            TcpSegment::parse(header, data_length).ok().map(Transport::Tcp)
+            TcpSegment::parse(header, data_length)
+                .ok()
+                .map(Transport::Tcp)
         }
         Protocol::UDP => {
             let length = usize::from(word(bytes.get(..8)?, 4));
@@ -405,8 +422,7 @@ fn is_icmp_error(protocol: Protocol, transport: &[u8]) -> bool {
 
 /// Never tracked (Linux `nf_conntrack_proto_icmpv6.c`, `noct_valid_new`): MLD, neighbour and router discovery.
 fn is_neighbour_or_multicast_discovery(protocol: Protocol, transport: &[u8]) -> bool {
-    protocol == Protocol::ICMPV6
-        && matches!(transport.first(), Some(130..=136 | 143 | 151 | 152))
+    protocol == Protocol::ICMPV6 && matches!(transport.first(), Some(130..=136 | 143 | 151 | 152))
 }
 
 /// The quoted packet, if its tuple is there: not in later fragments and short quotes.

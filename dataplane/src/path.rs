@@ -4,7 +4,7 @@
 //! A packet takes one pass. A hit never reads the service table, but to find out whether a UDP flow from before the
 //! newest table still has its endpoint. Read first: `docs/architecture.md`; then the module whose noun interests you.
 
-use crate::conntrack::{Confirmed, ConfirmError, Conntrack, Found, Headers, ServiceTag};
+use crate::conntrack::{ConfirmError, Confirmed, Conntrack, Found, Headers, ServiceTag};
 use crate::conntrack::{Tentative, Tracked};
 use crate::fragments::{self, Collected, Described, Fragments};
 use crate::frame::Frame;
@@ -173,11 +173,7 @@ fn whole(context: &mut Context<'_>, origin: Origin, frames: &mut [Frame]) -> Ver
     verdict
 }
 
-fn translate(
-    packet: &mut Packet<'_>,
-    headers: &Headers,
-    found: &Found,
-) -> Verdict {
+fn translate(packet: &mut Packet<'_>, headers: &Headers, found: &Found) -> Verdict {
     let Some(translation) = found.translation() else {
         return Verdict::Pass;
     };
@@ -198,9 +194,17 @@ fn plan(
         Decision::Reject(_) => return Err(Verdict::Reject(RejectWith::PortUnreachable)),
         Decision::NoLocalEndpoint(_) => return Err(Verdict::Drop(DropReason::NoLocalEndpoint)),
         Decision::SourceNotAllowed(_) => return Err(Verdict::Drop(DropReason::SourceNotAllowed)),
-        Decision::Balance { service, endpoints, masquerade } => (service, endpoints, masquerade),
+        Decision::Balance {
+            service,
+            endpoints,
+            masquerade,
+        } => (service, endpoints, masquerade),
     };
-    let mut turn = Turn { affinity: context.affinity, rng: context.rng, now: context.now };
+    let mut turn = Turn {
+        affinity: context.affinity,
+        rng: context.rng,
+        now: context.now,
+    };
     let original = tentative.original;
     let endpoint = select::endpoint(services, service, endpoints, &original, &mut turn);
     let (reply, masqueraded) =
@@ -221,12 +225,22 @@ fn confirm(
     masqueraded: bool,
 ) -> Result<Found, DropReason> {
     const ATTEMPTS: usize = 8;
-    let choice = if masqueraded { Choice::Random } else { Choice::KeepIfFree };
+    let choice = if masqueraded {
+        Choice::Random
+    } else {
+        Choice::KeepIfFree
+    };
     for _ in 0..ATTEMPTS {
         let reserved = context.reserved_ports;
         let turn = (context.now, &mut *context.rng);
-        ports::lease(context.conntrack, reserved, &mut tentative.reply, choice, turn)
-            .map_err(|_| DropReason::NoFreePort)?;
+        ports::lease(
+            context.conntrack,
+            reserved,
+            &mut tentative.reply,
+            choice,
+            turn,
+        )
+        .map_err(|_| DropReason::NoFreePort)?;
         match context.conntrack.confirm(tentative.clone(), context.now) {
             Ok(Confirmed::Inserted(found) | Confirmed::Adopted(found)) => return Ok(found),
             Err(ConfirmError::TableFull) => return Err(DropReason::TableFull),

@@ -30,7 +30,11 @@ pub struct ReservedPorts {
 
 impl Default for ReservedPorts {
     fn default() -> Self {
-        Self { tcp: Bitmap::new(), udp: Bitmap::new(), sctp: Bitmap::new() }
+        Self {
+            tcp: Bitmap::new(),
+            udp: Bitmap::new(),
+            sctp: Bitmap::new(),
+        }
     }
 }
 
@@ -50,7 +54,8 @@ impl ReservedPorts {
     /// Whether `port` must not be leased.
     #[inline]
     pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
-        self.bitmap(protocol).is_some_and(|bitmap| bitmap.contains(port))
+        self.bitmap(protocol)
+            .is_some_and(|bitmap| bitmap.contains(port))
     }
 
     const fn bitmap(&self, protocol: Protocol) -> Option<&Bitmap> {
@@ -121,7 +126,11 @@ pub fn lease_in(
     range: RangeInclusive<u16>,
     (now, random): (Timestamp, &mut fastrand::Rng),
 ) -> Result<(), NoPort> {
-    let search = PortSearch { reply, range: &range, start: random.u16(range.clone()) };
+    let search = PortSearch {
+        reply,
+        range: &range,
+        start: random.u16(range.clone()),
+    };
     let reserved = reserved.bitmap(reply.protocol);
     if let Some(found) = conntrack.find_port(&search, reserved, now) {
         return keep(reply, found);
@@ -130,11 +139,17 @@ pub fn lease_in(
     for _ in 0..PROBES {
         let port = random.u16(range.clone());
         *candidate.leased_port_mut() = port;
-        if !reserved.is_some_and(|reserved| reserved.contains(port)) && conntrack.is_free(&candidate, now) {
+        if !reserved.is_some_and(|reserved| reserved.contains(port))
+            && conntrack.is_free(&candidate, now)
+        {
             return keep(reply, Some(port));
         }
     }
-    let search = PortSearch { reply, range: &range, start: random.u16(range.clone()) };
+    let search = PortSearch {
+        reply,
+        range: &range,
+        start: random.u16(range.clone()),
+    };
     let found = conntrack.open_pool(&search, reserved, now);
     keep(reply, found)
 }
@@ -163,13 +178,21 @@ impl Tuple {
     /// The field of a reply tuple that a masqueraded source port is in; for ICMP the identifier.
     #[inline]
     pub const fn leased_port(&self) -> &u16 {
-        if self.protocol.is_icmp() { &self.source_port } else { &self.destination_port }
+        if self.protocol.is_icmp() {
+            &self.source_port
+        } else {
+            &self.destination_port
+        }
     }
 
     /// As [`Tuple::leased_port`].
     #[inline]
     pub const fn leased_port_mut(&mut self) -> &mut u16 {
-        if self.protocol.is_icmp() { &mut self.source_port } else { &mut self.destination_port }
+        if self.protocol.is_icmp() {
+            &mut self.source_port
+        } else {
+            &mut self.destination_port
+        }
     }
 }
 
@@ -186,7 +209,11 @@ impl Blocks {
     /// Cuts `ports` into blocks of `size`; what is left over at the end is not used.
     pub fn new(ports: RangeInclusive<u16>, size: u16) -> Self {
         let count = ports.len() / usize::from(size.max(1));
-        Self { first: *ports.start(), size: size.max(1), owners: vec![None; count] }
+        Self {
+            first: *ports.start(),
+            size: size.max(1),
+            owners: vec![None; count],
+        }
     }
 
     /// One more block for `owner`; `None` when all are given away.
@@ -205,7 +232,11 @@ impl Blocks {
 
     /// The blocks of `owner`.
     pub fn of(&self, owner: u64) -> impl Iterator<Item = RangeInclusive<u16>> + '_ {
-        let owned = self.owners.iter().enumerate().filter(move |(_, slot)| **slot == Some(owner));
+        let owned = self
+            .owners
+            .iter()
+            .enumerate()
+            .filter(move |(_, slot)| **slot == Some(owner));
         owned.map(|(nth, _)| self.ports(nth))
     }
 

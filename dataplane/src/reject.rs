@@ -39,7 +39,11 @@ impl RejectSources {
         if is_node_address {
             return Some(destination);
         }
-        let sources = if origin == Origin::Pod { &self.pod } else { &self.outside };
+        let sources = if origin == Origin::Pod {
+            &self.pod
+        } else {
+            &self.outside
+        };
         sources[usize::from(!destination.is_ipv4())]
     }
 }
@@ -101,7 +105,9 @@ fn take_hop(packet: &mut [u8]) {
 }
 
 fn answer_v4(source: Address, sender: Address, refused: &[u8]) -> Vec<u8> {
-    let quoted = refused.len().min(MAXIMUM_LENGTH_V4 - IPV4_HEADER - ICMP_HEADER);
+    let quoted = refused
+        .len()
+        .min(MAXIMUM_LENGTH_V4 - IPV4_HEADER - ICMP_HEADER);
     let length = IPV4_HEADER + ICMP_HEADER + quoted;
     let mut answer = vec![0; length];
     answer[0] = 0x45;
@@ -123,7 +129,9 @@ fn answer_v4(source: Address, sender: Address, refused: &[u8]) -> Vec<u8> {
 }
 
 fn answer_v6(source: Address, sender: Address, refused: &[u8]) -> Vec<u8> {
-    let quoted = refused.len().min(MAXIMUM_LENGTH_V6 - IPV6_HEADER - ICMP_HEADER);
+    let quoted = refused
+        .len()
+        .min(MAXIMUM_LENGTH_V6 - IPV6_HEADER - ICMP_HEADER);
     let payload = ICMP_HEADER + quoted;
     let mut answer = vec![0; IPV6_HEADER + payload];
     answer[0] = 0x60;
@@ -165,11 +173,17 @@ impl RateLimit {
         if receiver.is_loopback() {
             return true;
         }
-        let mut receivers = self.receivers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut receivers = self
+            .receivers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if receivers.len() >= MAXIMUM_RECEIVERS {
             receivers.retain(|_, bucket| now.since(bucket.last) < INTERVAL * BURST);
         }
-        let full = Bucket { tokens: INTERVAL * BURST, last: now };
+        let full = Bucket {
+            tokens: INTERVAL * BURST,
+            last: now,
+        };
         let bucket = receivers.entry(receiver).or_insert(full);
         bucket.tokens = (bucket.tokens + now.since(bucket.last)).min(INTERVAL * BURST);
         bucket.last = now;

@@ -35,7 +35,9 @@ impl Affinity {
         now: Timestamp,
     ) -> Option<&'t Endpoint> {
         let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let assignment = clients.get(&key).filter(|assignment| assignment.is_live(now))?;
+        let assignment = clients
+            .get(&key)
+            .filter(|assignment| assignment.is_live(now))?;
         endpoints.iter().find(|endpoint| {
             endpoint.address == assignment.address && endpoint.port == assignment.port
         })
@@ -66,7 +68,10 @@ impl Affinity {
 
     /// How many clients are remembered.
     pub fn len(&self) -> usize {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.clients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     /// Whether no client is remembered.
@@ -138,4 +143,3 @@ const fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
 }
-

@@ -84,7 +84,14 @@ impl<'a, D: Device> Worker<'a, D> {
     ) -> Self {
         let services = arc_swap::Cache::new(&shared.services);
         let frames = (0..BATCH).map(|_| Frame::new()).collect();
-        Self { shared, services, devices, counters, rng, frames }
+        Self {
+            shared,
+            services,
+            devices,
+            counters,
+            rng,
+            frames,
+        }
     }
 
     /// The devices, to wait for.
@@ -158,7 +165,9 @@ fn send<D: Device>(device: &mut D, frame: &Frame, datagram: &mut [Frame]) -> io:
     if datagram.is_empty() {
         return device.send(frame);
     }
-    datagram.iter().try_for_each(|fragment| device.send(fragment))
+    datagram
+        .iter()
+        .try_for_each(|fragment| device.send(fragment))
 }
 
 /// Makes the answer to a refused packet in its frame, if there is to be one.

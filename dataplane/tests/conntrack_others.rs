@@ -16,7 +16,11 @@ fn udp() {
         for _ in 0..10 {
             flow.wait(20_000);
             flow.packet(Client, Transport::Udp);
-            assert_eq!(flow.listed(), "29 [UNREPLIED]", "client only: refreshed by each");
+            assert_eq!(
+                flow.listed(),
+                "29 [UNREPLIED]",
+                "client only: refreshed by each"
+            );
         }
 
         let mut flow = Flow::new(ipv4, Protocol::UDP);
@@ -43,7 +47,11 @@ fn udp() {
 fn icmp() {
     let rows: [(bool, &[u8]); 2] = [(true, &[8, 13, 15, 17]), (false, &[128, 139])];
     for (ipv4, requests) in rows {
-        let protocol = if ipv4 { Protocol::ICMP } else { Protocol::ICMPV6 };
+        let protocol = if ipv4 {
+            Protocol::ICMP
+        } else {
+            Protocol::ICMPV6
+        };
         for kind in 0..=255 {
             let mut flow = Flow::new(ipv4, protocol);
             flow.from_client.source_port = 777;
@@ -60,7 +68,11 @@ fn icmp() {
                 flow.wait(10_000);
                 assert_eq!(flow.packet(Server, Transport::Icmp), Class::Accepted);
             }
-            assert_eq!(flow.listed(), "29", "not removed by the reply, never assured");
+            assert_eq!(
+                flow.listed(),
+                "29",
+                "not removed by the reply, never assured"
+            );
         }
     }
 }
@@ -69,7 +81,11 @@ fn icmp() {
 #[test]
 fn gre_and_unknown_protocols() {
     for ipv4 in FAMILIES {
-        for (protocol, first, later) in [(47, "29", "179 [ASSURED]"), (89, "599", "599"), (4, "599", "599")] {
+        for (protocol, first, later) in [
+            (47, "29", "179 [ASSURED]"),
+            (89, "599", "599"),
+            (4, "599", "599"),
+        ] {
             let mut flow = Flow::new(ipv4, Protocol(protocol));
             for tuple in [&mut flow.from_client, &mut flow.from_server] {
                 (tuple.source_port, tuple.destination_port) = (0, 0);
@@ -87,7 +103,10 @@ const CLIENT_TAG: u32 = 0x1111;
 const SERVER_TAG: u32 = 0x2222;
 
 fn sctp(flow: &mut Flow, from: From, tag: u32, chunks: &[(u8, u32)]) -> Class {
-    flow.packet(from, Transport::Sctp(SctpPacket::parse(&sctp_bytes(tag, chunks)).unwrap()))
+    flow.packet(
+        from,
+        Transport::Sctp(SctpPacket::parse(&sctp_bytes(tag, chunks)).unwrap()),
+    )
 }
 
 /// Chunks are (type, initiate tag).
@@ -123,7 +142,10 @@ fn sctp_life() {
         let mut flow = Flow::new(ipv4, Protocol::SCTP);
         for (from, tag, chunk, listed) in steps {
             let class = sctp(&mut flow, from, tag, &[chunk]);
-            assert!(matches!(class, Class::New | Class::Accepted), "{class:?} at {listed}");
+            assert!(
+                matches!(class, Class::New | Class::Accepted),
+                "{class:?} at {listed}"
+            );
             assert_eq!(flow.listed(), listed);
         }
     }
@@ -144,24 +166,58 @@ fn sctp_established() -> Flow {
 fn sctp_verification_tags() {
     let wrong = Class::Invalid(Invalid::SctpVerificationTag);
     let mut flow = sctp_established();
-    assert_eq!(sctp(&mut flow, Client, SERVER_TAG, &[(0, 0)]), Class::Accepted, "DATA");
-    assert_eq!(sctp(&mut flow, Client, CLIENT_TAG, &[(0, 0)]), wrong, "DATA");
-    assert_eq!(sctp(&mut flow, Client, 7, &[(6, 0)]), wrong, "ABORT with a guessed tag");
+    assert_eq!(
+        sctp(&mut flow, Client, SERVER_TAG, &[(0, 0)]),
+        Class::Accepted,
+        "DATA"
+    );
+    assert_eq!(
+        sctp(&mut flow, Client, CLIENT_TAG, &[(0, 0)]),
+        wrong,
+        "DATA"
+    );
+    assert_eq!(
+        sctp(&mut flow, Client, 7, &[(6, 0)]),
+        wrong,
+        "ABORT with a guessed tag"
+    );
     assert_eq!(flow.listed(), "209 ESTABLISHED [ASSURED]");
-    assert_eq!(sctp(&mut flow, Client, 7, &[(1, 9)]), wrong, "INIT must carry tag 0");
-    assert_eq!(sctp(&mut flow, Client, 7, &[(4, 0)]), Class::Ignored, "HEARTBEAT of another path");
-    assert_eq!(sctp(&mut flow, Client, SERVER_TAG, &[(6, 0)]), Class::Accepted, "ABORT");
+    assert_eq!(
+        sctp(&mut flow, Client, 7, &[(1, 9)]),
+        wrong,
+        "INIT must carry tag 0"
+    );
+    assert_eq!(
+        sctp(&mut flow, Client, 7, &[(4, 0)]),
+        Class::Ignored,
+        "HEARTBEAT of another path"
+    );
+    assert_eq!(
+        sctp(&mut flow, Client, SERVER_TAG, &[(6, 0)]),
+        Class::Accepted,
+        "ABORT"
+    );
     assert_eq!(flow.listed(), "9 CLOSED [ASSURED]");
 
     for out_of_the_blue in [6, 11, 14] {
         let mut flow = Flow::new(true, Protocol::SCTP);
-        assert!(matches!(sctp(&mut flow, Client, 5, &[(out_of_the_blue, 0)]), Class::Invalid(_)));
+        assert!(matches!(
+            sctp(&mut flow, Client, 5, &[(out_of_the_blue, 0)]),
+            Class::Invalid(_)
+        ));
     }
     let mut flow = Flow::new(true, Protocol::SCTP);
     sctp(&mut flow, Client, 0, &[(1, CLIENT_TAG)]);
     flow.wait(5_000);
-    assert_eq!(sctp(&mut flow, Client, 0, &[(1, CLIENT_TAG)]), Class::Ignored);
-    assert_eq!(flow.listed(), "4 CLOSED [UNREPLIED]", "INIT again does not refresh");
+    assert_eq!(
+        sctp(&mut flow, Client, 0, &[(1, CLIENT_TAG)]),
+        Class::Ignored
+    );
+    assert_eq!(
+        flow.listed(),
+        "4 CLOSED [UNREPLIED]",
+        "INIT again does not refresh"
+    );
 }
 
 /// HEARTBEAT opens an entry for a second path (HEARTBEAT_SENT 30, then ESTABLISHED).
@@ -179,15 +235,33 @@ fn sctp_heartbeat() {
 fn sctp_chunk_order() {
     let parse = |chunks: &[(u8, u32)]| SctpPacket::parse(&sctp_bytes(1, chunks)).map(|_| ());
     assert_eq!(parse(&[]), Err(Invalid::SctpChunks), "no chunk");
-    assert_eq!(parse(&[(1, 1), (0, 0)]), Err(Invalid::SctpChunks), "INIT is alone");
-    assert_eq!(parse(&[(0, 0), (14, 0)]), Err(Invalid::SctpChunks), "SHUTDOWN COMPLETE is alone");
-    assert_eq!(parse(&[(0, 0), (10, 0)]), Err(Invalid::SctpChunks), "COOKIE ECHO is first");
+    assert_eq!(
+        parse(&[(1, 1), (0, 0)]),
+        Err(Invalid::SctpChunks),
+        "INIT is alone"
+    );
+    assert_eq!(
+        parse(&[(0, 0), (14, 0)]),
+        Err(Invalid::SctpChunks),
+        "SHUTDOWN COMPLETE is alone"
+    );
+    assert_eq!(
+        parse(&[(0, 0), (10, 0)]),
+        Err(Invalid::SctpChunks),
+        "COOKIE ECHO is first"
+    );
     assert_eq!(parse(&[(10, 0), (0, 0)]), Ok(()));
     let mut zero_length = sctp_bytes(1, &[(0, 0)]);
     zero_length[15] = 0;
-    assert_eq!(SctpPacket::parse(&zero_length).map(|_| ()), Err(Invalid::SctpChunks));
+    assert_eq!(
+        SctpPacket::parse(&zero_length).map(|_| ()),
+        Err(Invalid::SctpChunks)
+    );
     let whole = sctp_bytes(0, &[(1, 1)]);
-    assert_eq!(SctpPacket::parse(&whole[..24]).map(|_| ()), Err(Invalid::Truncated));
+    assert_eq!(
+        SctpPacket::parse(&whole[..24]).map(|_| ()),
+        Err(Invalid::Truncated)
+    );
     for many in 0..300 {
         let bytes = sctp_bytes(1, &vec![(0, 0); many + 1]);
         assert!(SctpPacket::parse(&bytes).unwrap().has_data);
@@ -197,7 +271,9 @@ fn sctp_chunk_order() {
 /// Samples section 3 and 4: SRC_NAT and DST_NAT as the tuples differ.
 #[test]
 fn status_bits() {
-    for (change_source, change_destination) in [(false, false), (true, false), (false, true), (true, true)] {
+    for (change_source, change_destination) in
+        [(false, false), (true, false), (false, true), (true, true)]
+    {
         let mut flow = Flow::new(true, Protocol::UDP);
         flow.from_server = flow.from_client.inverse();
         if change_source {
@@ -211,6 +287,9 @@ fn status_bits() {
         assert_eq!(status.has(Status::SRC_NAT), change_source);
         assert_eq!(status.has(Status::DST_NAT), change_destination);
         let found = flow.conntrack.find(&flow.from_client, flow.now).unwrap();
-        assert_eq!(found.translation().is_some(), change_source || change_destination);
+        assert_eq!(
+            found.translation().is_some(),
+            change_source || change_destination
+        );
     }
 }

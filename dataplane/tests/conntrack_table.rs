@@ -3,7 +3,8 @@
 mod flow;
 
 use dataplane::conntrack::{
-    ConfirmError, Confirmed, Conntrack, Headers, ServiceTag, Settings, Statistics, Tracked, Transport,
+    ConfirmError, Confirmed, Conntrack, Headers, ServiceTag, Settings, Statistics, Tracked,
+    Transport,
 };
 use dataplane::service::Generation;
 use dataplane::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
@@ -30,7 +31,11 @@ fn tuple(ipv4: bool, client: u32) -> Tuple {
 }
 
 fn udp(tuple: Tuple) -> Headers {
-    Headers { tuple, transport: Transport::Udp, length: 60 }
+    Headers {
+        tuple,
+        transport: Transport::Udp,
+        length: 60,
+    }
 }
 
 /// DNAT to `pod`.
@@ -46,16 +51,19 @@ fn confirm(
 }
 
 fn total(conntrack: &Conntrack) -> Statistics {
-    conntrack.statistics().into_iter().fold(Statistics::default(), |sum, worker| Statistics {
-        found: sum.found + worker.found,
-        invalid: sum.invalid + worker.invalid,
-        insert_failed: sum.insert_failed + worker.insert_failed,
-        drop: sum.drop + worker.drop,
-        early_drop: sum.early_drop + worker.early_drop,
-        clash_resolve: sum.clash_resolve + worker.clash_resolve,
-        chain_too_long: sum.chain_too_long + worker.chain_too_long,
-        source_limit: sum.source_limit + worker.source_limit,
-    })
+    conntrack
+        .statistics()
+        .into_iter()
+        .fold(Statistics::default(), |sum, worker| Statistics {
+            found: sum.found + worker.found,
+            invalid: sum.invalid + worker.invalid,
+            insert_failed: sum.insert_failed + worker.insert_failed,
+            drop: sum.drop + worker.drop,
+            early_drop: sum.early_drop + worker.early_drop,
+            clash_resolve: sum.clash_resolve + worker.clash_resolve,
+            chain_too_long: sum.chain_too_long + worker.chain_too_long,
+            source_limit: sum.source_limit + worker.source_limit,
+        })
 }
 
 /// "What a packet is rewritten to": the inverse of the tuple of the other direction, both families.
@@ -73,7 +81,10 @@ fn translation_of_both_directions() {
             destination_port: 30_000,
             protocol: Protocol::UDP,
         };
-        tentative.service = Some(ServiceTag { id: 77, generation: Generation(5) });
+        tentative.service = Some(ServiceTag {
+            id: 77,
+            generation: Generation(5),
+        });
         let reply = tentative.reply;
         let Ok(Confirmed::Inserted(first)) = conntrack.confirm(tentative, NOW) else {
             panic!("not inserted");
@@ -84,16 +95,31 @@ fn translation_of_both_directions() {
             let sent = found.translation().unwrap();
             assert_eq!((sent.source, sent.source_port), (node, 30_000));
             assert_eq!((sent.destination, sent.destination_port), (pod, 5353));
-            assert_eq!(found.service(), Some(ServiceTag { id: 77, generation: Generation(5) }));
+            assert_eq!(
+                found.service(),
+                Some(ServiceTag {
+                    id: 77,
+                    generation: Generation(5)
+                })
+            );
         }
         let answer = conntrack.find(&reply, NOW).unwrap();
         assert_eq!(answer.direction(), Direction::Reply);
         let sent = answer.translation().unwrap();
         assert_eq!((sent.source, sent.source_port), (original.destination, 53));
-        assert_eq!((sent.destination, sent.destination_port), (original.source, 40_000));
+        assert_eq!(
+            (sent.destination, sent.destination_port),
+            (original.source, 40_000)
+        );
         conntrack.revalidate(&answer, Generation(6));
         let found = conntrack.find(&original, NOW).unwrap();
-        assert_eq!(found.service(), Some(ServiceTag { id: 77, generation: Generation(6) }));
+        assert_eq!(
+            found.service(),
+            Some(ServiceTag {
+                id: 77,
+                generation: Generation(6)
+            })
+        );
         assert!(conntrack.end(&found));
         assert!(!conntrack.end(&found), "only once");
         assert!(conntrack.find(&reply, NOW).is_none());
@@ -110,9 +136,16 @@ fn accounting() {
     flow.tcp(Client, SYN, 1000, 0);
     flow.tcp(Server, SYN_ACK, 9000, 1001);
     flow.tcp(Client, ACK, 1001, 9001);
-    assert!(matches!(flow.segment(Client, segment(RST, 5, 0)), flow::Class::Invalid(_)));
+    assert!(matches!(
+        flow.segment(Client, segment(RST, 5, 0)),
+        flow::Class::Invalid(_)
+    ));
     let entry = flow.entry().unwrap();
-    assert_eq!((entry.packets, entry.bytes), ([2, 1], [200, 100]), "INVALID ones are not counted");
+    assert_eq!(
+        (entry.packets, entry.bytes),
+        ([2, 1], [200, 100]),
+        "INVALID ones are not counted"
+    );
 }
 
 /// Clash at confirmation: the loser adopts; a foreign owner of the reply tuple is told.
@@ -120,19 +153,32 @@ fn accounting() {
 fn clashes() {
     let conntrack = Conntrack::new(Settings::kernel(10), [1; 4]);
     let pods = [address(true, 101), address(true, 102)];
-    assert!(matches!(confirm(&conntrack, tuple(true, 1), pods[0], NOW), Ok(Confirmed::Inserted(_))));
+    assert!(matches!(
+        confirm(&conntrack, tuple(true, 1), pods[0], NOW),
+        Ok(Confirmed::Inserted(_))
+    ));
     let Ok(Confirmed::Adopted(found)) = confirm(&conntrack, tuple(true, 1), pods[1], NOW) else {
         panic!("not adopted");
     };
-    assert_eq!(found.translation().unwrap().destination, pods[0], "the winner's endpoint");
+    assert_eq!(
+        found.translation().unwrap().destination,
+        pods[0],
+        "the winner's endpoint"
+    );
     let mut other_vip = tuple(true, 1);
     other_vip.destination = address(true, 251);
-    assert_eq!(confirm(&conntrack, other_vip, pods[0], NOW).unwrap_err(), ConfirmError::ReplyTaken);
+    assert_eq!(
+        confirm(&conntrack, other_vip, pods[0], NOW).unwrap_err(),
+        ConfirmError::ReplyTaken
+    );
     assert_eq!(conntrack.len(), 1);
     assert_eq!(total(&conntrack).clash_resolve, 1);
     let later = NOW.after(Duration::from_secs(31));
     assert!(
-        matches!(confirm(&conntrack, other_vip, pods[0], later), Ok(Confirmed::Inserted(_))),
+        matches!(
+            confirm(&conntrack, other_vip, pods[0], later),
+            Ok(Confirmed::Inserted(_))
+        ),
         "an expired entry owns nothing"
     );
     assert_eq!(conntrack.len(), 1, "and made room");
@@ -151,22 +197,39 @@ fn racing_first_packets() {
             move || -> Vec<(bool, Address)> {
                 let run = |round| {
                     barrier.wait();
-                    match confirm(conntrack, tuple(true, round), address(true, thread as u8), NOW) {
-                        Ok(Confirmed::Inserted(found)) => (true, found.translation().unwrap().destination),
-                        Ok(Confirmed::Adopted(found)) => (false, found.translation().unwrap().destination),
+                    match confirm(
+                        conntrack,
+                        tuple(true, round),
+                        address(true, thread as u8),
+                        NOW,
+                    ) {
+                        Ok(Confirmed::Inserted(found)) => {
+                            (true, found.translation().unwrap().destination)
+                        }
+                        Ok(Confirmed::Adopted(found)) => {
+                            (false, found.translation().unwrap().destination)
+                        }
                         Err(error) => panic!("{error}"),
                     }
                 };
                 (0..ROUNDS).map(run).collect()
             }
         };
-        let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(race(thread))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| scope.spawn(race(thread)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
     });
     for round in 0..ROUNDS as usize {
         let winners = ways.iter().filter(|way| way[round].0).count();
         assert_eq!(winners, 1, "round {round}");
-        assert!(ways.iter().all(|way| way[round].1 == ways[0][round].1), "round {round}: one way");
+        assert!(
+            ways.iter().all(|way| way[round].1 == ways[0][round].1),
+            "round {round}: one way"
+        );
     }
     assert_eq!(conntrack.len(), ROUNDS as usize);
 }
@@ -203,7 +266,8 @@ fn reuse_never_shows_another_flow() {
                         let _ = conntrack.track(&found, &udp(asked), NOW);
                     }
                     conntrack.for_each(NOW, |entry| {
-                        let client = u32::from_be_bytes(entry.original.source.octets_v4()) - 0x0a00_0000;
+                        let client =
+                            u32::from_be_bytes(entry.original.source.octets_v4()) - 0x0a00_0000;
                         assert_eq!(entry.reply.source, pod(client));
                     });
                 }
@@ -231,17 +295,30 @@ fn early_drop() {
         assert!(is_dropped || matches!(confirmed, Ok(Confirmed::Inserted(_))));
         assert!(conntrack.len() <= capacity);
     }
-    assert!(total(&conntrack).early_drop >= 5 * capacity as u64, "{:?}", total(&conntrack));
+    assert!(
+        total(&conntrack).early_drop >= 5 * capacity as u64,
+        "{:?}",
+        total(&conntrack)
+    );
 
     let conntrack = Conntrack::new(Settings::kernel(capacity), [1; 4]);
     let later = NOW.after(Duration::from_secs(3));
     for client in 0..capacity as u32 {
         let _ = confirm(&conntrack, tuple(true, client), pod, NOW).unwrap();
         let found = conntrack.find(&tuple(true, client), NOW).unwrap();
-        let reply = Tuple { source: pod, ..tuple(true, client).inverse() };
+        let reply = Tuple {
+            source: pod,
+            ..tuple(true, client).inverse()
+        };
         let answer = conntrack.find(&reply, NOW).unwrap();
-        assert_eq!(conntrack.track(&answer, &udp(reply), NOW), Tracked::Accepted);
-        assert_eq!(conntrack.track(&found, &udp(tuple(true, client)), later), Tracked::Accepted);
+        assert_eq!(
+            conntrack.track(&answer, &udp(reply), NOW),
+            Tracked::Accepted
+        );
+        assert_eq!(
+            conntrack.track(&found, &udp(tuple(true, client)), later),
+            Tracked::Accepted
+        );
     }
     for client in 1000..1030 {
         assert_eq!(
@@ -251,7 +328,11 @@ fn early_drop() {
         );
     }
     let counted = total(&conntrack);
-    assert_eq!((counted.drop, counted.insert_failed, counted.early_drop), (30, 0, 0), "drop only");
+    assert_eq!(
+        (counted.drop, counted.insert_failed, counted.early_drop),
+        (30, 0, 0),
+        "drop only"
+    );
     assert_eq!(conntrack.len(), capacity);
 }
 
@@ -260,8 +341,15 @@ fn early_drop() {
 fn closing_connections_make_room() {
     let conntrack = Conntrack::new(Settings::kernel(4), [1; 4]);
     let tcp = |client: u32, flags, sequence, acknowledgement| {
-        let tuple = Tuple { protocol: Protocol::TCP, ..tuple(true, client) };
-        Headers { tuple, transport: Transport::Tcp(segment(flags, sequence, acknowledgement)), length: 40 }
+        let tuple = Tuple {
+            protocol: Protocol::TCP,
+            ..tuple(true, client)
+        };
+        Headers {
+            tuple,
+            transport: Transport::Tcp(segment(flags, sequence, acknowledgement)),
+            length: 40,
+        }
     };
     let follow = |headers: &Headers| {
         let found = conntrack.find(&headers.tuple, NOW).unwrap();
@@ -269,7 +357,9 @@ fn closing_connections_make_room() {
     };
     for client in 0..4 {
         let syn = tcp(client, SYN, 1000, 0);
-        let _ = conntrack.confirm(conntrack.open(&syn, NOW).unwrap(), NOW).unwrap();
+        let _ = conntrack
+            .confirm(conntrack.open(&syn, NOW).unwrap(), NOW)
+            .unwrap();
         let mut answer = tcp(client, SYN_ACK, 9000, 1001);
         answer.tuple = answer.tuple.inverse();
         follow(&answer);
@@ -289,12 +379,18 @@ fn limit_per_source() {
     let mut settings = Settings::kernel(1000);
     settings.per_source = Some(10);
     let conntrack = Conntrack::new(settings, [1; 4]);
-    let port = |client: u32, source_port: u16| Tuple { source_port, ..tuple(true, client) };
+    let port = |client: u32, source_port: u16| Tuple {
+        source_port,
+        ..tuple(true, client)
+    };
     let pod = address(true, 200);
     for source_port in 0..10 {
         let _ = confirm(&conntrack, port(1, source_port), pod, NOW).unwrap();
     }
-    assert_eq!(confirm(&conntrack, port(1, 10), pod, NOW).unwrap_err(), ConfirmError::SourceLimit);
+    assert_eq!(
+        confirm(&conntrack, port(1, 10), pod, NOW).unwrap_err(),
+        ConfirmError::SourceLimit
+    );
     assert!(confirm(&conntrack, port(2, 10), pod, NOW).is_ok());
     assert_eq!(total(&conntrack).source_limit, 1);
     assert!(conntrack.remove(&port(1, 3), NOW));
@@ -308,7 +404,10 @@ fn bounded_sweep() {
     for client in 0..100 {
         let _ = confirm(&conntrack, tuple(true, client), address(true, 200), NOW).unwrap();
     }
-    assert_eq!(conntrack.expire(NOW.after(Duration::from_secs(29)), 1000), 0);
+    assert_eq!(
+        conntrack.expire(NOW.after(Duration::from_secs(29)), 1000),
+        0
+    );
     let later = NOW.after(Duration::from_secs(31));
     let mut left = 100;
     while left > 0 {
@@ -333,12 +432,19 @@ fn equals_a_plain_model() {
             // Whole seconds apart, so that the table's ticks do not matter.
             let original = tuple(random.bool(), random.u32(..60));
             let pod = address(original.source.is_ipv4(), random.u8(..4));
-            let reply = Tuple { source: pod, ..original.inverse() };
+            let reply = Tuple {
+                source: pod,
+                ..original.inverse()
+            };
             model.retain(|_, (_, deadline)| *deadline > now);
             let owner = |tuple: &Tuple| {
-                model.iter().find(|(original, (reply, _))| *original == tuple || reply == tuple)
+                model
+                    .iter()
+                    .find(|(original, (reply, _))| *original == tuple || reply == tuple)
             };
-            let near = model.values().any(|(_, deadline)| deadline.since(now) < Duration::from_millis(2));
+            let near = model
+                .values()
+                .any(|(_, deadline)| deadline.since(now) < Duration::from_millis(2));
             if near {
                 continue;
             }
@@ -350,12 +456,15 @@ fn equals_a_plain_model() {
                         (None, None) => Ok((true, pod)),
                     };
                     let way = |found: dataplane::conntrack::Found| {
-                        found.translation().map_or(original.destination, |sent| sent.destination)
+                        found
+                            .translation()
+                            .map_or(original.destination, |sent| sent.destination)
                     };
-                    let got = confirm(&conntrack, original, pod, now).map(|confirmed| match confirmed {
-                        Confirmed::Inserted(found) => (true, way(found)),
-                        Confirmed::Adopted(found) => (false, way(found)),
-                    });
+                    let got =
+                        confirm(&conntrack, original, pod, now).map(|confirmed| match confirmed {
+                            Confirmed::Inserted(found) => (true, way(found)),
+                            Confirmed::Adopted(found) => (false, way(found)),
+                        });
                     assert_eq!(got, expected, "seed {seed}, step {step}");
                     if let Ok((true, _)) = got {
                         model.insert(original, (reply, now.after(Duration::from_secs(30))));
@@ -363,7 +472,11 @@ fn equals_a_plain_model() {
                 }
                 2 => {
                     let is_there = model.remove(&original).is_some();
-                    assert_eq!(conntrack.remove(&original, now), is_there, "seed {seed}, step {step}");
+                    assert_eq!(
+                        conntrack.remove(&original, now),
+                        is_there,
+                        "seed {seed}, step {step}"
+                    );
                 }
                 _ => {
                     conntrack.expire(now, random.usize(..50));

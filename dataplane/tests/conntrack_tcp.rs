@@ -36,7 +36,10 @@ fn life_of_a_connection() {
         assert!(flow.entry().is_some());
         flow.wait(10);
         assert_eq!(flow.listed(), "gone", "an expired entry is never found");
-        assert_eq!(flow.tcp(Server, SYN_ACK, 9000, 1001), Class::Invalid(Invalid::TcpNew));
+        assert_eq!(
+            flow.tcp(Server, SYN_ACK, 9000, 1001),
+            Class::Invalid(Invalid::TcpNew)
+        );
     }
 }
 
@@ -80,12 +83,20 @@ fn port_reuse() {
     for ipv4 in FAMILIES {
         let mut flow = Flow::established(ipv4);
         closed_in_order(&mut flow);
-        assert_eq!(flow.tcp(Client, SYN, 500_000, 0), Class::New, "TIME_WAIT: reopened");
+        assert_eq!(
+            flow.tcp(Client, SYN, 500_000, 0),
+            Class::New,
+            "TIME_WAIT: reopened"
+        );
         assert_eq!(flow.listed(), "119 SYN_SENT [UNREPLIED]");
 
         let mut flow = Flow::established(ipv4);
         closed_in_order(&mut flow);
-        assert_eq!(flow.tcp(Server, SYN, 500_000, 0), Class::New, "from the reply side too");
+        assert_eq!(
+            flow.tcp(Server, SYN, 500_000, 0),
+            Class::New,
+            "from the reply side too"
+        );
         let entry = flow.entry().unwrap();
         assert_eq!(entry.original, flow.from_server, "and then not translated");
         assert_eq!(entry.reply, flow.from_server.inverse());
@@ -93,13 +104,25 @@ fn port_reuse() {
         let mut flow = Flow::established(ipv4);
         assert_eq!(flow.tcp(Client, RST, 1001, 0), Class::Accepted);
         assert_eq!(flow.listed(), "9 CLOSE [ASSURED]");
-        assert_eq!(flow.tcp(Client, SYN, 500_000, 0), Class::New, "after the client's RST");
+        assert_eq!(
+            flow.tcp(Client, SYN, 500_000, 0),
+            Class::New,
+            "after the client's RST"
+        );
 
         let mut flow = Flow::established(ipv4);
         assert_eq!(flow.tcp(Server, RST, 9001, 0), Class::Accepted);
-        assert_eq!(flow.tcp(Client, SYN, 500_000, 0), Class::Ignored, "after the server's RST");
+        assert_eq!(
+            flow.tcp(Client, SYN, 500_000, 0),
+            Class::Ignored,
+            "after the server's RST"
+        );
         assert_eq!(flow.listed(), "9 CLOSE [ASSURED]");
-        assert_eq!(flow.tcp(Server, SYN_ACK, 70_000, 500_001), Class::Accepted, "rule 3");
+        assert_eq!(
+            flow.tcp(Server, SYN_ACK, 70_000, 500_001),
+            Class::Accepted,
+            "rule 3"
+        );
         assert_eq!(flow.listed(), "59 SYN_RECV [ASSURED]");
         assert_eq!(flow.tcp(Client, ACK, 500_001, 70_001), Class::Accepted);
         assert_eq!(flow.listed(), "431999 ESTABLISHED [ASSURED]");
@@ -113,7 +136,11 @@ fn syn_while_established() {
         let mut flow = Flow::established(ipv4);
         assert_eq!(flow.tcp(Client, SYN, 700_000, 0), Class::Ignored);
         assert_eq!(flow.listed(), "431999 ESTABLISHED [ASSURED]");
-        assert_eq!(flow.tcp(Server, SYN_ACK, 80_000, 1), Class::Ignored, "acknowledges another");
+        assert_eq!(
+            flow.tcp(Server, SYN_ACK, 80_000, 1),
+            Class::Ignored,
+            "acknowledges another"
+        );
         assert_eq!(flow.tcp(Client, SYN, 700_000, 0), Class::Ignored);
         assert_eq!(flow.tcp(Server, SYN_ACK, 80_000, 700_001), Class::Accepted);
         assert_eq!(flow.listed(), "59 SYN_RECV [ASSURED]");
@@ -152,8 +179,15 @@ fn answered_by_reset() {
         flow.tcp(Client, SYN, 1000, 0);
         flow.wait(50_000);
         assert_eq!(flow.tcp(Client, SYN, 1000, 0), Class::Accepted);
-        assert_eq!(flow.listed(), "69 SYN_SENT [UNREPLIED]", "a SYN again does not refresh");
-        assert_eq!(flow.tcp(Server, RST_ACK, 0, 1002), Class::Invalid(Invalid::TcpAcknowledgement));
+        assert_eq!(
+            flow.listed(),
+            "69 SYN_SENT [UNREPLIED]",
+            "a SYN again does not refresh"
+        );
+        assert_eq!(
+            flow.tcp(Server, RST_ACK, 0, 1002),
+            Class::Invalid(Invalid::TcpAcknowledgement)
+        );
         assert_eq!(flow.tcp(Server, RST_ACK, 0, 1001), Class::Accepted);
         assert_eq!(flow.listed(), "gone");
     }
@@ -165,7 +199,11 @@ fn first_packets() {
     for ipv4 in FAMILIES {
         for flags in [SYN_ACK, FIN_ACK, RST, RST_ACK] {
             let mut flow = Flow::new(ipv4, Protocol::TCP);
-            assert_eq!(flow.tcp(Client, flags, 1, 1), Class::Invalid(Invalid::TcpNew), "{flags:?}");
+            assert_eq!(
+                flow.tcp(Client, flags, 1, 1),
+                Class::Invalid(Invalid::TcpNew),
+                "{flags:?}"
+            );
             assert_eq!(flow.listed(), "gone");
         }
         let mut strict = Settings::kernel(100);
@@ -187,7 +225,11 @@ fn loose_pick_up() {
         assert_eq!(flow.tcp(Client, ACK, 5000, 70_000), Class::Accepted);
         assert_eq!(flow.listed(), "431999 ESTABLISHED [ASSURED]");
         let beyond = data(70_000 + 200_000, 5000, 10);
-        assert_eq!(flow.segment(Server, beyond), Class::Accepted, "both sides are liberal");
+        assert_eq!(
+            flow.segment(Server, beyond),
+            Class::Accepted,
+            "both sides are liberal"
+        );
     }
 }
 
@@ -197,10 +239,20 @@ fn shorter_timeouts() {
     let mut flow = Flow::established(true);
     for (nth, seconds) in [(1, "431999"), (2, "431999"), (3, "299")] {
         assert_eq!(flow.tcp(Client, ACK, 1001, 9001), Class::Accepted);
-        assert_eq!(flow.listed(), format!("{seconds} ESTABLISHED [ASSURED]"), "(a), duplicate {nth}");
+        assert_eq!(
+            flow.listed(),
+            format!("{seconds} ESTABLISHED [ASSURED]"),
+            "(a), duplicate {nth}"
+        );
     }
     let mut flow = Flow::established(true);
-    flow.segment(Server, TcpSegment { window: 0, ..segment(ACK, 9001, 1001) });
+    flow.segment(
+        Server,
+        TcpSegment {
+            window: 0,
+            ..segment(ACK, 9001, 1001)
+        },
+    );
     assert_eq!(flow.listed(), "299 ESTABLISHED [ASSURED]", "(d)");
 }
 
@@ -210,19 +262,47 @@ fn window_rows() {
     let edge = 9001 + 64_240;
     let rows = [
         ("at the right edge", data(edge, 1001, 10), Class::Accepted),
-        ("the last byte inside", data(edge - 1, 1001, 1), Class::Accepted),
-        ("about one window beyond", data(edge + 64_000, 1001, 10), Class::Ignored),
-        ("two windows beyond", data(edge + 128_480, 1001, 10), Class::Invalid(Invalid::TcpSequence)),
-        ("100000 old", data(9001_u32.wrapping_sub(100_000), 1001, 10), Class::Ignored),
-        ("ack one beyond", data(9001, 1002, 10), Class::Invalid(Invalid::TcpAcknowledgement)),
-        ("ack 200000 old", data(9001, 1001_u32.wrapping_sub(200_000), 10), Class::Ignored),
+        (
+            "the last byte inside",
+            data(edge - 1, 1001, 1),
+            Class::Accepted,
+        ),
+        (
+            "about one window beyond",
+            data(edge + 64_000, 1001, 10),
+            Class::Ignored,
+        ),
+        (
+            "two windows beyond",
+            data(edge + 128_480, 1001, 10),
+            Class::Invalid(Invalid::TcpSequence),
+        ),
+        (
+            "100000 old",
+            data(9001_u32.wrapping_sub(100_000), 1001, 10),
+            Class::Ignored,
+        ),
+        (
+            "ack one beyond",
+            data(9001, 1002, 10),
+            Class::Invalid(Invalid::TcpAcknowledgement),
+        ),
+        (
+            "ack 200000 old",
+            data(9001, 1001_u32.wrapping_sub(200_000), 10),
+            Class::Ignored,
+        ),
     ];
     for ipv4 in FAMILIES {
         for (row, packet, class) in rows {
             let mut flow = Flow::established(ipv4);
             assert_eq!(flow.segment(Server, packet), class, "{row}");
             if class == Class::Ignored {
-                assert_eq!(flow.listed(), "431999 ESTABLISHED [ASSURED]", "{row}: unchanged");
+                assert_eq!(
+                    flow.listed(),
+                    "431999 ESTABLISHED [ASSURED]",
+                    "{row}: unchanged"
+                );
             }
         }
     }
@@ -236,7 +316,10 @@ fn be_liberal() {
     let mut flow = Flow::with(settings, true, Protocol::TCP);
     flow.handshake();
     assert_eq!(flow.segment(Server, data(9001, 1002, 10)), Class::Accepted);
-    assert_eq!(flow.segment(Server, data(300_000, 1001, 10)), Class::Accepted);
+    assert_eq!(
+        flow.segment(Server, data(300_000, 1001, 10)),
+        Class::Accepted
+    );
     assert_eq!(
         flow.tcp(Server, RST, 8000, 0),
         Class::Invalid(Invalid::TcpReset),
@@ -257,19 +340,30 @@ fn scale_and_sack() {
         sack_permitted: true,
         highest_sack: None,
     };
-    let nothing = TcpOptions { present: true, ..TcpOptions::default() };
+    let nothing = TcpOptions {
+        present: true,
+        ..TcpOptions::default()
+    };
     for (answer, reaches) in [(offer, true), (nothing, false)] {
         let mut flow = Flow::new(true, Protocol::TCP);
         flow.segment(Client, with(SYN, 1000, 0, offer));
         flow.segment(Server, with(SYN_ACK, 9000, 1001, answer));
         flow.tcp(Client, ACK, 1001, 9001);
         let far = data(9001 + 1_000_000, 1001, 10);
-        assert_eq!(flow.segment(Server, far) == Class::Accepted, reaches, "{answer:?}");
+        assert_eq!(
+            flow.segment(Server, far) == Class::Accepted,
+            reaches,
+            "{answer:?}"
+        );
     }
     let mut flow = Flow::new(true, Protocol::TCP);
     flow.segment(Client, with(SYN, 1000, 0, offer));
     flow.segment(Server, with(SYN_ACK, 9000, 1001, offer));
-    let unseen = TcpOptions { present: true, highest_sack: Some(9500), ..TcpOptions::default() };
+    let unseen = TcpOptions {
+        present: true,
+        highest_sack: Some(9500),
+        ..TcpOptions::default()
+    };
     assert_eq!(
         flow.segment(Client, with(ACK, 1001, 9001, unseen)),
         Class::Invalid(Invalid::TcpAcknowledgement)
@@ -281,38 +375,65 @@ fn scale_and_sack() {
 fn reset_rows() {
     for ipv4 in FAMILIES {
         let mut flow = Flow::established(ipv4);
-        assert_eq!(flow.tcp(Server, RST, 9001, 0), Class::Accepted, "== td_maxack");
+        assert_eq!(
+            flow.tcp(Server, RST, 9001, 0),
+            Class::Accepted,
+            "== td_maxack"
+        );
         assert_eq!(flow.listed(), "9 CLOSE [ASSURED]");
 
         let mut flow = Flow::established(ipv4);
         flow.segment(Server, data(9001, 1001, 19));
-        assert_eq!(flow.tcp(Server, RST, 9020, 0), Class::Accepted, "end of own segment");
+        assert_eq!(
+            flow.tcp(Server, RST, 9020, 0),
+            Class::Accepted,
+            "end of own segment"
+        );
         assert_eq!(flow.listed(), "9 CLOSE [ASSURED]");
 
         let mut flow = Flow::established(ipv4);
-        assert_eq!(flow.tcp(Server, RST, 9002, 0), Class::Accepted, "inside, not exact");
+        assert_eq!(
+            flow.tcp(Server, RST, 9002, 0),
+            Class::Accepted,
+            "inside, not exact"
+        );
         assert_eq!(flow.listed(), "9 ESTABLISHED [ASSURED]", "10 s on 6.18");
 
         let mut flow = Flow::established(ipv4);
-        assert_eq!(flow.tcp(Server, RST, 9001 + 64_240 + 100, 0), Class::Ignored, "beyond");
+        assert_eq!(
+            flow.tcp(Server, RST, 9001 + 64_240 + 100, 0),
+            Class::Ignored,
+            "beyond"
+        );
         assert_eq!(flow.listed(), "431999 ESTABLISHED [ASSURED]");
 
         for below in [9000, 0] {
             let mut flow = Flow::established(ipv4);
-            assert_eq!(flow.tcp(Server, RST, below, 0), Class::Invalid(Invalid::TcpReset));
+            assert_eq!(
+                flow.tcp(Server, RST, below, 0),
+                Class::Invalid(Invalid::TcpReset)
+            );
             assert_eq!(flow.listed(), "431999 ESTABLISHED [ASSURED]");
         }
 
         let mut flow = Flow::established(ipv4);
         flow.tcp(Client, FIN_ACK, 1001, 9001);
-        assert_eq!(flow.tcp(Server, RST, 123, 0), Class::Accepted, "closing: no check at all");
+        assert_eq!(
+            flow.tcp(Server, RST, 123, 0),
+            Class::Accepted,
+            "closing: no check at all"
+        );
         assert_eq!(flow.listed(), "9 CLOSE [ASSURED]");
     }
     let mut settings = Settings::kernel(100);
     settings.tcp.ignore_invalid_reset = true;
     let mut flow = Flow::with(settings, true, Protocol::TCP);
     flow.handshake();
-    assert_eq!(flow.tcp(Server, RST, 9000, 0), Class::Accepted, "tcp_ignore_invalid_rst=1");
+    assert_eq!(
+        flow.tcp(Server, RST, 9000, 0),
+        Class::Accepted,
+        "tcp_ignore_invalid_rst=1"
+    );
 }
 
 /// "An out-of-window FIN/RST in each direction on an ASSURED flow lowers its timeout to 300".
@@ -320,9 +441,15 @@ fn reset_rows() {
 fn out_of_window_ends_lower_the_timeout() {
     let mut flow = Flow::established(true);
     let far = |flags, sequence, acknowledgement| segment(flags, sequence, acknowledgement);
-    assert!(matches!(flow.segment(Server, far(FIN_ACK, 900_000, 1001)), Class::Invalid(_)));
+    assert!(matches!(
+        flow.segment(Server, far(FIN_ACK, 900_000, 1001)),
+        Class::Invalid(_)
+    ));
     assert_eq!(flow.listed(), "431999 ESTABLISHED [ASSURED]");
-    assert!(matches!(flow.segment(Client, far(FIN_ACK, 900_000, 9001)), Class::Invalid(_)));
+    assert!(matches!(
+        flow.segment(Client, far(FIN_ACK, 900_000, 9001)),
+        Class::Invalid(_)
+    ));
     assert_eq!(flow.listed(), "299 ESTABLISHED [ASSURED]");
 }
 
@@ -335,18 +462,32 @@ fn flag_sets() {
         header[13] = flags;
         header
     };
-    let valid: Vec<u8> = (0..64).filter(|&f| TcpSegment::parse(&header(f), 0).is_ok()).collect();
-    let expected = [0x02, 0x04, 0x0c, 0x0a, 0x10, 0x11, 0x12, 0x14, 0x18, 0x19, 0x1a, 0x1c];
+    let valid: Vec<u8> = (0..64)
+        .filter(|&f| TcpSegment::parse(&header(f), 0).is_ok())
+        .collect();
+    let expected = [
+        0x02, 0x04, 0x0c, 0x0a, 0x10, 0x11, 0x12, 0x14, 0x18, 0x19, 0x1a, 0x1c,
+    ];
     let urgent = [0x22, 0x2a, 0x30, 0x31, 0x38, 0x39];
     let mut expected: Vec<u8> = expected.into_iter().chain(urgent).collect();
     expected.sort_unstable();
     assert_eq!(valid, expected);
     let syn_fin = header(0x03);
-    assert_eq!(TcpSegment::parse(&syn_fin, 0), Err(Invalid::TcpFlags(TcpFlags(0x03))));
-    assert_eq!(TcpSegment::parse(&syn_fin[..19], 0), Err(Invalid::Truncated));
+    assert_eq!(
+        TcpSegment::parse(&syn_fin, 0),
+        Err(Invalid::TcpFlags(TcpFlags(0x03)))
+    );
+    assert_eq!(
+        TcpSegment::parse(&syn_fin[..19], 0),
+        Err(Invalid::Truncated)
+    );
     let mut short = header(0x02);
     short[12] = 0x40;
-    assert_eq!(TcpSegment::parse(&short, 0), Err(Invalid::Truncated), "doff < 5");
+    assert_eq!(
+        TcpSegment::parse(&short, 0),
+        Err(Invalid::Truncated),
+        "doff < 5"
+    );
 }
 
 /// RFC 9293, 3.1; RFC 7323; RFC 2018.
@@ -363,14 +504,33 @@ fn options() {
     };
     let none = TcpOptions::default();
     assert_eq!(parse(&[]), none);
-    let some = TcpOptions { present: true, ..none };
+    let some = TcpOptions {
+        present: true,
+        ..none
+    };
     let syn = parse(&[2, 4, 5, 180, 1, 3, 3, 7, 4, 2]);
-    assert_eq!(syn, TcpOptions { window_scale: Some(7), sack_permitted: true, ..some });
-    assert_eq!(parse(&[3, 3, 99]), TcpOptions { window_scale: Some(14), ..some }, "at most 14");
+    assert_eq!(
+        syn,
+        TcpOptions {
+            window_scale: Some(7),
+            sack_permitted: true,
+            ..some
+        }
+    );
+    assert_eq!(
+        parse(&[3, 3, 99]),
+        TcpOptions {
+            window_scale: Some(14),
+            ..some
+        },
+        "at most 14"
+    );
     assert_eq!(parse(&[3, 0]), some, "silly length");
     assert_eq!(parse(&[3, 9, 7]), some, "longer than the header");
     assert_eq!(parse(&[0, 3, 3, 7]), some, "behind the end");
-    let sack = parse(&[1, 1, 5, 18, 0, 0, 0, 20, 0, 0, 0, 30, 0, 0, 0, 40, 0, 0, 0, 50]);
+    let sack = parse(&[
+        1, 1, 5, 18, 0, 0, 0, 20, 0, 0, 0, 30, 0, 0, 0, 40, 0, 0, 0, 50,
+    ]);
     assert_eq!(sack.highest_sack, Some(50));
     let below = parse(&[1, 1, 5, 10, 0, 0, 0, 1, 0, 0, 0, 5]);
     assert_eq!(below.highest_sack, None, "below the acknowledgement");

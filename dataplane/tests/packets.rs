@@ -29,7 +29,11 @@ fn source_of(bytes: &[u8]) -> SocketAddr {
 #[test]
 fn pod_to_cluster_ip_is_translated_at_the_destination_only() {
     for_each_family(|n, bed| {
-        let (client, service, pod) = (at(n.other_pod, 40000), at(n.cluster_ip, 80), at(n.pod, 8080));
+        let (client, service, pod) = (
+            at(n.other_pod, 40000),
+            at(n.cluster_ip, 80),
+            at(n.pod, 8080),
+        );
         bed.expect_forward(
             Origin::Pod,
             &tcp(SYN).from(&client).to(&service),
@@ -38,7 +42,10 @@ fn pod_to_cluster_ip_is_translated_at_the_destination_only() {
         bed.expect_forward(
             Origin::Outside,
             &tcp(SYN | ACK).sequence(5000, 1001).from(&pod).to(&client),
-            &tcp(SYN | ACK).sequence(5000, 1001).from(&service).to(&client),
+            &tcp(SYN | ACK)
+                .sequence(5000, 1001)
+                .from(&service)
+                .to(&client),
         );
         assert_eq!(bed.conntrack.len(), 1);
     });
@@ -54,7 +61,14 @@ fn outside_to_vip_is_masqueraded_and_its_reply_comes_back() {
         assert_eq!(masqueraded.ip().to_string(), n.node);
         assert!(masqueraded.port() >= 1024);
         let masqueraded = masqueraded.to_string();
-        assert_eq!(out, udp(b"question").from(&masqueraded).to(&pod).hops(64).bytes());
+        assert_eq!(
+            out,
+            udp(b"question")
+                .from(&masqueraded)
+                .to(&pod)
+                .hops(64)
+                .bytes()
+        );
         bed.expect_forward(
             Origin::Pod,
             &udp(b"answer").from(&pod).to(&masqueraded),
@@ -73,7 +87,10 @@ fn a_pod_that_reaches_itself_is_masqueraded() {
         assert_eq!(source_of(&out).ip().to_string(), n.node);
         bed.expect_forward(
             Origin::Pod,
-            &tcp(SYN | ACK).sequence(1, 1001).from(&at(n.pod, 8080)).to(&masqueraded),
+            &tcp(SYN | ACK)
+                .sequence(1, 1001)
+                .from(&at(n.pod, 8080))
+                .to(&masqueraded),
             &tcp(SYN | ACK).sequence(1, 1001).from(&service).to(&pod),
         );
     });
@@ -83,7 +100,10 @@ fn a_pod_that_reaches_itself_is_masqueraded() {
 fn node_port_answers_on_the_nodes_addresses_only() {
     for_each_family(|n, bed| {
         let client = at(n.client, 40000);
-        let (verdict, out) = bed.send(Origin::Outside, &tcp(SYN).from(&client).to(&at(n.node, 30080)));
+        let (verdict, out) = bed.send(
+            Origin::Outside,
+            &tcp(SYN).from(&client).to(&at(n.node, 30080)),
+        );
         assert_eq!(verdict, Verdict::Forward);
         assert_eq!(source_of(&out).ip().to_string(), n.node);
         bed.expect_untouched(
@@ -117,7 +137,10 @@ fn a_pod_on_the_nodes_network_sees_the_client_that_came_from_outside() {
         );
         bed.expect_forward(
             Origin::Node,
-            &tcp(SYN | ACK).sequence(1, 1001).from(&at(n.node, 8080)).to(&client),
+            &tcp(SYN | ACK)
+                .sequence(1, 1001)
+                .from(&at(n.node, 8080))
+                .to(&client),
             &tcp(SYN | ACK).sequence(1, 1001).from(&vip).to(&client),
         );
     });
@@ -129,12 +152,24 @@ fn without_endpoints_refused_and_nothing_remembered() {
         let reject = Verdict::Reject(RejectWith::PortUnreachable);
         let client = at(n.client, 40000);
         for destination in [at(n.cluster_ip, 81), at(n.vip, 81), at(n.node, 30081)] {
-            bed.expect_untouched(Origin::Outside, &tcp(SYN).from(&client).to(&destination), reject);
+            bed.expect_untouched(
+                Origin::Outside,
+                &tcp(SYN).from(&client).to(&destination),
+                reject,
+            );
         }
         // From the node itself nothing refuses addresses outside the cluster.
         let node = at(n.node, 40000);
-        bed.expect_untouched(Origin::Node, &tcp(SYN).from(&node).to(&at(n.cluster_ip, 81)), reject);
-        bed.expect_untouched(Origin::Node, &tcp(SYN).from(&node).to(&at(n.vip, 81)), Verdict::Pass);
+        bed.expect_untouched(
+            Origin::Node,
+            &tcp(SYN).from(&node).to(&at(n.cluster_ip, 81)),
+            reject,
+        );
+        bed.expect_untouched(
+            Origin::Node,
+            &tcp(SYN).from(&node).to(&at(n.vip, 81)),
+            Verdict::Pass,
+        );
         assert_eq!(bed.conntrack.len(), 1);
     });
 }
@@ -143,7 +178,11 @@ fn without_endpoints_refused_and_nothing_remembered() {
 fn local_policy_without_local_endpoint_drops_what_comes_from_outside() {
     for_each_family(|n, bed| {
         let packet = tcp(SYN).from(&at(n.client, 40000)).to(&at(n.vip, 82));
-        bed.expect_untouched(Origin::Outside, &packet, Verdict::Drop(DropReason::NoLocalEndpoint));
+        bed.expect_untouched(
+            Origin::Outside,
+            &packet,
+            Verdict::Drop(DropReason::NoLocalEndpoint),
+        );
         let pod = at(n.other_pod, 40000);
         bed.expect_forward(
             Origin::Pod,
@@ -158,9 +197,14 @@ fn source_ranges_guard_the_load_balancers_address_only() {
     for_each_family(|n, bed| {
         let stranger = at(n.router, 40000);
         let refused = Verdict::Drop(DropReason::SourceNotAllowed);
-        bed.expect_untouched(Origin::Outside, &tcp(SYN).from(&stranger).to(&at(n.vip, 83)), refused);
+        bed.expect_untouched(
+            Origin::Outside,
+            &tcp(SYN).from(&stranger).to(&at(n.vip, 83)),
+            refused,
+        );
         for destination in [at(n.node, 30083), at(n.cluster_ip, 83)] {
-            let (verdict, _) = bed.send(Origin::Outside, &tcp(SYN).from(&stranger).to(&destination));
+            let (verdict, _) =
+                bed.send(Origin::Outside, &tcp(SYN).from(&stranger).to(&destination));
             assert_eq!(verdict, Verdict::Forward, "{destination}");
         }
         let client = at(n.client, 40000);
@@ -198,7 +242,11 @@ fn invalid_packets_are_dropped_in_forwarding_and_reach_the_node() {
 #[test]
 fn an_icmp_error_about_a_translated_packet_is_translated() {
     for_each_family(|n, bed| {
-        let (client, service, pod) = (at(n.other_pod, 40000), at(n.cluster_ip, 80), at(n.pod, 8080));
+        let (client, service, pod) = (
+            at(n.other_pod, 40000),
+            at(n.cluster_ip, 80),
+            at(n.pod, 8080),
+        );
         let question = udp(b"question").from(&client).to(&service);
         let (_, out) = bed.send(Origin::Pod, &question);
         let (kind, code) = if n.pod.contains(':') { (3, 0) } else { (11, 0) };
@@ -206,13 +254,17 @@ fn an_icmp_error_about_a_translated_packet_is_translated() {
         bed.expect_forward(
             Origin::Outside,
             &icmp_error(kind, code, &out).from(n.router).to(n.other_pod),
-            &icmp_error(kind, code, &question.hops(64).bytes()).from(n.cluster_ip).to(n.other_pod),
+            &icmp_error(kind, code, &question.hops(64).bytes())
+                .from(n.cluster_ip)
+                .to(n.other_pod),
         );
         // The pod complains about the answer's way.
         let answer = udp(b"answer").from(&service).to(&client);
         bed.expect_forward(
             Origin::Outside,
-            &icmp_error(kind, code, &answer.bytes()).from(n.other_pod).to(n.cluster_ip),
+            &icmp_error(kind, code, &answer.bytes())
+                .from(n.other_pod)
+                .to(n.cluster_ip),
             &icmp_error(kind, code, &udp(b"answer").from(&pod).to(&client).bytes())
                 .from(n.other_pod)
                 .to(n.pod),
@@ -228,7 +280,9 @@ fn icmp_errors_about_unknown_packets_or_to_others_are_invalid() {
         let unknown = udp(b"x").from(&at(n.pod, 5)).to(&at(n.client, 6)).bytes();
         let error = icmp_error(kind, 1, &unknown).from(n.router);
         bed.expect_untouched(Origin::Outside, &error.to(n.pod), drop);
-        let question = udp(b"q").from(&at(n.other_pod, 40000)).to(&at(n.cluster_ip, 80));
+        let question = udp(b"q")
+            .from(&at(n.other_pod, 40000))
+            .to(&at(n.cluster_ip, 80));
         let (_, out) = bed.send(Origin::Pod, &question);
         let forged = icmp_error(kind, 1, &out).from(n.router).to(n.client);
         bed.expect_untouched(Origin::Outside, &forged, drop);
@@ -239,9 +293,17 @@ fn icmp_errors_about_unknown_packets_or_to_others_are_invalid() {
 fn an_icmp_error_that_quotes_too_little_is_dropped() {
     let n = &FAMILIES[0];
     let mut bed = Bed::new(services(n));
-    let (_, out) = bed.send(Origin::Pod, &udp(b"q").from(&at(n.other_pod, 4)).to(&at(n.cluster_ip, 80)));
+    let (_, out) = bed.send(
+        Origin::Pod,
+        &udp(b"q")
+            .from(&at(n.other_pod, 4))
+            .to(&at(n.cluster_ip, 80)),
+    );
     let error = icmp_error(11, 0, &out[..24]).from(n.router).to(n.other_pod);
-    assert_eq!(bed.send(Origin::Outside, &error).0, Verdict::Drop(DropReason::QuoteTooShort));
+    assert_eq!(
+        bed.send(Origin::Outside, &error).0,
+        Verdict::Drop(DropReason::QuoteTooShort)
+    );
 }
 
 #[test]
@@ -251,15 +313,25 @@ fn a_udp_packet_without_checksum_stays_without() {
     let client = at(n.other_pod, 40000);
     bed.expect_forward(
         Origin::Pod,
-        &udp(b"x").without_checksum().from(&client).to(&at(n.cluster_ip, 80)),
-        &udp(b"x").without_checksum().from(&client).to(&at(n.pod, 8080)),
+        &udp(b"x")
+            .without_checksum()
+            .from(&client)
+            .to(&at(n.cluster_ip, 80)),
+        &udp(b"x")
+            .without_checksum()
+            .from(&client)
+            .to(&at(n.pod, 8080)),
     );
 }
 
 #[test]
 fn a_partial_checksum_follows_the_addresses_and_not_the_ports() {
     for_each_family(|n, bed| {
-        let (client, service, pod) = (at(n.other_pod, 40000), at(n.cluster_ip, 80), at(n.pod, 8080));
+        let (client, service, pod) = (
+            at(n.other_pod, 40000),
+            at(n.cluster_ip, 80),
+            at(n.pod, 8080),
+        );
         let partial = |packet: &Build| {
             let mut bytes = packet.bytes();
             let transport = if n.pod.contains(':') { 40 } else { 20 };
@@ -277,7 +349,11 @@ fn a_partial_checksum_follows_the_addresses_and_not_the_ports() {
         assert_eq!(verdict, Verdict::Forward);
         let expected = partial(&tcp(SYN).from(&client).to(&pod).hops(64));
         assert_eq!(out, expected.packet());
-        assert_eq!(frame.bytes()[..10], expected.bytes()[..10], "the virtio header stays");
+        assert_eq!(
+            frame.bytes()[..10],
+            expected.bytes()[..10],
+            "the virtio header stays"
+        );
     });
 }
 
@@ -286,15 +362,35 @@ fn a_udp_flow_ends_with_its_endpoint_and_a_tcp_flow_does_not() {
     for_each_family(|n, bed| {
         let (client, service) = (at(n.other_pod, 40000), at(n.cluster_ip, 80));
         let question = udp(b"q").from(&client).to(&service);
-        bed.expect_forward(Origin::Pod, &question, &udp(b"q").from(&client).to(&at(n.pod, 8080)));
+        bed.expect_forward(
+            Origin::Pod,
+            &question,
+            &udp(b"q").from(&client).to(&at(n.pod, 8080)),
+        );
         let opening = tcp(SYN).from(&client).to(&service);
-        bed.expect_forward(Origin::Pod, &opening, &tcp(SYN).from(&client).to(&at(n.pod, 8080)));
+        bed.expect_forward(
+            Origin::Pod,
+            &opening,
+            &tcp(SYN).from(&client).to(&at(n.pod, 8080)),
+        );
         // The same endpoint in a newer table: nothing changes.
         bed.services = services_with(n, n.pod, Generation(2));
-        bed.expect_forward(Origin::Pod, &question, &udp(b"q").from(&client).to(&at(n.pod, 8080)));
+        bed.expect_forward(
+            Origin::Pod,
+            &question,
+            &udp(b"q").from(&client).to(&at(n.pod, 8080)),
+        );
         bed.services = services_with(n, n.client, Generation(3));
-        bed.expect_forward(Origin::Pod, &question, &udp(b"q").from(&client).to(&at(n.client, 8080)));
-        bed.expect_forward(Origin::Pod, &opening, &tcp(SYN).from(&client).to(&at(n.pod, 8080)));
+        bed.expect_forward(
+            Origin::Pod,
+            &question,
+            &udp(b"q").from(&client).to(&at(n.client, 8080)),
+        );
+        bed.expect_forward(
+            Origin::Pod,
+            &opening,
+            &tcp(SYN).from(&client).to(&at(n.pod, 8080)),
+        );
     });
 }
 
@@ -306,7 +402,11 @@ fn a_udp_flow_that_passed_before_the_service_came_is_taken_up_by_it() {
         bed.services = dataplane::service::ServiceTable::empty();
         bed.expect_untouched(Origin::Pod, &question, Verdict::Pass);
         bed.services = services_with(n, n.pod, Generation(2));
-        bed.expect_forward(Origin::Pod, &question, &udp(b"q").from(&client).to(&at(n.pod, 8080)));
+        bed.expect_forward(
+            Origin::Pod,
+            &question,
+            &udp(b"q").from(&client).to(&at(n.pod, 8080)),
+        );
     });
 }
 
@@ -314,15 +414,26 @@ fn a_udp_flow_that_passed_before_the_service_came_is_taken_up_by_it() {
 fn fragments_wait_for_each_other_and_leave_translated() {
     let n = &FAMILIES[0];
     let client = at(n.other_pod, 40000);
-    let whole = udp(&[7; 40]).from(&client).to(&at(n.cluster_ip, 80)).bytes();
-    let expected = udp(&[7; 40]).from(&client).to(&at(n.pod, 8080)).hops(64).bytes();
+    let whole = udp(&[7; 40])
+        .from(&client)
+        .to(&at(n.cluster_ip, 80))
+        .bytes();
+    let expected = udp(&[7; 40])
+        .from(&client)
+        .to(&at(n.pod, 8080))
+        .hops(64)
+        .bytes();
     for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
         let mut bed = Bed::new(services(n));
         let mut pieces = fragments_of(&whole, 16);
         assert_eq!(pieces.len(), 3);
         for (step, index) in order.iter().enumerate() {
             let (verdict, _) = bed.send_bytes(Origin::Pod, &pieces[*index]);
-            let last = if step == 2 { Verdict::Forward } else { Verdict::Hold };
+            let last = if step == 2 {
+                Verdict::Forward
+            } else {
+                Verdict::Hold
+            };
             assert_eq!(verdict, last, "{order:?}");
         }
         pieces = fragments_of(&expected, 16);
@@ -335,7 +446,10 @@ fn fragments_wait_for_each_other_and_leave_translated() {
 fn a_datagram_with_overlap_or_without_a_fragment_goes_nowhere() {
     let n = &FAMILIES[0];
     let mut bed = Bed::new(services(n));
-    let whole = udp(&[7; 40]).from(&at(n.other_pod, 40000)).to(&at(n.cluster_ip, 80)).bytes();
+    let whole = udp(&[7; 40])
+        .from(&at(n.other_pod, 40000))
+        .to(&at(n.cluster_ip, 80))
+        .bytes();
     let pieces = fragments_of(&whole, 16);
     assert_eq!(bed.send_bytes(Origin::Pod, &pieces[0]).0, Verdict::Hold);
     let overlap = Verdict::Drop(DropReason::OverlappingFragment);
@@ -351,10 +465,15 @@ fn a_datagram_with_overlap_or_without_a_fragment_goes_nowhere() {
 fn too_many_fragments_of_one_datagram_are_given_up() {
     let n = &FAMILIES[0];
     let mut bed = Bed::new(services(n));
-    let whole = udp(&[7; 2000]).from(&at(n.other_pod, 40000)).to(&at(n.cluster_ip, 80)).bytes();
+    let whole = udp(&[7; 2000])
+        .from(&at(n.other_pod, 40000))
+        .to(&at(n.cluster_ip, 80))
+        .bytes();
     let pieces = fragments_of(&whole, 8);
-    let verdicts: Vec<Verdict> =
-        pieces.iter().map(|piece| bed.send_bytes(Origin::Pod, piece).0).collect();
+    let verdicts: Vec<Verdict> = pieces
+        .iter()
+        .map(|piece| bed.send_bytes(Origin::Pod, piece).0)
+        .collect();
     assert!(verdicts.contains(&Verdict::Drop(DropReason::TooManyFragments)));
 }
 
@@ -385,17 +504,28 @@ fn what_is_no_ip_packet_is_malformed() {
     let mut bed = Bed::new(services(n));
     let good = udp(b"x").from(&at(n.pod, 1)).to(&at(n.client, 2)).bytes();
     for bytes in [&[][..], &[0x45; 19], &good[..25], &[0x60; 39], &[0x10; 60]] {
-        assert_eq!(bed.send_bytes(Origin::Pod, bytes).0, Verdict::Drop(DropReason::Malformed));
+        assert_eq!(
+            bed.send_bytes(Origin::Pod, bytes).0,
+            Verdict::Drop(DropReason::Malformed)
+        );
     }
-    let mapped = udp(b"x").from("[::ffff:10.0.0.1]:1").to(&at(FAMILIES[1].pod, 2));
-    assert_eq!(bed.send(Origin::Pod, &mapped).0, Verdict::Drop(DropReason::MappedAddress));
+    let mapped = udp(b"x")
+        .from("[::ffff:10.0.0.1]:1")
+        .to(&at(FAMILIES[1].pod, 2));
+    assert_eq!(
+        bed.send(Origin::Pod, &mapped).0,
+        Verdict::Drop(DropReason::MappedAddress)
+    );
 }
 
 #[test]
 fn neighbour_discovery_is_left_alone() {
     let n = &FAMILIES[1];
     let mut bed = Bed::new(services(n));
-    let solicitation = icmp_error(135, 0, &[0; 16]).from(n.router).to(n.node).hops(254);
+    let solicitation = icmp_error(135, 0, &[0; 16])
+        .from(n.router)
+        .to(n.node)
+        .hops(254);
     bed.expect_untouched(Origin::Outside, &solicitation, Verdict::Pass);
     assert_eq!(bed.conntrack.len(), 0);
 }

@@ -25,7 +25,10 @@ fn flow_of(ipv4: bool, nth: u32, source_port: u16) -> (Tuple, Tuple) {
         destination_port: 443,
         protocol: Protocol::UDP,
     };
-    let reply = Tuple { destination: address(ipv4, 1), ..original.inverse() };
+    let reply = Tuple {
+        destination: address(ipv4, 1),
+        ..original.inverse()
+    };
     (original, reply)
 }
 
@@ -45,14 +48,27 @@ impl Node {
     }
 
     fn lease(&mut self, reply: &mut Tuple, choice: Choice, now: Timestamp) -> Result<(), NoPort> {
-        lease(&self.conntrack, &self.reserved, reply, choice, (now, &mut self.random))
+        lease(
+            &self.conntrack,
+            &self.reserved,
+            reply,
+            choice,
+            (now, &mut self.random),
+        )
     }
 
     fn confirm(&self, original: Tuple, reply: Tuple, now: Timestamp) {
-        let headers = Headers { tuple: original, transport: Transport::Udp, length: 60 };
+        let headers = Headers {
+            tuple: original,
+            transport: Transport::Udp,
+            length: 60,
+        };
         let mut tentative = self.conntrack.open(&headers, now).unwrap();
         tentative.reply = reply;
-        assert!(matches!(self.conntrack.confirm(tentative, now), Ok(Confirmed::Inserted(_))));
+        assert!(matches!(
+            self.conntrack.confirm(tentative, now),
+            Ok(Confirmed::Inserted(_))
+        ));
     }
 
     fn masquerade(&mut self, ipv4: bool, nth: u32, now: Timestamp) -> Result<(Tuple, u16), NoPort> {
@@ -66,14 +82,24 @@ impl Node {
 /// Section 4, step 4: classes by the packet's own port; identifiers of ICMP.
 #[test]
 fn classes() {
-    let rows = [(1, 1..=511), (511, 1..=511), (512, 600..=1023), (1023, 600..=1023), (1024, 1024..=65_535)];
+    let rows = [
+        (1, 1..=511),
+        (511, 1..=511),
+        (512, 600..=1023),
+        (1023, 600..=1023),
+        (1024, 1024..=65_535),
+    ];
     let mut node = Node::new();
     for (own, class) in rows {
         let mut seen = HashSet::new();
         for _ in 0..4000 {
             let (_, mut reply) = flow_of(true, 1, own);
             node.lease(&mut reply, Choice::Random, NOW).unwrap();
-            assert!(class.contains(&reply.destination_port), "{own}: {}", reply.destination_port);
+            assert!(
+                class.contains(&reply.destination_port),
+                "{own}: {}",
+                reply.destination_port
+            );
             seen.insert(reply.destination_port);
         }
         assert!(seen.len() > 300, "{own}: ports are random");
@@ -83,7 +109,14 @@ fn classes() {
     let before = reply;
     node.lease(&mut reply, Choice::Random, NOW).unwrap();
     assert_ne!(reply.source_port, 777);
-    assert_eq!(Tuple { source_port: 777, ..reply }, before, "only the identifier changes");
+    assert_eq!(
+        Tuple {
+            source_port: 777,
+            ..reply
+        },
+        before,
+        "only the identifier changes"
+    );
 }
 
 /// Section 4: the port is kept while the reply tuple is free (null binding, plain MASQUERADE), else another is found.
@@ -97,10 +130,19 @@ fn kept_if_free() {
         node.confirm(original, reply, NOW);
         let (_, mut second) = flow_of(ipv4, 2, 5000);
         node.lease(&mut second, Choice::KeepIfFree, NOW).unwrap();
-        assert_ne!(second.destination_port, 5000, "trap 2: changed although nothing else is translated");
-        let mut elsewhere = Tuple { source: address(ipv4, 10), ..flow_of(ipv4, 3, 5000).1 };
+        assert_ne!(
+            second.destination_port, 5000,
+            "trap 2: changed although nothing else is translated"
+        );
+        let mut elsewhere = Tuple {
+            source: address(ipv4, 10),
+            ..flow_of(ipv4, 3, 5000).1
+        };
         node.lease(&mut elsewhere, Choice::KeepIfFree, NOW).unwrap();
-        assert_eq!(elsewhere.destination_port, 5000, "one port serves any number of destinations");
+        assert_eq!(
+            elsewhere.destination_port, 5000,
+            "one port serves any number of destinations"
+        );
     }
 }
 
@@ -110,14 +152,19 @@ fn kept_if_free() {
 fn until_the_last_port() {
     for ipv4 in FAMILIES {
         let mut node = Node::new();
-        node.reserved.replace(Protocol::UDP, [1024, 8472, 30_000, 65_535]);
+        node.reserved
+            .replace(Protocol::UDP, [1024, 8472, 30_000, 65_535]);
         let mut flows = Vec::new();
         for nth in 0..64_512 - 4 {
             flows.push(node.masquerade(ipv4, nth, NOW).unwrap());
         }
         let ports: HashSet<u16> = flows.iter().map(|(_, port)| *port).collect();
         assert_eq!(ports.len(), flows.len(), "each once");
-        assert!([1024, 8472, 30_000, 65_535].iter().all(|port| !ports.contains(port)));
+        assert!(
+            [1024, 8472, 30_000, 65_535]
+                .iter()
+                .all(|port| !ports.contains(port))
+        );
         assert_eq!(node.masquerade(ipv4, 100_000, NOW), Err(NoPort::Exhausted));
         for round in 0..200 {
             let victim = node.random.usize(..flows.len());
@@ -130,11 +177,15 @@ fn until_the_last_port() {
         node.lease(&mut low, Choice::Random, NOW).unwrap();
         node.confirm(original, low, NOW);
         let later = NOW.after(Duration::from_secs(31));
-        assert!(node.masquerade(ipv4, 400_000, later).is_ok(), "expired, not swept: free");
+        assert!(
+            node.masquerade(ipv4, 400_000, later).is_ok(),
+            "expired, not swept: free"
+        );
         while node.conntrack.expire(later, 10_000) > 0 {}
         assert_eq!(node.conntrack.len(), 1, "no entry leaks");
         for nth in 0..64_512 - 5 {
-            node.masquerade(ipv4, 500_000 + nth, later).expect("no port leaks");
+            node.masquerade(ipv4, 500_000 + nth, later)
+                .expect("no port leaks");
         }
     }
 }
@@ -151,9 +202,19 @@ fn no_port_leaks() {
         for nth in 0..2000 {
             now = now.after(Duration::from_millis(20));
             let (original, mut reply) = flow_of(true, nth, 40_000);
-            let result =
-                lease_in(&node.conntrack, &node.reserved, &mut reply, range.clone(), (now, &mut node.random));
-            assert_eq!(result.is_ok(), live.len() < range.len(), "seed {seed}, {nth}: {} live", live.len());
+            let result = lease_in(
+                &node.conntrack,
+                &node.reserved,
+                &mut reply,
+                range.clone(),
+                (now, &mut node.random),
+            );
+            assert_eq!(
+                result.is_ok(),
+                live.len() < range.len(),
+                "seed {seed}, {nth}: {} live",
+                live.len()
+            );
             if result.is_ok() && node.random.u8(..8) > 0 {
                 assert!(live.iter().all(|(_, port)| *port != reply.destination_port));
                 node.confirm(original, reply, now);
@@ -168,7 +229,11 @@ fn no_port_leaks() {
             // Live ones are kept alive.
             for (original, _) in &live {
                 let found = node.conntrack.find(original, now).unwrap();
-                let headers = Headers { tuple: *original, transport: Transport::Udp, length: 60 };
+                let headers = Headers {
+                    tuple: *original,
+                    transport: Transport::Udp,
+                    length: 60,
+                };
                 let _ = node.conntrack.track(&found, &headers, now);
             }
         }
@@ -179,13 +244,21 @@ fn no_port_leaks() {
 #[test]
 fn protocols_without_ports() {
     let mut node = Node::new();
-    let bare = |tuple: Tuple| Tuple { protocol: Protocol(89), source_port: 0, destination_port: 0, ..tuple };
+    let bare = |tuple: Tuple| Tuple {
+        protocol: Protocol(89),
+        source_port: 0,
+        destination_port: 0,
+        ..tuple
+    };
     let (original, reply) = flow_of(true, 1, 0);
     let (original, mut reply) = (bare(original), bare(reply));
     node.lease(&mut reply, Choice::Random, NOW).unwrap();
     node.confirm(original, reply, NOW);
     let mut second = bare(flow_of(true, 2, 0).1);
-    assert_eq!(node.lease(&mut second, Choice::Random, NOW), Err(NoPort::NoPorts));
+    assert_eq!(
+        node.lease(&mut second, Choice::Random, NOW),
+        Err(NoPort::NoPorts)
+    );
 }
 
 /// Blocks are disjoint, of the given size, and come back.
@@ -197,7 +270,11 @@ fn blocks() {
     for owner in 0..64 {
         let block = blocks.claim(owner % 8).unwrap();
         assert_eq!(block.len(), 1000);
-        assert!(block.into_iter().all(|port| port >= 1024 && seen.insert(port)));
+        assert!(
+            block
+                .into_iter()
+                .all(|port| port >= 1024 && seen.insert(port))
+        );
     }
     assert_eq!(blocks.claim(1), None);
     assert_eq!(blocks.of(3).count(), 8);
@@ -207,11 +284,24 @@ fn blocks() {
     let block = blocks.of(4).next().unwrap();
     for nth in 0..1000 {
         let (original, mut reply) = flow_of(true, nth, 40_000);
-        lease_in(&node.conntrack, &node.reserved, &mut reply, block.clone(), (NOW, &mut node.random)).unwrap();
+        lease_in(
+            &node.conntrack,
+            &node.reserved,
+            &mut reply,
+            block.clone(),
+            (NOW, &mut node.random),
+        )
+        .unwrap();
         assert!(block.contains(&reply.destination_port));
         node.confirm(original, reply, NOW);
     }
     let (_, mut reply) = flow_of(true, 5000, 40_000);
-    let full = lease_in(&node.conntrack, &node.reserved, &mut reply, block, (NOW, &mut node.random));
+    let full = lease_in(
+        &node.conntrack,
+        &node.reserved,
+        &mut reply,
+        block,
+        (NOW, &mut node.random),
+    );
     assert_eq!(full, Err(NoPort::Exhausted));
 }

@@ -8,8 +8,8 @@ mod request;
 
 pub use request::Outcome;
 
-use crate::namespace::Namespace;
 use crate::names::HostName;
+use crate::namespace::Namespace;
 use crate::plan::{Host, Plan, Protocol};
 use crate::plan::{addresses_outside, via_node};
 use control::config::{KubeProxyConfig, NodePortAddresses};
@@ -86,14 +86,21 @@ pub struct Input<'a> {
 
 /// The Services with the requests that are to be made, none made yet.
 pub fn services(input: Input<'_>) -> Vec<CheckedService> {
-    input.snapshot.services.iter().map(|service| checked(input, service)).collect()
+    input
+        .snapshot
+        .services
+        .iter()
+        .map(|service| checked(input, service))
+        .collect()
 }
 
 /// Makes all requests; required ones again until they are answered or the time is over.
 pub fn make_all(services: &mut [CheckedService], interrupted: &(dyn Fn() -> bool + Sync)) {
     let deadline = Instant::now() + WITHIN;
-    let mut left: Vec<&mut Request> =
-        services.iter_mut().flat_map(|service| &mut service.requests).collect();
+    let mut left: Vec<&mut Request> = services
+        .iter_mut()
+        .flat_map(|service| &mut service.requests)
+        .collect();
     while !left.is_empty() && !interrupted() {
         for batch in left.chunks_mut(AT_ONCE) {
             std::thread::scope(|scope| {
@@ -113,11 +120,17 @@ pub fn make_all(services: &mut [CheckedService], interrupted: &(dyn Fn() -> bool
 }
 
 fn make(request: &mut Request) {
-    let timeout = Duration::from_millis(if request.not_required.is_none() { 1000 } else { 400 });
+    let timeout = Duration::from_millis(if request.not_required.is_none() {
+        1000
+    } else {
+        400
+    });
     let (to, protocol) = (request.to, request.protocol);
     let inside = Namespace::open(&request.namespace);
     let made = inside.and_then(|inside| inside.run(|| Ok(request::make(to, protocol, timeout))));
-    request.outcome = made.unwrap_or_else(|error| Outcome::Failed { error: error.to_string() });
+    request.outcome = made.unwrap_or_else(|error| Outcome::Failed {
+        error: error.to_string(),
+    });
 }
 
 fn checked(input: Input<'_>, service: &Service) -> CheckedService {
@@ -135,10 +148,15 @@ fn checked(input: Input<'_>, service: &Service) -> CheckedService {
     for port in &service.spec.ports {
         let ready = |family| ready_endpoints(input.snapshot, service, port, family);
         for family in [Family::V4, Family::V6] {
-            let endpoints = ready(family).map(|(ip, port, _)| SocketAddr::new(ip, port).to_string());
+            let endpoints =
+                ready(family).map(|(ip, port, _)| SocketAddr::new(ip, port).to_string());
             checked.endpoints.extend(endpoints);
         }
-        let way = Way { input, service, port };
+        let way = Way {
+            input,
+            service,
+            port,
+        };
         checked.addresses.extend(way.addresses());
         if input.has_dataplane {
             checked.requests.extend(way.outside());
@@ -169,9 +187,15 @@ fn ready_endpoints<'a>(
             && slice.service_name() == Some(service.metadata.name.as_str())
     });
     of_service.flat_map(move |slice| {
-        let same = slice.ports.iter().find(|own| own.name == port.name && own.protocol == port.protocol);
+        let same = slice
+            .ports
+            .iter()
+            .find(|own| own.name == port.name && own.protocol == port.protocol);
         let number = same.and_then(|own| own.port);
-        let ready = slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready != Some(false));
+        let ready = slice
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.conditions.ready != Some(false));
         ready.filter_map(move |endpoint| Some((endpoint.address()?, number?, endpoint)))
     })
 }
@@ -206,28 +230,46 @@ impl<'a> Way<'a> {
 
     fn addresses(&self) -> Vec<String> {
         let word = format!("{:?}", self.port.protocol);
-        let all = self.cluster_ips().into_iter().chain(addresses_outside(self.service));
-        let mut addresses: Vec<String> =
-            all.map(|ip| format!("{}/{word}", SocketAddr::new(ip, self.port.port))).collect();
-        addresses.extend(self.port.node_port.map(|port| format!("NODE:{port}/{word}")));
+        let all = self
+            .cluster_ips()
+            .into_iter()
+            .chain(addresses_outside(self.service));
+        let mut addresses: Vec<String> = all
+            .map(|ip| format!("{}/{word}", SocketAddr::new(ip, self.port.port)))
+            .collect();
+        addresses.extend(
+            self.port
+                .node_port
+                .map(|port| format!("NODE:{port}/{word}")),
+        );
         addresses
     }
 
     /// From the client, by each VIP, else by a NodePort for each family.
     fn outside(&self) -> Vec<Request> {
         let vips = addresses_outside(self.service);
-        let mut targets: Vec<SocketAddr> =
-            vips.iter().map(|ip| SocketAddr::new(*ip, self.port.port)).collect();
+        let mut targets: Vec<SocketAddr> = vips
+            .iter()
+            .map(|ip| SocketAddr::new(*ip, self.port.port))
+            .collect();
         if let (true, Some(port)) = (targets.is_empty(), self.port.node_port) {
             let via = self.via();
             let node = via.as_deref().and_then(|via| self.input.plan.node(via));
-            let own = node.into_iter().flat_map(|node| &node.addresses).map(IpNet::addr);
+            let own = node
+                .into_iter()
+                .flat_map(|node| &node.addresses)
+                .map(IpNet::addr);
             let families = own.filter(|address| self.has_family(Family::of(*address)));
             targets.extend(families.map(|address| SocketAddr::new(address, port)));
         }
-        let Some(client) = self.input.plan.host(&HostName::Client) else { return Vec::new() };
+        let Some(client) = self.input.plan.host(&HostName::Client) else {
+            return Vec::new();
+        };
         let required = |target: &SocketAddr| self.required_outside(client, target);
-        targets.iter().map(|target| self.request(client, *target, required(target))).collect()
+        targets
+            .iter()
+            .map(|target| self.request(client, *target, required(target)))
+            .collect()
     }
 
     fn via(&self) -> Option<String> {
@@ -236,19 +278,34 @@ impl<'a> Way<'a> {
 
     /// Whether the Service has a cluster IP of the family.
     fn has_family(&self, family: Family) -> bool {
-        self.cluster_ips().iter().any(|address| Family::of(*address) == family)
+        self.cluster_ips()
+            .iter()
+            .any(|address| Family::of(*address) == family)
     }
 
     fn required_outside(&self, client: &Host, target: &SocketAddr) -> Result<(), String> {
         let family = Family::of(target.ip());
         let local = self.service.spec.external_traffic_policy == Some(Policy::Local);
         self.required_endpoint(family, local.then(|| self.via()).flatten().as_deref())?;
-        if !client.addresses.iter().any(|own| Family::of(own.addr()) == family) {
+        if !client
+            .addresses
+            .iter()
+            .any(|own| Family::of(own.addr()) == family)
+        {
             return Err("the client has no address of this family".to_owned());
         }
         let ranges = &self.service.spec.load_balancer_source_ranges;
-        let of_family = || ranges.iter().filter(|range| Family::of(range.addr()) == family);
-        let admits = |range: &IpNet| client.addresses.iter().any(|own| range.contains(&own.addr()));
+        let of_family = || {
+            ranges
+                .iter()
+                .filter(|range| Family::of(range.addr()) == family)
+        };
+        let admits = |range: &IpNet| {
+            client
+                .addresses
+                .iter()
+                .any(|own| range.contains(&own.addr()))
+        };
         if of_family().next().is_some() && !of_family().any(admits) {
             return Err("loadBalancerSourceRanges does not have the client".to_owned());
         }
@@ -268,7 +325,11 @@ impl<'a> Way<'a> {
             ready_endpoints(self.input.snapshot, self.service, self.port, family).collect();
         match on {
             _ if ready.is_empty() => Err("it has no ready endpoint".to_owned()),
-            Some(node) if !ready.iter().any(|(.., one)| one.node_name.as_deref() == Some(node)) => {
+            Some(node)
+                if !ready
+                    .iter()
+                    .any(|(.., one)| one.node_name.as_deref() == Some(node)) =>
+            {
                 Err(format!("it has no ready endpoint on {node}"))
             }
             _ => Ok(()),
@@ -282,12 +343,19 @@ impl<'a> Way<'a> {
         ips.filter_map(|address| {
             let family = Family::of(address);
             let ready = ready_endpoints(self.input.snapshot, self.service, self.port, family);
-            let nodes: Vec<&str> =
-                ready.filter_map(|(.., endpoint)| endpoint.node_name.as_deref()).collect();
+            let nodes: Vec<&str> = ready
+                .filter_map(|(.., endpoint)| endpoint.node_name.as_deref())
+                .collect();
             let near = |host: &&Host| {
-                !local || host.node.as_deref().is_some_and(|node| nodes.contains(&node))
+                !local
+                    || host
+                        .node
+                        .as_deref()
+                        .is_some_and(|node| nodes.contains(&node))
             };
-            let from = self.asker(family, near).or_else(|| self.asker(family, |_| true))?;
+            let from = self
+                .asker(family, near)
+                .or_else(|| self.asker(family, |_| true))?;
             let on = local.then_some(from.node.as_deref()).flatten();
             let required = self.required_endpoint(family, on);
             Some(self.request(from, SocketAddr::new(address, self.port.port), required))
@@ -310,11 +378,14 @@ impl<'a> Way<'a> {
 
     /// A pod with an address of the family, one that only asks if there is such, else a node.
     fn asker(&self, family: Family, fit: impl Fn(&&'a Host) -> bool) -> Option<&'a Host> {
-        let has = |host: &&Host| host.addresses.iter().any(|own| Family::of(own.addr()) == family);
-        let hosts = || self.input.plan.hosts.iter().filter(has).filter(&fit);
-        let is_pod = |host: &&Host| {
-            matches!(host.name, HostName::Pod { .. }) && host.has_namespace()
+        let has = |host: &&Host| {
+            host.addresses
+                .iter()
+                .any(|own| Family::of(own.addr()) == family)
         };
+        let hosts = || self.input.plan.hosts.iter().filter(has).filter(&fit);
+        let is_pod =
+            |host: &&Host| matches!(host.name, HostName::Pod { .. }) && host.has_namespace();
         let idle = hosts().find(|host| is_pod(host) && host.server.is_none());
         let pod = idle.or_else(|| hosts().find(is_pod));
         pod.or_else(|| hosts().find(|host| matches!(host.name, HostName::Node(_))))

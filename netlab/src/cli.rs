@@ -179,16 +179,31 @@ fn run(command: Verb) -> Result<ExitCode, Error> {
         Verb::Down { lab, all } => down(lab, all),
         Verb::Ls { output } => ls(output.output),
         Verb::Status { lab, output } => status(lab, output.output),
-        Verb::Logs { follow, which, host } => logs(which.lab, &host, follow),
-        Verb::Exec { which, host, command } => exec(which.lab, &host, &command),
-        Verb::Apply { filename, prune, which } => apply(which.lab, &filename, prune),
+        Verb::Logs {
+            follow,
+            which,
+            host,
+        } => logs(which.lab, &host, follow),
+        Verb::Exec {
+            which,
+            host,
+            command,
+        } => exec(which.lab, &host, &command),
+        Verb::Apply {
+            filename,
+            prune,
+            which,
+        } => apply(which.lab, &filename, prune),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "lab", &mut io::stdout());
             Ok(ExitCode::SUCCESS)
         }
         Verb::Serve(arguments) => {
             let served = serve::run(arguments);
-            served.map_err(|source| Error::Io { what: "serve".to_owned(), source })?;
+            served.map_err(|source| Error::Io {
+                what: "serve".to_owned(),
+                source,
+            })?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -241,16 +256,25 @@ fn check_name(name: &str) -> Result<(), Error> {
     if fits {
         return Ok(());
     }
-    let text = format!("--name {name}: a lab's name is made of up to {LENGTH} lower-case letters, digits and dashes");
+    let text = format!(
+        "--name {name}: a lab's name is made of up to {LENGTH} lower-case letters, digits and dashes"
+    );
     Err(Error::Usage(text))
 }
 
 /// True once somebody pressed Ctrl-C, or asked this process to end.
 fn interrupts() -> Result<Arc<AtomicBool>, Error> {
     let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+    for signal in [
+        signal_hook::consts::SIGINT,
+        signal_hook::consts::SIGTERM,
+        signal_hook::consts::SIGHUP,
+    ] {
         let registered = signal_hook::flag::register(signal, interrupted.clone());
-        registered.map_err(|source| Error::Io { what: "signals".to_owned(), source })?;
+        registered.map_err(|source| Error::Io {
+            what: "signals".to_owned(),
+            source,
+        })?;
     }
     Ok(interrupted)
 }
@@ -282,11 +306,15 @@ fn lab_name(given: &str) -> String {
     if state::folder(given).is_dir() && check_name(given).is_ok() {
         return given.to_owned();
     }
-    lab_file::find(&labs_folder(), given).map_or_else(|_| given.replace('/', "-"), |source| source.name)
+    lab_file::find(&labs_folder(), given)
+        .map_or_else(|_| given.replace('/', "-"), |source| source.name)
 }
 
 fn folder_error(source: io::Error) -> Error {
-    Error::Io { what: state::FOLDER.to_owned(), source }
+    Error::Io {
+        what: state::FOLDER.to_owned(),
+        source,
+    }
 }
 
 /// The lab that is meant: the one named, else the only one.
@@ -296,9 +324,10 @@ fn the_lab(named: Option<String>) -> Result<String, Error> {
         (Some(lab), _) => Ok(lab_name(&lab)),
         (None, [lab]) => Ok(lab.clone()),
         (None, []) => Err(Error::NotUp("no lab is up; ./lab up".to_owned())),
-        (None, many) => {
-            Err(Error::Usage(format!("more than one lab is up ({}); say which: --lab NAME", many.join(", "))))
-        }
+        (None, many) => Err(Error::Usage(format!(
+            "more than one lab is up ({}); say which: --lab NAME",
+            many.join(", ")
+        ))),
     }
 }
 
@@ -334,7 +363,10 @@ fn status(lab: Option<String>, form: Form) -> Result<ExitCode, Error> {
         Form::Table => print!("{}", screens::status_table(&state, &plan)),
     }
     if let Some(why) = &broken {
-        eprintln!("unhealthy: {why}; ./lab up {} makes it anew", state.options.source.display());
+        eprintln!(
+            "unhealthy: {why}; ./lab up {} makes it anew",
+            state.options.source.display()
+        );
     }
     Ok(ExitCode::from(u8::from(broken.is_some())))
 }
@@ -343,15 +375,26 @@ fn logs(lab: Option<String>, host: &str, follow: bool) -> Result<ExitCode, Error
     let (state, plan) = state_of(lab)?;
     let host = find_host(&plan, host)?;
     let path = servers::log(&state.lab, &host.name);
-    let unreadable = |source| Error::Io { what: path.display().to_string(), source };
+    let unreadable = |source| Error::Io {
+        what: path.display().to_string(),
+        source,
+    };
     if !path.exists() {
         eprintln!("{} has no log: nothing runs in it", host.name);
         return Ok(ExitCode::SUCCESS);
     }
     if follow {
-        return Err(unreadable(Command::new("tail").args(["-n", "+1", "-f"]).arg(&path).exec()));
+        return Err(unreadable(
+            Command::new("tail")
+                .args(["-n", "+1", "-f"])
+                .arg(&path)
+                .exec(),
+        ));
     }
-    print!("{}", String::from_utf8_lossy(&std::fs::read(&path).map_err(unreadable)?));
+    print!(
+        "{}",
+        String::from_utf8_lossy(&std::fs::read(&path).map_err(unreadable)?)
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -360,9 +403,14 @@ fn exec(lab: Option<String>, host: &str, command: &[String]) -> Result<ExitCode,
     let (_, plan) = state_of(lab)?;
     let host = find_host(&plan, host)?;
     let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned());
-    let (program, arguments) = command.split_first().map_or((&shell, &[][..]), |split| split);
+    let (program, arguments) = command
+        .split_first()
+        .map_or((&shell, &[][..]), |split| split);
     let entered = Namespace::open(&host.namespace).and_then(|namespace| namespace.enter());
-    entered.map_err(|source| Error::Io { what: host.name.to_string(), source })?;
+    entered.map_err(|source| Error::Io {
+        what: host.name.to_string(),
+        source,
+    })?;
     let failed = Command::new(program).args(arguments).exec();
     let found = failed.kind() != io::ErrorKind::NotFound;
     eprintln!("error: {program}: {failed}");
@@ -388,23 +436,40 @@ fn find_host<'a>(plan: &'a Plan, wanted: &str) -> Result<&'a Host, Error> {
     let short = |host: &Host| host.name.short_names();
     let same = |name: &str| name == wanted;
     let begins = |name: &str| name.starts_with(wanted);
-    let tries: [(&dyn Fn(&Host) -> Vec<String>, &dyn Fn(&str) -> bool); 4] =
-        [(&full, &same), (&short, &same), (&full, &begins), (&short, &begins)];
+    let tries: [(&dyn Fn(&Host) -> Vec<String>, &dyn Fn(&str) -> bool); 4] = [
+        (&full, &same),
+        (&short, &same),
+        (&full, &begins),
+        (&short, &begins),
+    ];
     for (names, fits) in tries {
-        let found: Vec<&Host> =
-            plan.hosts.iter().filter(|host| names(host).iter().any(|name| fits(name))).collect();
+        let found: Vec<&Host> = plan
+            .hosts
+            .iter()
+            .filter(|host| names(host).iter().any(|name| fits(name)))
+            .collect();
         match found.as_slice() {
             [] => {}
             [host] => return Ok(host),
             many => {
                 let names: Vec<_> = many.iter().map(|host| host.name.to_string()).collect();
-                let text = format!("{wanted}: more than one host begins so: {}", names.join(", "));
+                let text = format!(
+                    "{wanted}: more than one host begins so: {}",
+                    names.join(", ")
+                );
                 return Err(Error::Usage(text));
             }
         }
     }
-    let names: Vec<_> = plan.hosts.iter().map(|host| host.name.to_string()).collect();
-    Err(Error::Usage(format!("{wanted}: there is no such host; the hosts are: {}", names.join(", "))))
+    let names: Vec<_> = plan
+        .hosts
+        .iter()
+        .map(|host| host.name.to_string())
+        .collect();
+    Err(Error::Usage(format!(
+        "{wanted}: there is no such host; the hosts are: {}",
+        names.join(", ")
+    )))
 }
 
 #[cfg(test)]
@@ -414,8 +479,16 @@ mod tests {
     use crate::plan::Link;
 
     fn plan() -> Plan {
-        let pod = |name: &str| HostName::Pod { namespace: "default".to_owned(), name: name.to_owned() };
-        let names = [HostName::Client, HostName::Node("node-a".to_owned()), pod("web-1"), pod("client")];
+        let pod = |name: &str| HostName::Pod {
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+        };
+        let names = [
+            HostName::Client,
+            HostName::Node("node-a".to_owned()),
+            pod("web-1"),
+            pod("client"),
+        ];
         let host = |name| Host {
             name,
             namespace: String::new(),
@@ -428,13 +501,20 @@ mod tests {
             server: None,
             node: None,
         };
-        Plan { hosts: names.into_iter().map(host).collect(), ..Plan::default() }
+        Plan {
+            hosts: names.into_iter().map(host).collect(),
+            ..Plan::default()
+        }
     }
 
     #[test]
     fn hosts_are_found_by_any_prefix_that_one_has() {
         let plan = plan();
-        let found = |wanted: &str| find_host(&plan, wanted).map(|host| host.name.to_string()).ok();
+        let found = |wanted: &str| {
+            find_host(&plan, wanted)
+                .map(|host| host.name.to_string())
+                .ok()
+        };
         let cases = [
             ("client", "client"),
             ("cl", "client"),
@@ -449,7 +529,10 @@ mod tests {
             assert_eq!(found(wanted).as_deref(), Some(expected), "{wanted}");
         }
         for wanted in ["pod/", "default", "x"] {
-            assert!(matches!(find_host(&plan, wanted), Err(Error::Usage(_))), "{wanted}");
+            assert!(
+                matches!(find_host(&plan, wanted), Err(Error::Usage(_))),
+                "{wanted}"
+            );
         }
     }
 

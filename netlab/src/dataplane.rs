@@ -32,8 +32,14 @@ pub enum Error {
 /// What is needed and missing before anything is made: `Ok`, or the program with the remedy.
 pub fn check(dataplane: Dataplane) -> Result<(), servers::Error> {
     let installed = |program: &str| {
-        let remedy = format!("install it: apt-get install {}", program.trim_end_matches("-restore"));
-        let missing = || servers::Error::Missing { program: program.to_owned(), remedy };
+        let remedy = format!(
+            "install it: apt-get install {}",
+            program.trim_end_matches("-restore")
+        );
+        let missing = || servers::Error::Missing {
+            program: program.to_owned(),
+            remedy,
+        };
         in_path(program).map(|_| ()).ok_or_else(missing)
     };
     match dataplane {
@@ -47,11 +53,13 @@ pub fn check(dataplane: Dataplane) -> Result<(), servers::Error> {
 /// Starts the agents of all nodes.
 pub fn start_agents(lab: &str, plan: &Plan, network: &Network) -> Result<Vec<Started>, Error> {
     let start = |(name, host): (&str, &Host)| -> Result<Started, Error> {
-        let namespace = network.namespace(&host.namespace).map_err(|error| Error::Program {
-            node: name.to_owned(),
-            program: "penstock node".to_owned(),
-            message: error.to_string(),
-        })?;
+        let namespace = network
+            .namespace(&host.namespace)
+            .map_err(|error| Error::Program {
+                node: name.to_owned(),
+                program: "penstock node".to_owned(),
+                message: error.to_string(),
+            })?;
         Ok(servers::start_agent(lab, plan, host, namespace)?)
     };
     plan.nodes().map(start).collect()
@@ -60,7 +68,9 @@ pub fn start_agents(lab: &str, plan: &Plan, network: &Network) -> Result<Vec<Sta
 /// What the agents say of themselves, by node; `None` where none answers.
 pub fn agents(lab: &str, plan: &Plan) -> Vec<(String, Option<Status>)> {
     let ask = |node: &str| ask(&servers::control_socket(lab, node), Question::Status).ok();
-    plan.nodes().map(|(node, _)| (node.to_owned(), ask(node))).collect()
+    plan.nodes()
+        .map(|(node, _)| (node.to_owned(), ask(node)))
+        .collect()
 }
 
 /// Waits until every agent has a newer table than `before`; objects that change no table make none, so not long.
@@ -98,9 +108,8 @@ pub fn load_rules(
             .map_err(|error| failed("setns", error.to_string()))?;
         let rules = render(lab, node, dataplane).map_err(|text| failed("penstock render", text))?;
         // As kube-proxy does for NodePorts on 127.0.0.1.
-        let localhost = namespace.run(|| {
-            write_sysctl("ipv4/conf/all/route_localnet", "1").map_err(io::Error::other)
-        });
+        let localhost = namespace
+            .run(|| write_sysctl("ipv4/conf/all/route_localnet", "1").map_err(io::Error::other));
         localhost.map_err(|error| failed("sysctl", error.to_string()))?;
         for (program, rules) in programs(dataplane, &rules) {
             load(namespace, program, rules).map_err(|text| failed(&program.join(" "), text))?;
@@ -127,10 +136,7 @@ fn render(lab: &str, node: &str, dataplane: Dataplane) -> Result<String, String>
 }
 
 /// Which program takes which part of the rendered rules.
-fn programs(
-    dataplane: Dataplane,
-    rules: &str,
-) -> Vec<(&'static [&'static str], &str)> {
+fn programs(dataplane: Dataplane, rules: &str) -> Vec<(&'static [&'static str], &str)> {
     if dataplane == Dataplane::Nftables {
         return vec![(&["nft", "-f", "-"], rules)];
     }
@@ -145,12 +151,20 @@ fn programs(
 fn load(namespace: &Namespace, program: &[&str], rules: &str) -> Result<(), String> {
     let path = in_path(program[0]).ok_or_else(|| format!("{} is missing", program[0]))?;
     let mut command = Command::new(path);
-    command.args(&program[1..]).stdin(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = namespace.spawn(&mut command).map_err(|error| error.to_string())?;
-    let written = child.stdin.take().map_or(Ok(()), |mut stdin| {
-        stdin.write_all(rules.as_bytes())
-    });
-    let output = child.wait_with_output().map_err(|error| error.to_string())?;
+    command
+        .args(&program[1..])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = namespace
+        .spawn(&mut command)
+        .map_err(|error| error.to_string())?;
+    let written = child
+        .stdin
+        .take()
+        .map_or(Ok(()), |mut stdin| stdin.write_all(rules.as_bytes()));
+    let output = child
+        .wait_with_output()
+        .map_err(|error| error.to_string())?;
     if output.status.success() && written.is_ok() {
         return Ok(());
     }

@@ -126,9 +126,16 @@ impl Inputs {
         if let Some(via) = via
             && self.snapshot.node(via).is_none()
         {
-            let names: Vec<_> =
-                self.snapshot.nodes.iter().map(|node| node.metadata.name.as_str()).collect();
-            let text = format!("--via {via}: there is no such node; the nodes are: {}", names.join(", "));
+            let names: Vec<_> = self
+                .snapshot
+                .nodes
+                .iter()
+                .map(|node| node.metadata.name.as_str())
+                .collect();
+            let text = format!(
+                "--via {via}: there is no such node; the nodes are: {}",
+                names.join(", ")
+            );
             return Err(Error::Usage(text));
         }
         if self.snapshot.nodes.is_empty() {
@@ -153,7 +160,9 @@ pub fn up(request: &Request<'_>) -> Result<Running> {
     let config_path = request.config.as_ref().or(request.source.config.as_ref());
     let inputs = Inputs {
         snapshot: Snapshot::read(&request.source.snapshot)?,
-        config: config_path.map_or(Ok(KubeProxyConfig::default()), |path| KubeProxyConfig::read(path))?,
+        config: config_path.map_or(Ok(KubeProxyConfig::default()), |path| {
+            KubeProxyConfig::read(path)
+        })?,
         pods: request.source.pods.clone(),
     };
     let plan = inputs.plan(request.name, request.via.as_deref(), request.dataplane)?;
@@ -171,7 +180,11 @@ pub fn up(request: &Request<'_>) -> Result<Running> {
             None => return already_up(state, &options, &inputs, request),
             Some(why) => {
                 clear(request.name)?;
-                (request.progress)("cleared", &format!("an earlier {}: {why}", request.name), Duration::ZERO);
+                (request.progress)(
+                    "cleared",
+                    &format!("an earlier {}: {why}", request.name),
+                    Duration::ZERO,
+                );
             }
         }
     }
@@ -187,7 +200,8 @@ pub fn up(request: &Request<'_>) -> Result<Running> {
 /// What `up` needs of the machine, said before anything is made.
 fn check_machine(dataplane: Dataplane, plan: &Plan) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
-        let text = "a lab is made of network namespaces, which only root may make; run it with sudo";
+        let text =
+            "a lab is made of network namespaces, which only root may make; run it with sudo";
         return Err(Error::Unable(text.to_owned()));
     }
     if dataplane == Dataplane::Penstock && !Path::new("/dev/net/tun").exists() {
@@ -197,10 +211,13 @@ fn check_machine(dataplane: Dataplane, plan: &Plan) -> Result<()> {
     }
     dataplane::check(dataplane)?;
     let runs_nginx = |host: &Host| {
-        host.server.as_ref().is_some_and(|server| server.run == plan::Run::Nginx)
+        host.server
+            .as_ref()
+            .is_some_and(|server| server.run == plan::Run::Nginx)
     };
     if plan.hosts.iter().any(runs_nginx) && servers::in_path("nginx").is_none() {
-        let text = "a pod of this lab runs nginx, which is not installed; apt-get install nginx-light";
+        let text =
+            "a pod of this lab runs nginx, which is not installed; apt-get install nginx-light";
         return Err(Error::Unable(text.to_owned()));
     }
     Ok(())
@@ -209,7 +226,11 @@ fn check_machine(dataplane: Dataplane, plan: &Plan) -> Result<()> {
 fn lock(lab: &str) -> Result<Lock> {
     let path = state::folder(lab);
     let taken = Lock::take(lab).map_err(io_error(path.display().to_string()))?;
-    taken.ok_or_else(|| Error::Busy(format!("another ./lab command is changing {lab}; wait for it to end")))
+    taken.ok_or_else(|| {
+        Error::Busy(format!(
+            "another ./lab command is changing {lab}; wait for it to end"
+        ))
+    })
 }
 
 /// The same lab again: only its Services are asked.
@@ -232,15 +253,14 @@ fn already_up(
     let plan = state.plan.clone().unwrap_or_default();
     (request.progress)("up", "it is up already", Duration::ZERO);
     let services = ask(request, inputs, &plan);
-    Ok(Running { state, services, plan })
+    Ok(Running {
+        state,
+        services,
+        plan,
+    })
 }
 
-fn make(
-    request: &Request<'_>,
-    inputs: &Inputs,
-    plan: Plan,
-    state: &mut State,
-) -> Result<Running> {
+fn make(request: &Request<'_>, inputs: &Inputs, plan: Plan, state: &mut State) -> Result<Running> {
     let lab = request.name;
     let mut step = Step::new(request);
     state.namespaces = namespaces(&plan);
@@ -255,7 +275,9 @@ fn make(
     let mut started = start_servers(state, plan.hosts.iter(), &network)?;
     if request.dataplane == Dataplane::Penstock {
         let agents = dataplane::start_agents(lab, &plan, &network)?;
-        state.processes.extend(agents.iter().map(|agent| agent.process.clone()));
+        state
+            .processes
+            .extend(agents.iter().map(|agent| agent.process.clone()));
         started.extend(agents);
         save(state)?;
     }
@@ -263,18 +285,31 @@ fn make(
         dataplane::load_rules(lab, &plan, &network, request.dataplane)?;
     }
     wait_all(&started, request.interrupted)?;
-    step.done("processes", &format!("{} ready, dataplane {}", started.len(), request.dataplane))?;
+    step.done(
+        "processes",
+        &format!("{} ready, dataplane {}", started.len(), request.dataplane),
+    )?;
 
     let services = ask(request, inputs, &plan);
     let unanswered = unanswered(&services);
     if !unanswered.is_empty() && !(request.interrupted)() {
         return Err(Error::Unanswered(unanswered.join("\n")));
     }
-    let made = services.iter().map(|service| service.requests.len()).sum::<usize>();
-    step.done("services", &format!("{} Services, {made} requests", services.len()))?;
+    let made = services
+        .iter()
+        .map(|service| service.requests.len())
+        .sum::<usize>();
+    step.done(
+        "services",
+        &format!("{} Services, {made} requests", services.len()),
+    )?;
     state.phase = Phase::Up;
     save(state)?;
-    Ok(Running { state: state.clone(), services, plan })
+    Ok(Running {
+        state: state.clone(),
+        services,
+        plan,
+    })
 }
 
 /// Times the steps of `up`, and ends it between them.
@@ -285,7 +320,10 @@ struct Step<'a> {
 
 impl<'a> Step<'a> {
     fn new(request: &'a Request<'a>) -> Self {
-        Self { request, began: Instant::now() }
+        Self {
+            request,
+            began: Instant::now(),
+        }
     }
 
     fn done(&mut self, name: &str, what: &str) -> Result<()> {
@@ -315,7 +353,10 @@ pub fn unanswered(services: &[CheckedService]) -> Vec<String> {
     let each = services.iter().flat_map(|service| {
         let failed = service.requests.iter().filter(|request| !request.is_fine());
         failed.map(|request| {
-            format!("{}: {} to {}: {}", service.service, request.from, request.to, request.outcome)
+            format!(
+                "{}: {} to {}: {}",
+                service.service, request.from, request.to, request.outcome
+            )
         })
     });
     each.collect()
@@ -355,7 +396,8 @@ fn write_inputs(lab: &str, source: &Source, config: Option<&Path>) -> Result<()>
     if source.snapshot.is_file() {
         return copy(&source.snapshot, "snapshot.yaml");
     }
-    let text = join_folder(&source.snapshot).map_err(io_error(source.snapshot.display().to_string()))?;
+    let text =
+        join_folder(&source.snapshot).map_err(io_error(source.snapshot.display().to_string()))?;
     write_whole(&folder.join("snapshot.yaml"), text.as_bytes()).map_err(io_error("snapshot.yaml"))
 }
 
@@ -369,11 +411,20 @@ fn join_folder(folder: &Path) -> io::Result<String> {
         let extension = path.extension().and_then(|extension| extension.to_str());
         matches!(extension, Some("yaml" | "yml" | "json"))
     };
-    let mut files: Vec<PathBuf> =
-        entries.into_iter().map(|entry| entry.path()).filter(is_objects).collect();
+    let mut files: Vec<PathBuf> = entries
+        .into_iter()
+        .map(|entry| entry.path())
+        .filter(is_objects)
+        .collect();
     files.sort();
-    let texts = files.iter().map(fs::read_to_string).collect::<io::Result<Vec<_>>>()?;
-    let joined = texts.iter().map(|text| text.trim_end_matches("...\n")).collect::<Vec<_>>();
+    let texts = files
+        .iter()
+        .map(fs::read_to_string)
+        .collect::<io::Result<Vec<_>>>()?;
+    let joined = texts
+        .iter()
+        .map(|text| text.trim_end_matches("...\n"))
+        .collect::<Vec<_>>();
     Ok(joined.join("\n---\n"))
 }
 
@@ -398,10 +449,12 @@ fn start_servers<'a>(
 
 fn wait_all(started: &[Started], interrupted: &(dyn Fn() -> bool + Sync)) -> Result<()> {
     for process in started {
-        process.wait(&|| interrupted()).map_err(|error| match error {
-            servers::Error::Interrupted => Error::Interrupted,
-            other => Error::Server(other),
-        })?;
+        process
+            .wait(&|| interrupted())
+            .map_err(|error| match error {
+                servers::Error::Interrupted => Error::Interrupted,
+                other => Error::Server(other),
+            })?;
     }
     Ok(())
 }
@@ -440,7 +493,10 @@ pub fn apply(lab: &str, file: &Path, prune: bool) -> Result<Applied> {
     let old = state.plan.clone().unwrap_or_default();
     let new = inputs.plan(lab, state.options.via.as_deref(), state.options.dataplane)?;
     let change = Change::between(&old, &new)?;
-    let applied = Applied { added: change.names(&change.added), removed: change.names(&change.removed) };
+    let applied = Applied {
+        added: change.names(&change.added),
+        removed: change.names(&change.removed),
+    };
     change_hosts(&mut state, (&old, &new), &change, &text)?;
     Ok(applied)
 }
@@ -455,8 +511,20 @@ fn change_hosts(
     let folder = state::folder(&lab);
     let mut network = Network::open(old)?;
     // A host that is made anew has the old one's name, so the old one goes first.
-    let renewed = || change.removed.iter().filter(|host| new.host(&host.name).is_some()).copied();
-    let gone = || change.removed.iter().filter(|host| new.host(&host.name).is_none()).copied();
+    let renewed = || {
+        change
+            .removed
+            .iter()
+            .filter(|host| new.host(&host.name).is_some())
+            .copied()
+    };
+    let gone = || {
+        change
+            .removed
+            .iter()
+            .filter(|host| new.host(&host.name).is_none())
+            .copied()
+    };
     stop_hosts(state, &mut network, renewed())?;
     state.namespaces.extend(namespaces(new));
     state.namespaces.sort();
@@ -467,11 +535,15 @@ fn change_hosts(
     let started = start_servers(state, change.added.iter().copied(), &network)?;
     wait_all(&started, &|| false)?;
     let agents = dataplane::agents(&lab, new);
-    write_whole(&folder.join("snapshot.yaml"), objects.as_bytes()).map_err(io_error("snapshot.yaml"))?;
+    write_whole(&folder.join("snapshot.yaml"), objects.as_bytes())
+        .map_err(io_error("snapshot.yaml"))?;
     if state.options.dataplane == Dataplane::Penstock {
         dataplane::wait_for_tables(&lab, new, &agents);
     }
-    if matches!(state.options.dataplane, Dataplane::Iptables | Dataplane::Nftables) {
+    if matches!(
+        state.options.dataplane,
+        Dataplane::Iptables | Dataplane::Nftables
+    ) {
         dataplane::load_rules(&lab, new, &network, state.options.dataplane)?;
     }
     stop_hosts(state, &mut network, gone())?;
@@ -489,12 +561,18 @@ fn stop_hosts<'a>(
     let hosts: Vec<&Host> = hosts.collect();
     let names: HashSet<String> = hosts.iter().map(|host| host.name.to_string()).collect();
     let of_hosts = |process: &&state::Process| names.contains(&process.host);
-    let mut processes: Vec<ProcessId> =
-        state.processes.iter().filter(of_hosts).map(|process| process.id).collect();
+    let mut processes: Vec<ProcessId> = state
+        .processes
+        .iter()
+        .filter(of_hosts)
+        .map(|process| process.id)
+        .collect();
     let own = hosts.iter().filter(|host| host.has_namespace());
     processes.extend(inside(own.map(|host| host.namespace.as_str()))?);
     process::end(&processes);
-    state.processes.retain(|process| !names.contains(&process.host));
+    state
+        .processes
+        .retain(|process| !names.contains(&process.host));
     network.remove(hosts.into_iter())?;
     Ok(())
 }
@@ -510,11 +588,21 @@ impl<'a> Change<'a> {
         let before: HashMap<_, _> = old.hosts.iter().map(|host| (&host.name, host)).collect();
         let after: HashMap<_, _> = new.hosts.iter().map(|host| (&host.name, host)).collect();
         let same = |host: &Host, others: &HashMap<_, &Host>| {
-            others.get(&host.name).is_some_and(|other| host.same_but_routes(other))
+            others
+                .get(&host.name)
+                .is_some_and(|other| host.same_but_routes(other))
         };
         let change = Self {
-            added: new.hosts.iter().filter(|host| !same(host, &before)).collect(),
-            removed: old.hosts.iter().filter(|host| !same(host, &after)).collect(),
+            added: new
+                .hosts
+                .iter()
+                .filter(|host| !same(host, &before))
+                .collect(),
+            removed: old
+                .hosts
+                .iter()
+                .filter(|host| !same(host, &after))
+                .collect(),
         };
         let fixed = |host: &&&Host| {
             use crate::names::HostName::{Client, Fabric, Node};
@@ -540,9 +628,9 @@ pub fn running(lab: &str) -> Result<State> {
     let state = State::read(lab).map_err(io_error("the lab's state"))?;
     let state = state.ok_or_else(|| Error::NotUp(format!("{lab} is not up; ./lab up {lab}")))?;
     match state.broken() {
-        Some(why) if state.phase != Phase::Up || state.is_of_earlier_boot() => {
-            Err(Error::Busy(format!("{lab} is not whole: {why}; ./lab up makes it anew")))
-        }
+        Some(why) if state.phase != Phase::Up || state.is_of_earlier_boot() => Err(Error::Busy(
+            format!("{lab} is not whole: {why}; ./lab up makes it anew"),
+        )),
         _ => Ok(state),
     }
 }
@@ -563,7 +651,8 @@ fn clear(lab: &str) -> Result<()> {
     let state = match State::read(lab) {
         Ok(state) => state,
         Err(error) => {
-            let what = format!("{error}; what the lab made cannot be known. ip netns list shows it");
+            let what =
+                format!("{error}; what the lab made cannot be known. ip netns list shows it");
             return Err(Error::Busy(what));
         }
     };
@@ -574,7 +663,8 @@ fn clear(lab: &str) -> Result<()> {
             end_all(&state)?;
         }
         for name in &state.namespaces {
-            namespace::remove(name).map_err(io_error(namespace::path(name).display().to_string()))?;
+            namespace::remove(name)
+                .map_err(io_error(namespace::path(name).display().to_string()))?;
         }
     }
     fs::remove_dir_all(&folder).map_err(io_error(folder.display().to_string()))?;
@@ -598,13 +688,17 @@ fn end_all(state: &State) -> Result<()> {
         }
         processes.clear();
     }
-    Err(Error::Busy("processes keep coming up in the lab's namespaces".to_owned()))
+    Err(Error::Busy(
+        "processes keep coming up in the lab's namespaces".to_owned(),
+    ))
 }
 
 /// Processes in namespaces of these names.
 fn inside<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<ProcessId>> {
     let open = names.filter_map(|name| Namespace::open(name).ok());
-    let identities: HashSet<_> = open.filter_map(|namespace| namespace.identity().ok()).collect();
+    let identities: HashSet<_> = open
+        .filter_map(|namespace| namespace.identity().ok())
+        .collect();
     if identities.is_empty() {
         return Ok(Vec::new());
     }

@@ -80,8 +80,9 @@ pub enum SourceError {
 pub fn known(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let has_file = entries.filter(|entry| entry.path().join("lab.yaml").is_file());
-    let mut names: Vec<String> =
-        has_file.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let mut names: Vec<String> = has_file
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
     names.sort();
     names
 }
@@ -108,7 +109,11 @@ pub fn find(labs: &Path, wanted: &str) -> Result<Source, SourceError> {
         return Err(SourceError::NotFound(message));
     }
     let name = name_of(path.file_stem().unwrap_or(path.as_os_str()));
-    if looks_like_lab_file(&read(path)?) { lab_file(path, &name) } else { objects(path, &name, None) }
+    if looks_like_lab_file(&read(path)?) {
+        lab_file(path, &name)
+    } else {
+        objects(path, &name, None)
+    }
 }
 
 /// The pods of a lab file; none when there is no such file.
@@ -117,7 +122,10 @@ pub fn pods(path: &Path) -> Result<Vec<LabPod>, SourceError> {
         return Ok(Vec::new());
     }
     let text = read(path)?;
-    let reader = Reader { file: Arc::from(path.display().to_string()), text: &text };
+    let reader = Reader {
+        file: Arc::from(path.display().to_string()),
+        text: &text,
+    };
     let (_, _, pods) = reader.lab().map_err(|problem| Problems(vec![problem]))?;
     Ok(pods)
 }
@@ -132,7 +140,11 @@ fn folder(path: &Path) -> Result<Source, SourceError> {
     }
     let config = Some(path.join("kube-proxy.yaml")).filter(|config| config.is_file());
     let snapshot = path.join("snapshot.yaml");
-    if snapshot.is_file() { objects(&snapshot, &name, config) } else { objects(path, &name, config) }
+    if snapshot.is_file() {
+        objects(&snapshot, &name, config)
+    } else {
+        objects(path, &name, config)
+    }
 }
 
 fn objects(path: &Path, name: &str, config: Option<PathBuf>) -> Result<Source, SourceError> {
@@ -159,10 +171,20 @@ fn looks_like_lab_file(text: &str) -> bool {
 fn name_of(text: &std::ffi::OsStr) -> String {
     const LENGTH: usize = 40;
     let text = text.to_string_lossy().to_lowercase();
-    let keep = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '-' };
+    let keep = |letter: char| {
+        if letter.is_ascii_alphanumeric() {
+            letter
+        } else {
+            '-'
+        }
+    };
     let name: String = text.chars().map(keep).take(LENGTH).collect();
     let name = name.trim_matches('-').to_owned();
-    if name.is_empty() { "lab".to_owned() } else { name }
+    if name.is_empty() {
+        "lab".to_owned()
+    } else {
+        name
+    }
 }
 
 fn read(path: &Path) -> Result<String, SourceError> {
@@ -176,7 +198,10 @@ fn unreadable(path: &Path) -> impl FnOnce(std::io::Error) -> SourceError {
 
 fn lab_file(path: &Path, name: &str) -> Result<Source, SourceError> {
     let text = read(path)?;
-    let reader = Reader { file: Arc::from(path.display().to_string()), text: &text };
+    let reader = Reader {
+        file: Arc::from(path.display().to_string()),
+        text: &text,
+    };
     let (snapshot, config, pods) = reader.lab().map_err(|problem| Problems(vec![problem]))?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let full = |relative: &str| {
@@ -206,7 +231,12 @@ impl Reader<'_> {
     fn lab(&self) -> Read<(String, Option<String>, Vec<LabPod>)> {
         let value: Value = serde_saphyr::from_str(self.text).map_err(|error| {
             let line = error.location().map_or(1, |at| at.line() as usize);
-            self.problem(line, None, "", format!("this is not readable as YAML: {}", error.without_snippet()))
+            self.problem(
+                line,
+                None,
+                "",
+                format!("this is not readable as YAML: {}", error.without_snippet()),
+            )
         })?;
         let fields = self.mapping(&value, None, "the lab file")?;
         self.known_fields(fields, &LAB_FIELDS, None, "")?;
@@ -218,7 +248,10 @@ impl Reader<'_> {
         let mut pods: Vec<LabPod> = Vec::new();
         for (index, value) in self.list(fields, "pods", None, "pods")?.iter().enumerate() {
             let pod = self.pod(value, index)?;
-            if pods.iter().any(|other| (&other.namespace, &other.name) == (&pod.namespace, &pod.name)) {
+            if pods
+                .iter()
+                .any(|other| (&other.namespace, &other.name) == (&pod.namespace, &pod.name))
+            {
                 let name = format!("{}/{}", pod.namespace, pod.name);
                 let field = format!("pods[{index}].name");
                 let message = "is here a second time; remove one of them".to_owned();
@@ -232,8 +265,12 @@ impl Reader<'_> {
     fn pod(&self, value: &Value, index: usize) -> Read<LabPod> {
         let path = |field: &str| format!("pods[{index}].{field}");
         let fields = self.mapping(value, None, &format!("pods[{index}]"))?;
-        let full_name = self.optional_text(fields, "name", None, &path("name"))?.unwrap_or_default();
-        let Some((namespace, name)) = full_name.split_once('/').filter(|(a, b)| is_name(a) && is_name(b))
+        let full_name = self
+            .optional_text(fields, "name", None, &path("name"))?
+            .unwrap_or_default();
+        let Some((namespace, name)) = full_name
+            .split_once('/')
+            .filter(|(a, b)| is_name(a) && is_name(b))
         else {
             let message = format!("`{full_name}` is no pod's name; write NAMESPACE/NAME");
             return Err(self.problem(self.line("name", &full_name), None, &path("name"), message));
@@ -243,10 +280,13 @@ impl Reader<'_> {
         let line = self.line("name", &full_name);
         let mut addresses = Vec::new();
         for value in self.list(fields, "addresses", object, &path("addresses"))? {
-            let address = value.as_str().and_then(control::snapshot::parse_ip).ok_or_else(|| {
-                let message = format!("{value} is not an IP address");
-                self.problem(line, object, &path("addresses"), message)
-            })?;
+            let address = value
+                .as_str()
+                .and_then(control::snapshot::parse_ip)
+                .ok_or_else(|| {
+                    let message = format!("{value} is not an IP address");
+                    self.problem(line, object, &path("addresses"), message)
+                })?;
             addresses.push(address);
         }
         Ok(LabPod {
@@ -256,11 +296,21 @@ impl Reader<'_> {
             addresses,
             run: self.run(fields, object, &path("run"), line)?,
             files: self.files(fields, object, &path("files"), line)?,
-            location: Location { file: self.file.clone(), document: 1, line },
+            location: Location {
+                file: self.file.clone(),
+                document: 1,
+                line,
+            },
         })
     }
 
-    fn run(&self, pod: &Map<String, Value>, object: Option<&str>, path: &str, line: usize) -> Read<Run> {
+    fn run(
+        &self,
+        pod: &Map<String, Value>,
+        object: Option<&str>,
+        path: &str,
+        line: usize,
+    ) -> Read<Run> {
         let words = match pod.get("run") {
             None | Some(Value::Null) => return Ok(Run::BuiltIn),
             Some(Value::String(word)) if word == "nginx" => return Ok(Run::Nginx),
@@ -279,7 +329,12 @@ impl Reader<'_> {
         };
         let command: Option<Vec<String>> = words.iter().map(word).collect();
         command.map(Run::Command).ok_or_else(|| {
-            self.problem(line, object, path, "a command is a list of words".to_owned())
+            self.problem(
+                line,
+                object,
+                path,
+                "a command is a list of words".to_owned(),
+            )
         })
     }
 
@@ -295,7 +350,9 @@ impl Reader<'_> {
         };
         let mut files = BTreeMap::new();
         for (name, contents) in self.mapping(value, object, path)? {
-            let stays = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+            let stays = Path::new(name)
+                .components()
+                .all(|part| matches!(part, Component::Normal(_)));
             let (true, Some(contents), false) = (stays, contents.as_str(), name.is_empty()) else {
                 let message = "maps paths inside the pod's folder to text".to_owned();
                 return Err(self.problem(line, object, &format!("{path}.{name}"), message));
@@ -305,9 +362,19 @@ impl Reader<'_> {
         Ok(files)
     }
 
-    fn mapping<'a>(&self, value: &'a Value, object: Option<&str>, path: &str) -> Read<&'a Map<String, Value>> {
+    fn mapping<'a>(
+        &self,
+        value: &'a Value,
+        object: Option<&str>,
+        path: &str,
+    ) -> Read<&'a Map<String, Value>> {
         value.as_object().ok_or_else(|| {
-            self.problem(1, object, path, "must be a mapping (`field: value` lines)".to_owned())
+            self.problem(
+                1,
+                object,
+                path,
+                "must be a mapping (`field: value` lines)".to_owned(),
+            )
         })
     }
 
@@ -321,9 +388,12 @@ impl Reader<'_> {
         match fields.get(field) {
             None | Some(Value::Null) => Ok(&[]),
             Some(Value::Array(elements)) => Ok(elements),
-            Some(_) => {
-                Err(self.problem(self.line(field, ""), object, path, "must be a list".to_owned()))
-            }
+            Some(_) => Err(self.problem(
+                self.line(field, ""),
+                object,
+                path,
+                "must be a list".to_owned(),
+            )),
         }
     }
 
@@ -337,9 +407,12 @@ impl Reader<'_> {
         match fields.get(field) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(_) => {
-                Err(self.problem(self.line(field, ""), object, path, "must be text".to_owned()))
-            }
+            Some(_) => Err(self.problem(
+                self.line(field, ""),
+                object,
+                path,
+                "must be text".to_owned(),
+            )),
         }
     }
 
@@ -353,29 +426,54 @@ impl Reader<'_> {
         let Some(unknown) = fields.keys().find(|field| !known.contains(&field.as_str())) else {
             return Ok(());
         };
-        let hint = did_you_mean(unknown, known.iter().copied())
-            .map_or_else(|| format!("the fields are: {}", known.join(", ")), |near| format!("did you mean {near}?"));
+        let hint = did_you_mean(unknown, known.iter().copied()).map_or_else(
+            || format!("the fields are: {}", known.join(", ")),
+            |near| format!("did you mean {near}?"),
+        );
         let message = format!("there is no such field; {hint}");
-        Err(self.problem(self.line(unknown, ""), object, &format!("{prefix}{unknown}"), message))
+        Err(self.problem(
+            self.line(unknown, ""),
+            object,
+            &format!("{prefix}{unknown}"),
+            message,
+        ))
     }
 
     /// The first line that sets `field` to something that has `value` in it; 1 when there is none.
     fn line(&self, field: &str, value: &str) -> usize {
         let sets = |line: &str| {
-            let rest = line.trim_start_matches([' ', '-', '{', '"']).strip_prefix(field);
-            rest.is_some_and(|rest| rest.trim_start_matches('"').starts_with(':') && rest.contains(value))
+            let rest = line
+                .trim_start_matches([' ', '-', '{', '"'])
+                .strip_prefix(field);
+            rest.is_some_and(|rest| {
+                rest.trim_start_matches('"').starts_with(':') && rest.contains(value)
+            })
         };
-        self.text.lines().position(sets).map_or(1, |index| index + 1)
+        self.text
+            .lines()
+            .position(sets)
+            .map_or(1, |index| index + 1)
     }
 
     fn problem(&self, line: usize, object: Option<&str>, field: &str, message: String) -> Problem {
-        let object = object.and_then(|name| name.split_once('/')).map(|(namespace, name)| ObjectName {
-            kind: "pod".to_owned(),
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        });
-        let location = Location { file: self.file.clone(), document: 1, line };
-        Problem { location, object, field: field.to_owned(), message }
+        let object = object
+            .and_then(|name| name.split_once('/'))
+            .map(|(namespace, name)| ObjectName {
+                kind: "pod".to_owned(),
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            });
+        let location = Location {
+            file: self.file.clone(),
+            document: 1,
+            line,
+        };
+        Problem {
+            location,
+            object,
+            field: field.to_owned(),
+            message,
+        }
     }
 }
 
@@ -383,7 +481,9 @@ impl Reader<'_> {
 fn is_name(text: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     !text.is_empty()
-        && text.bytes().all(|byte| letter(byte) || byte == b'-' || byte == b'.')
+        && text
+            .bytes()
+            .all(|byte| letter(byte) || byte == b'-' || byte == b'.')
         && text.bytes().next().is_some_and(letter)
 }
 
@@ -392,7 +492,11 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Read<(String, Option<String>, Vec<LabPod>)> {
-        Reader { file: Arc::from("lab.yaml"), text }.lab()
+        Reader {
+            file: Arc::from("lab.yaml"),
+            text,
+        }
+        .lab()
     }
 
     #[test]
@@ -402,18 +506,33 @@ mod tests {
              addresses: [10.0.0.1, 'fd00::1']\n  run: [sleep, 60]\n  files: {html/x: hello}\n",
         )
         .unwrap();
-        assert_eq!((snapshot.as_str(), config.as_deref()), ("s.yaml", Some("c.yaml")));
+        assert_eq!(
+            (snapshot.as_str(), config.as_deref()),
+            ("s.yaml", Some("c.yaml"))
+        );
         assert_eq!((&pods[0].run, pods[0].location.line), (&Run::Nginx, 4));
-        assert_eq!(pods[1].run, Run::Command(vec!["sleep".to_owned(), "60".to_owned()]));
-        assert_eq!((pods[1].addresses.len(), pods[1].node.as_deref()), (2, Some("n")));
+        assert_eq!(
+            pods[1].run,
+            Run::Command(vec!["sleep".to_owned(), "60".to_owned()])
+        );
+        assert_eq!(
+            (pods[1].addresses.len(), pods[1].node.as_deref()),
+            (2, Some("n"))
+        );
         assert_eq!(pods[1].files["html/x"], "hello");
     }
 
     #[test]
     fn what_is_wrong_is_said_with_line_object_field_and_remedy() {
         let cases = [
-            ("snapshot: s\npodz: []\n", "lab.yaml:2: podz: there is no such field; did you mean pods?"),
-            ("pods: []\n", "lab.yaml:1: snapshot: is missing; name the file of the cluster's objects"),
+            (
+                "snapshot: s\npodz: []\n",
+                "lab.yaml:2: podz: there is no such field; did you mean pods?",
+            ),
+            (
+                "pods: []\n",
+                "lab.yaml:1: snapshot: is missing; name the file of the cluster's objects",
+            ),
             (
                 "snapshot: s\npods:\n- name: a/b\n  rum: nginx\n",
                 "lab.yaml:4: pod a/b: pods[0].rum: there is no such field; did you mean run?",

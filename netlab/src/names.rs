@@ -105,8 +105,14 @@ mod tests {
 
     #[test]
     fn interfaces_fit_and_differ() {
-        let names: Vec<String> = (0..1000).map(|n| interface("azv", &format!("pod-{n}"))).collect();
-        assert!(names.iter().all(|name| name.len() <= INTERFACE_LENGTH && name.starts_with("azv")));
+        let names: Vec<String> = (0..1000)
+            .map(|n| interface("azv", &format!("pod-{n}")))
+            .collect();
+        assert!(
+            names
+                .iter()
+                .all(|name| name.len() <= INTERFACE_LENGTH && name.starts_with("azv"))
+        );
         let distinct: std::collections::BTreeSet<_> = names.iter().collect();
         assert_eq!(distinct.len(), names.len());
         assert_eq!(interface("averylongprefix", "x"), "averylongprefix");
@@ -118,7 +124,10 @@ mod tests {
         let name = namespace("lab", &node, |_| false);
         assert!(name.len() < 255, "{}", name.len());
         let node = HostName::Node("default-web".to_owned());
-        let pod = HostName::Pod { namespace: "default".to_owned(), name: "web".to_owned() };
+        let pod = HostName::Pod {
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+        };
         let first = namespace("lab", &node, |_| false);
         let second = namespace("lab", &pod, |name| name == first);
         assert_eq!(first, "lab.default-web");

@@ -43,10 +43,16 @@ impl Namespace {
     pub fn open(name: &str) -> io::Result<Self> {
         let file = File::open(path(name))?;
         if same_file(&file.metadata()?, &fs::metadata(OWN)?) {
-            let text = format!("{} is the machine's own network namespace", path(name).display());
+            let text = format!(
+                "{} is the machine's own network namespace",
+                path(name).display()
+            );
             return Err(io::Error::other(text));
         }
-        Ok(Self { name: name.to_owned(), file })
+        Ok(Self {
+            name: name.to_owned(),
+            file,
+        })
     }
 
     /// Its name under `/run/netns`.
@@ -80,7 +86,9 @@ impl Namespace {
 
     /// What `/proc/PID/ns/net` of its processes is, as device and inode.
     pub fn identity(&self) -> io::Result<(u64, u64)> {
-        self.file.metadata().map(|metadata| (metadata.dev(), metadata.ino()))
+        self.file
+            .metadata()
+            .map(|metadata| (metadata.dev(), metadata.ino()))
     }
 }
 
@@ -137,7 +145,12 @@ pub fn tidy() -> io::Result<()> {
         fs::remove_file(OURS)?;
     }
     match fs::remove_dir(crate::state::FOLDER) {
-        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
             Err(error)
         }
         _ => Ok(()),
@@ -146,7 +159,9 @@ pub fn tidy() -> io::Result<()> {
 
 fn is_mounted(folder: &Path) -> io::Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(mounts.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(folder)))
+    Ok(mounts
+        .lines()
+        .any(|line| line.split(' ').nth(4).map(Path::new) == Some(folder)))
 }
 
 fn same_file(a: &fs::Metadata, b: &fs::Metadata) -> bool {
@@ -157,6 +172,8 @@ fn same_file(a: &fs::Metadata, b: &fs::Metadata) -> bool {
 fn in_new_thread<T: Send>(inside: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(inside);
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

@@ -35,7 +35,9 @@ impl Network {
     pub fn open(plan: &Plan) -> Result<Self, Error> {
         let mut network = Self::default();
         for host in plan.hosts.iter().filter(|host| host.has_namespace()) {
-            network.add(host, Namespace::open(&host.namespace)).map_err(|error| failed(host, error))?;
+            network
+                .add(host, Namespace::open(&host.namespace))
+                .map_err(|error| failed(host, error))?;
         }
         Ok(network)
     }
@@ -54,7 +56,8 @@ impl Network {
         }
         for host in own {
             let all = Difference::from_nothing(host);
-            self.change(&host.namespace, &all).map_err(|error| failed(host, error))?;
+            self.change(&host.namespace, &all)
+                .map_err(|error| failed(host, error))?;
         }
         Ok(())
     }
@@ -62,7 +65,8 @@ impl Network {
     /// Takes hosts away, with their links.
     pub fn remove<'a>(&mut self, hosts: impl Iterator<Item = &'a Host>) -> Result<(), Error> {
         for host in hosts.filter(|host| host.has_namespace()) {
-            self.remove_host(host).map_err(|error| failed(host, error))?;
+            self.remove_host(host)
+                .map_err(|error| failed(host, error))?;
         }
         Ok(())
     }
@@ -71,9 +75,12 @@ impl Network {
     pub fn reroute(&mut self, old: &Plan, new: &Plan) -> Result<(), Error> {
         let before: HashMap<_, _> = old.hosts.iter().map(|host| (&host.name, host)).collect();
         for host in new.hosts.iter().filter(|host| host.has_namespace()) {
-            let Some(before) = before.get(&host.name) else { continue };
+            let Some(before) = before.get(&host.name) else {
+                continue;
+            };
             let difference = Difference::between(before, host);
-            self.change(&host.namespace, &difference).map_err(|error| failed(host, error))?;
+            self.change(&host.namespace, &difference)
+                .map_err(|error| failed(host, error))?;
         }
         Ok(())
     }
@@ -84,7 +91,8 @@ impl Network {
         if host.link == Link::Fabric {
             self.fabric.clone_from(&host.namespace);
         }
-        self.open.insert(host.namespace.clone(), (namespace, netlink));
+        self.open
+            .insert(host.namespace.clone(), (namespace, netlink));
         Ok(())
     }
 
@@ -103,10 +111,14 @@ impl Network {
         if host.link != Link::Fabric {
             let uplink = up(netlink, UPLINK)?;
             for address in &host.addresses {
-                netlink.add_address(uplink, *address).map_err(io::Error::other)?;
+                netlink
+                    .add_address(uplink, *address)
+                    .map_err(io::Error::other)?;
             }
         }
-        host.bridge.as_ref().map_or(Ok(()), |bridge| make_bridge(netlink, bridge, &host.namespace))
+        host.bridge.as_ref().map_or(Ok(()), |bridge| {
+            make_bridge(netlink, bridge, &host.namespace)
+        })
     }
 
     /// Connects a host's `eth0`.
@@ -114,16 +126,23 @@ impl Network {
         let (at, interface, bridge) = match &host.link {
             Link::Fabric | Link::Shared => return Ok(()),
             Link::ToFabric { port } => (self.fabric.clone(), port, Some(FABRIC_BRIDGE)),
-            Link::ToNode { namespace, interface, bridge } => {
-                (namespace.clone(), interface, bridge.as_deref())
-            }
+            Link::ToNode {
+                namespace,
+                interface,
+                bridge,
+            } => (namespace.clone(), interface, bridge.as_deref()),
         };
-        let own = self.namespace(&host.namespace)?.as_fd().try_clone_to_owned()?;
-        let address = |namespace: &str, name: &str| {
-            Some(hardware_address(&format!("{namespace} {name}")))
+        let own = self
+            .namespace(&host.namespace)?
+            .as_fd()
+            .try_clone_to_owned()?;
+        let address =
+            |namespace: &str, name: &str| Some(hardware_address(&format!("{namespace} {name}")));
+        let near = VethEnd {
+            name: interface,
+            namespace: None,
+            hardware_address: address(&at, interface),
         };
-        let near =
-            VethEnd { name: interface, namespace: None, hardware_address: address(&at, interface) };
         let far = VethEnd {
             name: UPLINK,
             namespace: Some(own.as_fd()),
@@ -134,7 +153,9 @@ impl Network {
         let index = netlink.link_index(interface).map_err(io::Error::other)?;
         if let Some(bridge) = bridge {
             let bridge = netlink.link_index(bridge).map_err(io::Error::other)?;
-            netlink.set_controller(index, bridge).map_err(io::Error::other)?;
+            netlink
+                .set_controller(index, bridge)
+                .map_err(io::Error::other)?;
             if matches!(host.link, Link::ToNode { .. }) {
                 netlink.isolate_port(index).map_err(io::Error::other)?;
             }
@@ -145,7 +166,11 @@ impl Network {
     fn remove_host(&mut self, host: &Host) -> Step<()> {
         let at = match &host.link {
             Link::ToFabric { port } => Some((self.fabric.clone(), port)),
-            Link::ToNode { namespace, interface, .. } => Some((namespace.clone(), interface)),
+            Link::ToNode {
+                namespace,
+                interface,
+                ..
+            } => Some((namespace.clone(), interface)),
             Link::Fabric | Link::Shared => None,
         };
         // The end of a veth pair goes with the namespace, but not at once, and the name is wanted again.
@@ -165,24 +190,39 @@ impl Network {
         }
         let netlink = self.netlink(namespace)?;
         let links = netlink.links().map_err(io::Error::other)?;
-        let index: HashMap<&str, u32> =
-            links.iter().map(|link| (link.name.as_str(), link.index)).collect();
+        let index: HashMap<&str, u32> = links
+            .iter()
+            .map(|link| (link.name.as_str(), link.index))
+            .collect();
         let wire = |routes: &[&Route]| -> Vec<netlink::Route> {
             // The routes of a link that is gone went with it.
-            routes.iter().filter_map(|route| to_wire(route, &index)).collect()
+            routes
+                .iter()
+                .filter_map(|route| to_wire(route, &index))
+                .collect()
         };
-        netlink.delete_routes(&wire(&difference.removed_routes)).map_err(io::Error::other)?;
+        netlink
+            .delete_routes(&wire(&difference.removed_routes))
+            .map_err(io::Error::other)?;
         for neighbour in &difference.added_neighbours {
-            let device = *index.get(neighbour.device.as_str()).ok_or_else(|| missing(&neighbour.device))?;
+            let device = *index
+                .get(neighbour.device.as_str())
+                .ok_or_else(|| missing(&neighbour.device))?;
             let (address, hardware_address) = (neighbour.address, neighbour.hardware_address);
-            netlink.set_neighbour(device, address, hardware_address).map_err(io::Error::other)?;
+            netlink
+                .set_neighbour(device, address, hardware_address)
+                .map_err(io::Error::other)?;
         }
-        if let Some(route) =
-            difference.added_routes.iter().find(|route| !index.contains_key(route.device.as_str()))
+        if let Some(route) = difference
+            .added_routes
+            .iter()
+            .find(|route| !index.contains_key(route.device.as_str()))
         {
             return Err(missing(&route.device));
         }
-        netlink.replace_routes(&wire(&difference.added_routes)).map_err(io::Error::other)
+        netlink
+            .replace_routes(&wire(&difference.added_routes))
+            .map_err(io::Error::other)
     }
 
     fn netlink(&mut self, namespace: &str) -> Step<&mut Netlink> {
@@ -192,7 +232,10 @@ impl Network {
 }
 
 fn failed(host: &Host, source: io::Error) -> Error {
-    Error { host: host.name.to_string(), source }
+    Error {
+        host: host.name.to_string(),
+        source,
+    }
 }
 
 fn missing(device: &str) -> io::Error {
@@ -207,10 +250,14 @@ fn up(netlink: &mut Netlink, name: &str) -> Step<u32> {
 
 fn make_bridge(netlink: &mut Netlink, bridge: &Bridge, namespace: &str) -> Step<()> {
     let hardware_address = hardware_address(&format!("{namespace} {}", bridge.name));
-    netlink.add_bridge(&bridge.name, Some(hardware_address)).map_err(io::Error::other)?;
+    netlink
+        .add_bridge(&bridge.name, Some(hardware_address))
+        .map_err(io::Error::other)?;
     let index = up(netlink, &bridge.name)?;
     for address in &bridge.addresses {
-        netlink.add_address(index, *address).map_err(io::Error::other)?;
+        netlink
+            .add_address(index, *address)
+            .map_err(io::Error::other)?;
     }
     Ok(())
 }
@@ -228,11 +275,19 @@ fn to_wire(route: &Route, index: &HashMap<&str, u32>) -> Option<netlink::Route> 
 /// take the defaults when they are made.
 fn set_sysctls(host: &Host) -> io::Result<()> {
     for conf in ["all", "default"] {
-        for (name, value) in [("rp_filter", "0"), ("send_redirects", "0"), ("accept_redirects", "0")] {
+        for (name, value) in [
+            ("rp_filter", "0"),
+            ("send_redirects", "0"),
+            ("accept_redirects", "0"),
+        ] {
             sysctl(&format!("ipv4/conf/{conf}/{name}"), value)?;
         }
         // No waiting for addresses that nobody else can have.
-        for (name, value) in [("disable_ipv6", "0"), ("accept_dad", "0"), ("accept_ra", "0")] {
+        for (name, value) in [
+            ("disable_ipv6", "0"),
+            ("accept_dad", "0"),
+            ("accept_ra", "0"),
+        ] {
             sysctl(&format!("ipv6/conf/{conf}/{name}"), value)?;
         }
     }
@@ -244,7 +299,10 @@ fn set_sysctls(host: &Host) -> io::Result<()> {
         sysctl("ipv6/conf/all/forwarding", "1")?;
         sysctl("ipv6/conf/default/forwarding", "1")?;
     } else {
-        sysctl("ipv6/conf/default/addr_gen_mode", if is_pod(host) { "1" } else { "0" })?;
+        sysctl(
+            "ipv6/conf/default/addr_gen_mode",
+            if is_pod(host) { "1" } else { "0" },
+        )?;
     }
     Ok(())
 }
@@ -284,8 +342,16 @@ impl<'a> Difference<'a> {
         let kept = |routes: &HashSet<&Route>, route: &&Route| !routes.contains(*route);
         let neighbours = new.neighbours.iter();
         Self {
-            removed_routes: old.routes.iter().filter(|route| kept(&routes[1], route)).collect(),
-            added_routes: new.routes.iter().filter(|route| kept(&routes[0], route)).collect(),
+            removed_routes: old
+                .routes
+                .iter()
+                .filter(|route| kept(&routes[1], route))
+                .collect(),
+            added_routes: new
+                .routes
+                .iter()
+                .filter(|route| kept(&routes[0], route))
+                .collect(),
             added_neighbours: neighbours.filter(|entry| !known.contains(*entry)).collect(),
         }
     }

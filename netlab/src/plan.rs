@@ -209,7 +209,10 @@ impl Plan {
         let mut builder = Builder {
             input,
             links: PodLinks::new(&input.config.detect_local),
-            plan: Self { notes: placement.notes.clone(), ..Self::default() },
+            plan: Self {
+                notes: placement.notes.clone(),
+                ..Self::default()
+            },
             namespaces: BTreeSet::new(),
         };
         builder.plan.pod_interfaces = builder.links.pattern();
@@ -233,7 +236,9 @@ impl Plan {
 
     /// The host of that node.
     pub fn node(&self, name: &str) -> Option<&Host> {
-        self.nodes().find(|(node, _)| *node == name).map(|(_, host)| host)
+        self.nodes()
+            .find(|(node, _)| *node == name)
+            .map(|(_, host)| host)
     }
 
     /// Nodes with their names.
@@ -282,14 +287,22 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn fabric(&mut self) {
-        let bridge = Bridge { name: FABRIC_BRIDGE.to_owned(), addresses: Vec::new() };
+        let bridge = Bridge {
+            name: FABRIC_BRIDGE.to_owned(),
+            addresses: Vec::new(),
+        };
         let host = self.host(HostName::Fabric, Link::Fabric);
-        self.plan.hosts.push(Host { bridge: Some(bridge), ..host });
+        self.plan.hosts.push(Host {
+            bridge: Some(bridge),
+            ..host
+        });
     }
 
     fn node(&mut self, node: &PlacedNode, fabric: &Fabric) {
         let name = HostName::Node(node.name.clone());
-        let link = Link::ToFabric { port: self.port(&node.name) };
+        let link = Link::ToFabric {
+            port: self.port(&node.name),
+        };
         let bridge = match &self.links {
             PodLinks::Prefix(_) => None,
             PodLinks::Bridge(name) => Some(Bridge {
@@ -298,19 +311,37 @@ impl Builder<'_> {
             }),
         };
         let host = self.host(name, link);
-        let addresses = node.addresses.iter().map(|address| fabric.on_link(*address)).collect();
-        self.plan.hosts.push(Host { addresses, bridge, forwards: true, ..host });
+        let addresses = node
+            .addresses
+            .iter()
+            .map(|address| fabric.on_link(*address))
+            .collect();
+        self.plan.hosts.push(Host {
+            addresses,
+            bridge,
+            forwards: true,
+            ..host
+        });
     }
 
     fn client(&mut self, fabric: &Fabric) {
-        let link = Link::ToFabric { port: self.port("client") };
+        let link = Link::ToFabric {
+            port: self.port("client"),
+        };
         let host = self.host(HostName::Client, link);
-        self.plan.hosts.push(Host { addresses: fabric.client.clone(), ..host });
+        self.plan.hosts.push(Host {
+            addresses: fabric.client.clone(),
+            ..host
+        });
     }
 
     /// A pod, a pod in its node's network, or a host outside.
     fn placed(&mut self, pod: &PlacedPod) -> Result<(), Problems> {
-        let addresses = pod.addresses.iter().map(|address| IpNet::from(*address)).collect();
+        let addresses = pod
+            .addresses
+            .iter()
+            .map(|address| IpNet::from(*address))
+            .collect();
         let mut host = match &pod.placing {
             Placing::Outside(address) => {
                 let port = self.port(&address.to_string());
@@ -318,7 +349,10 @@ impl Builder<'_> {
             }
             Placing::HostNetwork(node) => {
                 let namespace = self.node_namespace(node);
-                Host { namespace, ..self.unnamed(pod_name(pod), Link::Shared) }
+                Host {
+                    namespace,
+                    ..self.unnamed(pod_name(pod), Link::Shared)
+                }
             }
             Placing::Pod(node) => self.pod(pod, node)?,
         };
@@ -338,7 +372,14 @@ impl Builder<'_> {
             }
         };
         let namespace = self.node_namespace(node);
-        Ok(self.host(name, Link::ToNode { namespace, interface, bridge }))
+        Ok(self.host(
+            name,
+            Link::ToNode {
+                namespace,
+                interface,
+                bridge,
+            },
+        ))
     }
 
     /// A name that no other pod of the lab has at its node.
@@ -372,21 +413,30 @@ impl Builder<'_> {
     }
 
     fn port(&self, what: &str) -> String {
-        if what.len() <= names::INTERFACE_LENGTH && !what.contains(['/', ':']) && what != FABRIC_BRIDGE {
+        if what.len() <= names::INTERFACE_LENGTH
+            && !what.contains(['/', ':'])
+            && what != FABRIC_BRIDGE
+        {
             return what.to_owned();
         }
         names::interface("port", what)
     }
 
     fn node_namespace(&self, node: &str) -> String {
-        self.plan.node(node).map(|host| host.namespace.clone()).unwrap_or_default()
+        self.plan
+            .node(node)
+            .map(|host| host.namespace.clone())
+            .unwrap_or_default()
     }
 
     fn host(&mut self, name: HostName, link: Link) -> Host {
         let taken = |name: &str| self.namespaces.contains(name);
         let namespace = names::namespace(self.input.lab, &name, taken);
         self.namespaces.insert(namespace.clone());
-        Host { namespace, ..self.unnamed(name, link) }
+        Host {
+            namespace,
+            ..self.unnamed(name, link)
+        }
     }
 
     fn unnamed(&self, name: HostName, link: Link) -> Host {
@@ -406,7 +456,10 @@ impl Builder<'_> {
 }
 
 fn pod_name(pod: &PlacedPod) -> HostName {
-    HostName::Pod { namespace: pod.namespace.clone(), name: pod.name.clone() }
+    HostName::Pod {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+    }
 }
 
 /// A pod without ports and without a command runs nothing.
@@ -424,6 +477,9 @@ fn server(pod: &PlacedPod) -> Option<Server> {
 
 /// The first address of a range that a host can have, with the range's length.
 fn first_host(range: IpNet) -> IpNet {
-    let first = range.hosts().find(|host| *host != range.network()).unwrap_or_else(|| range.addr());
+    let first = range
+        .hosts()
+        .find(|host| *host != range.network())
+        .unwrap_or_else(|| range.addr());
     IpNet::new(first, range.prefix_len()).unwrap_or(range)
 }

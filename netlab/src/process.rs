@@ -83,7 +83,10 @@ pub fn end(processes: &[ProcessId]) -> Vec<ProcessId> {
 /// A handle of a process becomes readable when it ends.
 fn ends_before(handle: &OwnedFd, deadline: Instant) -> bool {
     let left = deadline.saturating_duration_since(Instant::now());
-    let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+    let timeout = Timespec {
+        tv_sec: left.as_secs() as i64,
+        tv_nsec: left.subsec_nanos().into(),
+    };
     let mut polled = [PollFd::new(handle, PollFlags::IN)];
     matches!(poll(&mut polled, Some(&timeout)), Ok(1..))
 }
@@ -97,7 +100,10 @@ mod tests {
     fn a_number_used_again_is_another_process() {
         let own = ProcessId::of(std::process::id()).unwrap();
         assert!(own.is_alive());
-        let later = ProcessId { start_time: own.start_time + 1, ..own };
+        let later = ProcessId {
+            start_time: own.start_time + 1,
+            ..own
+        };
         assert!(!later.is_alive());
         assert!(later.open().is_none());
     }

@@ -20,13 +20,18 @@ pub(crate) fn print_json(value: &Value) {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.to_vec());
     table
 }
 
 fn trimmed(table: &Table) -> String {
-    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    table
+        .lines()
+        .map(|line| format!("{}\n", line.trim_end()))
+        .collect()
 }
 
 /// A host of a lab.
@@ -40,11 +45,18 @@ struct HostRow {
 }
 
 fn hosts(plan: &Plan, dataplane: Dataplane) -> Vec<HostRow> {
-    let shown = plan.hosts.iter().filter(|host| host.name != HostName::Fabric);
+    let shown = plan
+        .hosts
+        .iter()
+        .filter(|host| host.name != HostName::Fabric);
     let row = |host: &Host| HostRow {
         name: host.name.to_string(),
         namespace: host.namespace.clone(),
-        addresses: host.addresses.iter().map(|address| plain(*address)).collect(),
+        addresses: host
+            .addresses
+            .iter()
+            .map(|address| plain(*address))
+            .collect(),
         node: host.node.clone(),
         runs: runs(host, dataplane),
     };
@@ -62,7 +74,11 @@ fn plain(address: IpNet) -> String {
 fn runs(host: &Host, dataplane: Dataplane) -> String {
     let Some(server) = &host.server else {
         let is_node = matches!(host.name, HostName::Node(_));
-        return if is_node { dataplane.to_string() } else { String::new() };
+        return if is_node {
+            dataplane.to_string()
+        } else {
+            String::new()
+        };
     };
     let program = match &server.run {
         Run::BuiltIn => "server".to_owned(),
@@ -73,8 +89,14 @@ fn runs(host: &Host, dataplane: Dataplane) -> String {
         format!("{port}/{}", format!("{protocol:?}").to_uppercase())
     };
     let ports: Vec<String> = server.ports.iter().map(port).collect();
-    let shared = if host.has_namespace() { "" } else { ", host network" };
-    format!("{program} {}{shared}", ports.join(" ")).trim_end().to_owned()
+    let shared = if host.has_namespace() {
+        ""
+    } else {
+        ", host network"
+    };
+    format!("{program} {}{shared}", ports.join(" "))
+        .trim_end()
+        .to_owned()
 }
 
 fn hosts_table(plan: &Plan, dataplane: Dataplane) -> String {
@@ -93,7 +115,11 @@ fn services_table(services: &[CheckedService]) -> String {
             service.service.clone(),
             service.kind.clone(),
             service.addresses.join("\n"),
-            if service.endpoints.is_empty() { "none".to_owned() } else { service.endpoints.join("\n") },
+            if service.endpoints.is_empty() {
+                "none".to_owned()
+            } else {
+                service.endpoints.join("\n")
+            },
             answers(service),
         ]);
     }
@@ -102,12 +128,27 @@ fn services_table(services: &[CheckedService]) -> String {
 
 fn answers(service: &CheckedService) -> String {
     let line = |request: &crate::check::Request| {
-        let why = request.not_required.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-        let why = if request.outcome.is_fine() { String::new() } else { why };
-        format!("{} to {}: {}{why}", request.from, request.to, request.outcome)
+        let why = request
+            .not_required
+            .as_ref()
+            .map(|why| format!(" ({why})"))
+            .unwrap_or_default();
+        let why = if request.outcome.is_fine() {
+            String::new()
+        } else {
+            why
+        };
+        format!(
+            "{} to {}: {}{why}",
+            request.from, request.to, request.outcome
+        )
     };
     let lines: Vec<String> = service.requests.iter().map(line).collect();
-    if lines.is_empty() { "not asked".to_owned() } else { lines.join("\n") }
+    if lines.is_empty() {
+        "not asked".to_owned()
+    } else {
+        lines.join("\n")
+    }
 }
 
 /// What `up` ends with.
@@ -136,14 +177,20 @@ pub(crate) fn up_json(running: &Running) -> Value {
 /// Three commands that work here.
 fn try_next(running: &Running) -> [String; 3] {
     let answered = |from: &str| {
-        let requests = running.services.iter().flat_map(|service| &service.requests);
+        let requests = running
+            .services
+            .iter()
+            .flat_map(|service| &service.requests);
         let mut http = requests.filter(|request| {
             request.outcome.is_fine() && request.protocol == crate::plan::Protocol::Tcp
         });
         http.find(|request| request.from.starts_with(from))
     };
     let curl = |request: &crate::check::Request| {
-        format!("./lab exec {} -- curl -s http://{}/", request.from, request.to)
+        format!(
+            "./lab exec {} -- curl -s http://{}/",
+            request.from, request.to
+        )
     };
     let node = running.plan.nodes().next().map_or("", |(name, _)| name);
     let node_command = format!("./lab exec node/{node} -- ip route");
@@ -190,11 +237,17 @@ impl Lab {
 pub(crate) fn labs_table(labs: &[Lab]) -> String {
     let mut table = table(&["LAB", "STATE", "DATAPLANE", "FROM"]);
     for lab in labs {
-        let why = lab.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        let why = lab
+            .why
+            .as_ref()
+            .map(|why| format!(": {why}"))
+            .unwrap_or_default();
         table.add_row([
             lab.name.clone(),
             format!("{}{why}", lab.state),
-            lab.dataplane.map(|dataplane| dataplane.to_string()).unwrap_or_default(),
+            lab.dataplane
+                .map(|dataplane| dataplane.to_string())
+                .unwrap_or_default(),
             lab.source.clone().unwrap_or_default(),
         ]);
     }
@@ -206,21 +259,42 @@ pub(crate) fn status_table(state: &State, plan: &Plan) -> String {
     let mut text = hosts_table(plan, state.options.dataplane);
     let mut table = table(&["PROCESS", "HOST", "PID", "STATE"]);
     for process in &state.processes {
-        let alive = if process.id.is_alive() { "running" } else { "ended" };
+        let alive = if process.id.is_alive() {
+            "running"
+        } else {
+            "ended"
+        };
         let pid = process.id.pid.to_string();
-        table.add_row([process.role.as_str(), process.host.as_str(), pid.as_str(), alive]);
+        table.add_row([
+            process.role.as_str(),
+            process.host.as_str(),
+            pid.as_str(),
+            alive,
+        ]);
     }
     let _ = write!(text, "\n{}", trimmed(&table));
     if state.options.dataplane == Dataplane::Penstock {
-        let _ = write!(text, "\n{}", agents_table(&dataplane::agents(&state.lab, plan)));
+        let _ = write!(
+            text,
+            "\n{}",
+            agents_table(&dataplane::agents(&state.lab, plan))
+        );
     }
     text
 }
 
 /// What the agents count.
 fn agents_table(agents: &[(String, Option<Status>)]) -> String {
-    let header =
-        ["NODE", "TABLE", "SERVICES", "CONNECTIONS", "FORWARDED", "PASSED", "REJECTED", "DROPPED"];
+    let header = [
+        "NODE",
+        "TABLE",
+        "SERVICES",
+        "CONNECTIONS",
+        "FORWARDED",
+        "PASSED",
+        "REJECTED",
+        "DROPPED",
+    ];
     let mut table = table(&header);
     for (node, status) in agents {
         let Some(status) = status else {
@@ -228,7 +302,10 @@ fn agents_table(agents: &[(String, Option<Status>)]) -> String {
             continue;
         };
         let packets = &status.packets;
-        let drops = packets.dropped.iter().map(|(reason, count)| format!("{reason} {count}"));
+        let drops = packets
+            .dropped
+            .iter()
+            .map(|(reason, count)| format!("{reason} {count}"));
         let drops: Vec<String> = drops.collect();
         table.add_row([
             node.clone(),
@@ -238,7 +315,11 @@ fn agents_table(agents: &[(String, Option<Status>)]) -> String {
             packets.forwarded.to_string(),
             packets.passed.to_string(),
             packets.rejected.to_string(),
-            if drops.is_empty() { "0".to_owned() } else { drops.join("\n") },
+            if drops.is_empty() {
+                "0".to_owned()
+            } else {
+                drops.join("\n")
+            },
         ]);
     }
     trimmed(&table)
@@ -257,9 +338,10 @@ pub(crate) fn status_json(state: &State, plan: &Plan) -> Value {
     };
     let broken = state.broken();
     let agents: Vec<Option<Status>> = match state.options.dataplane {
-        Dataplane::Penstock => {
-            dataplane::agents(&state.lab, plan).into_iter().map(|(_, status)| status).collect()
-        }
+        Dataplane::Penstock => dataplane::agents(&state.lab, plan)
+            .into_iter()
+            .map(|(_, status)| status)
+            .collect(),
         _ => Vec::new(),
     };
     json!({

@@ -83,7 +83,10 @@ struct End {
 impl From<SocketAddr> for End {
     /// IPv4 that came by an IPv6 socket is IPv4.
     fn from(address: SocketAddr) -> Self {
-        Self { address: address.ip().to_canonical(), port: address.port() }
+        Self {
+            address: address.ip().to_canonical(),
+            port: address.port(),
+        }
     }
 }
 
@@ -92,7 +95,18 @@ impl Arguments {
         let (namespace, pod) = self.pod.split_once('/').unwrap_or(("", &self.pod));
         let node = &self.node;
         let (request, bytes, echo, echo_hex) = (None, None, None, None);
-        Facts { pod, namespace, node, protocol, peer, local, request, bytes, echo, echo_hex }
+        Facts {
+            pod,
+            namespace,
+            node,
+            protocol,
+            peer,
+            local,
+            request,
+            bytes,
+            echo,
+            echo_hex,
+        }
     }
 }
 
@@ -109,7 +123,9 @@ pub fn run(arguments: Arguments) -> io::Result<()> {
     }
     let mut server = Server::new(arguments.clone())?;
     for port in &arguments.http {
-        server.listen(Protocol::Tcp, *port).map_err(in_words("TCP", *port))?;
+        server
+            .listen(Protocol::Tcp, *port)
+            .map_err(in_words("TCP", *port))?;
     }
     for port in &arguments.sctp {
         match server.listen(Protocol::Sctp, *port) {
@@ -125,7 +141,10 @@ pub fn run(arguments: Arguments) -> io::Result<()> {
 
 /// Whether a socket was refused because the kernel lacks the protocol.
 pub fn has_no_sctp(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::PROTONOSUPPORT | Errno::SOCKTNOSUPPORT))
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::PROTONOSUPPORT | Errno::SOCKTNOSUPPORT)
+    )
 }
 
 fn in_words(protocol: &'static str, port: u16) -> impl FnOnce(io::Error) -> io::Error {
@@ -148,15 +167,25 @@ fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     // A server with fewer descriptors still serves.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    );
 }
 
 fn echo(socket: &UdpSocket, arguments: &Arguments) {
     let mut datagram = vec![0; 65_536];
-    let Ok(local) = socket.local_addr() else { return };
+    let Ok(local) = socket.local_addr() else {
+        return;
+    };
     loop {
         // An ICMP error about an earlier answer, or an answer that nobody wants: the next datagram may be fine.
-        let Ok((length, peer)) = socket.recv_from(&mut datagram) else { continue };
+        let Ok((length, peer)) = socket.recv_from(&mut datagram) else {
+            continue;
+        };
         let payload = &datagram[..length];
         let _ = if payload.first() == Some(&0) {
             socket.send_to(payload, peer)
@@ -171,7 +200,12 @@ fn echo_answer(facts: Facts<'_>, payload: &[u8]) -> Vec<u8> {
     let echo = std::str::from_utf8(payload).ok();
     let hex = || payload.iter().map(|byte| format!("{byte:02x}")).collect();
     let echo_hex = echo.is_none().then(hex);
-    json(&Facts { bytes: Some(payload.len()), echo, echo_hex, ..facts })
+    json(&Facts {
+        bytes: Some(payload.len()),
+        echo,
+        echo_hex,
+        ..facts
+    })
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
@@ -190,7 +224,12 @@ struct Server {
 impl Server {
     fn new(arguments: Arc<Arguments>) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self { arguments, epoll, listeners: HashMap::new(), connections: HashMap::new() })
+        Ok(Self {
+            arguments,
+            epoll,
+            listeners: HashMap::new(),
+            connections: HashMap::new(),
+        })
     }
 
     /// Listens on all addresses; an SCTP socket of style one-to-one is used as a TCP one.
@@ -218,20 +257,30 @@ impl Server {
             Ok(listener) => listener,
         };
         self.watch(&listener)?;
-        self.listeners.insert(listener.as_raw_fd(), (listener, protocol));
+        self.listeners
+            .insert(listener.as_raw_fd(), (listener, protocol));
         Ok(())
     }
 
     fn watch(&self, socket: &(impl AsRawFd + std::os::fd::AsFd)) -> io::Result<()> {
         let data = epoll::EventData::new_u64(socket.as_raw_fd() as u64);
-        Ok(epoll::add(&self.epoll, socket, data, epoll::EventFlags::IN)?)
+        Ok(epoll::add(
+            &self.epoll,
+            socket,
+            data,
+            epoll::EventFlags::IN,
+        )?)
     }
 
     fn serve(&mut self) -> io::Result<()> {
         let mut events = Vec::with_capacity(1024);
         loop {
             events.clear();
-            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
+            match epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                None,
+            ) {
                 Err(Errno::INTR) => continue,
                 other => other?,
             };
@@ -250,10 +299,18 @@ impl Server {
     fn accept(&mut self, descriptor: RawFd) {
         const AT_ONCE: usize = 64;
         for _ in 0..AT_ONCE {
-            let Some((listener, protocol)) = self.listeners.get(&descriptor) else { return };
-            let Ok((stream, peer)) = listener.accept() else { return };
-            let ends = stream.local_addr().map(|local| (End::from(peer), End::from(local)));
-            let ready = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
+            let Some((listener, protocol)) = self.listeners.get(&descriptor) else {
+                return;
+            };
+            let Ok((stream, peer)) = listener.accept() else {
+                return;
+            };
+            let ends = stream
+                .local_addr()
+                .map(|local| (End::from(peer), End::from(local)));
+            let ready = stream
+                .set_nonblocking(true)
+                .and_then(|()| stream.set_nodelay(true));
             if let (Ok((peer, local)), Ok(())) = (ends, ready.or_else(sctp_has_no_nodelay))
                 && self.watch(&stream).is_ok()
             {
@@ -265,7 +322,9 @@ impl Server {
     }
 
     fn advance(&mut self, descriptor: RawFd) {
-        let Some(connection) = self.connections.get_mut(&descriptor) else { return };
+        let Some(connection) = self.connections.get_mut(&descriptor) else {
+            return;
+        };
         let before = connection.wants();
         // An error of the connection, its end included, closes it.
         if connection.advance().is_err() {

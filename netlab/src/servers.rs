@@ -76,7 +76,9 @@ enum Ready {
 
 /// The log of a host.
 pub fn log(lab: &str, host: &HostName) -> PathBuf {
-    state::folder(lab).join("logs").join(format!("{}.log", host.file_name()))
+    state::folder(lab)
+        .join("logs")
+        .join(format!("{}.log", host.file_name()))
 }
 
 /// The folder of a pod: its files, and what its program writes.
@@ -95,16 +97,30 @@ pub fn control_socket(lab: &str, node: &str) -> PathBuf {
 }
 
 /// Starts the server of a host, if it has one.
-pub fn start_server(lab: &str, host: &Host, namespace: &Namespace) -> Result<Option<Started>, Error> {
-    let Some(server) = &host.server else { return Ok(None) };
+pub fn start_server(
+    lab: &str,
+    host: &Host,
+    namespace: &Namespace,
+) -> Result<Option<Started>, Error> {
+    let Some(server) = &host.server else {
+        return Ok(None);
+    };
     let folder = pod_folder(lab, &host.name);
     let written = write_files(&folder, server);
     written.map_err(|source| start_error(host, "its files", source))?;
-    let tcp = || server.ports.iter().filter(|(protocol, _)| *protocol == Protocol::Tcp);
+    let tcp = || {
+        server
+            .ports
+            .iter()
+            .filter(|(protocol, _)| *protocol == Protocol::Tcp)
+    };
     let accepts = || {
         let port = tcp().next().map(|(_, port)| *port);
         let address = server.addresses.first().zip(port);
-        let addresses = address.map(|(ip, port)| SocketAddr::new(*ip, port)).into_iter().collect();
+        let addresses = address
+            .map(|(ip, port)| SocketAddr::new(*ip, port))
+            .into_iter()
+            .collect();
         Ready::Accepts(addresses, namespace.name().to_owned())
     };
     let (role, mut command, ready) = match &server.run {
@@ -124,16 +140,25 @@ pub fn start_agent(
     namespace: &Namespace,
 ) -> Result<Started, Error> {
     let HostName::Node(node) = &host.name else {
-        return Err(start_error(host, "an agent", io::Error::other("it is no node")));
+        return Err(start_error(
+            host,
+            "an agent",
+            io::Error::other("it is no node"),
+        ));
     };
     let folder = state::folder(lab);
     let program = beside_us("penstock")?;
     let mut command = Command::new(program);
-    command.arg("node").arg("--snapshot").arg(folder.join("snapshot.yaml"));
+    command
+        .arg("node")
+        .arg("--snapshot")
+        .arg(folder.join("snapshot.yaml"));
     command.arg("--config").arg(folder.join("kube-proxy.yaml"));
     command.args(["--node", node, "--uplink", crate::plan::UPLINK]);
     command.args(["--pods", &plan.pod_interfaces]);
-    command.arg("--control-socket").arg(control_socket(lab, node));
+    command
+        .arg("--control-socket")
+        .arg(control_socket(lab, node));
     start(lab, host, namespace, ("agent", command, Ready::Line))
 }
 
@@ -162,13 +187,13 @@ impl Started {
 
     fn is_ready(&self) -> bool {
         match &self.ready {
-            Ready::Line => {
-                fs::read_to_string(&self.log).is_ok_and(|log| log.lines().any(|line| line == "ready"))
-            }
+            Ready::Line => fs::read_to_string(&self.log)
+                .is_ok_and(|log| log.lines().any(|line| line == "ready")),
             Ready::Accepts(addresses, namespace) => {
                 let connect = || {
                     let each = addresses.iter();
-                    each.map(|address| TcpStream::connect_timeout(address, READY_WITHIN)).collect()
+                    each.map(|address| TcpStream::connect_timeout(address, READY_WITHIN))
+                        .collect()
                 };
                 let inside = Namespace::open(namespace).and_then(|inside| inside.run(connect));
                 inside.is_ok_and(|_: Vec<TcpStream>| true)
@@ -186,7 +211,11 @@ impl Started {
             role: self.process.role.clone(),
             what,
             path: self.log.clone(),
-            log: if last.is_empty() { "(empty)".to_owned() } else { last },
+            log: if last.is_empty() {
+                "(empty)".to_owned()
+            } else {
+                last
+            },
         }
     }
 }
@@ -202,24 +231,38 @@ fn start(
     let log = log(lab, &host.name);
     let mut spawn = || {
         let file = File::options().create(true).append(true).open(&log)?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .process_group(0);
         let child = namespace.spawn(&mut command)?;
         let ended = || io::Error::other("it ended at once");
         ProcessId::of(child.id()).ok_or_else(ended)
     };
     let id = spawn().map_err(|source| start_error(host, &program, source))?;
-    let arguments = command.get_args().map(|word| word.to_string_lossy().into_owned());
+    let arguments = command
+        .get_args()
+        .map(|word| word.to_string_lossy().into_owned());
     let process = Process {
         host: host.name.to_string(),
         role: role.to_owned(),
         id,
         command: std::iter::once(program).chain(arguments).collect(),
     };
-    Ok(Started { process, log, ready })
+    Ok(Started {
+        process,
+        log,
+        ready,
+    })
 }
 
 fn start_error(host: &Host, program: &str, source: io::Error) -> Error {
-    Error::Start { host: host.name.to_string(), program: program.to_owned(), source }
+    Error::Start {
+        host: host.name.to_string(),
+        program: program.to_owned(),
+        source,
+    }
 }
 
 fn write_files(folder: &Path, server: &Server) -> io::Result<()> {
@@ -238,7 +281,10 @@ fn built_in(server: &Server) -> Result<Command, Error> {
         remedy: "build it again: ./lab up".to_owned(),
     })?;
     let mut command = Command::new(own);
-    command.arg("serve").arg("--pod").arg(format!("{}/{}", server.pod.0, server.pod.1));
+    command
+        .arg("serve")
+        .arg("--pod")
+        .arg(format!("{}/{}", server.pod.0, server.pod.1));
     command.args(["--node", &server.node]);
     for address in &server.addresses {
         command.arg("--address").arg(address.to_string());
@@ -264,7 +310,10 @@ fn nginx(folder: &Path, server: &Server, host: &Host) -> Result<Command, Error> 
             fs::write(page, format!("pod {namespace}/{name} on {}\n", server.node))?;
         }
         fs::create_dir_all(folder.join("tmp"))?;
-        fs::write(folder.join("nginx.conf"), nginx_configuration(folder, server))
+        fs::write(
+            folder.join("nginx.conf"),
+            nginx_configuration(folder, server),
+        )
     };
     configure().map_err(|source| start_error(host, "nginx", source))?;
     let program = in_path("nginx").ok_or_else(|| Error::Missing {
@@ -272,18 +321,29 @@ fn nginx(folder: &Path, server: &Server, host: &Host) -> Result<Command, Error> 
         remedy: "install it: apt-get install nginx-light".to_owned(),
     })?;
     let mut command = Command::new(program);
-    command.arg("-p").arg(folder).arg("-c").arg(folder.join("nginx.conf"));
+    command
+        .arg("-p")
+        .arg(folder)
+        .arg("-c")
+        .arg(folder.join("nginx.conf"));
     command.arg("-e").arg(folder.join("error.log"));
     Ok(command)
 }
 
 fn nginx_configuration(folder: &Path, server: &Server) -> String {
     let folder = folder.display();
-    let tcp = server.ports.iter().filter(|(protocol, _)| *protocol == Protocol::Tcp);
+    let tcp = server
+        .ports
+        .iter()
+        .filter(|(protocol, _)| *protocol == Protocol::Tcp);
     let has_v6 = server.addresses.iter().any(IpAddr::is_ipv6);
     let listen: String = tcp
         .map(|(_, port)| {
-            let v6 = if has_v6 { format!("    listen [::]:{port};\n") } else { String::new() };
+            let v6 = if has_v6 {
+                format!("    listen [::]:{port};\n")
+            } else {
+                String::new()
+            };
             format!("    listen {port};\n{v6}")
         })
         .collect();
@@ -301,7 +361,10 @@ fn in_folder(words: &[String], server: &Server) -> Command {
     let mut command = Command::new(words.first().map_or("true", String::as_str));
     command.args(words.iter().skip(1));
     let (namespace, name) = &server.pod;
-    command.env("POD_NAMESPACE", namespace).env("POD_NAME", name).env("NODE_NAME", &server.node);
+    command
+        .env("POD_NAMESPACE", namespace)
+        .env("POD_NAME", name)
+        .env("NODE_NAME", &server.node);
     if let Some(address) = server.addresses.first() {
         command.env("POD_IP", address.to_string());
     }
@@ -311,11 +374,15 @@ fn in_folder(words: &[String], server: &Server) -> Command {
 /// The binary that is built together with ours.
 pub fn beside_us(name: &str) -> Result<PathBuf, Error> {
     let own = std::env::current_exe().ok();
-    let path = own.as_deref().and_then(Path::parent).map(|folder| folder.join(name));
-    path.filter(|path| path.is_file()).ok_or_else(|| Error::Missing {
-        program: name.to_owned(),
-        remedy: "it is built together with penstock-lab: cargo build --release".to_owned(),
-    })
+    let path = own
+        .as_deref()
+        .and_then(Path::parent)
+        .map(|folder| folder.join(name));
+    path.filter(|path| path.is_file())
+        .ok_or_else(|| Error::Missing {
+            program: name.to_owned(),
+            remedy: "it is built together with penstock-lab: cargo build --release".to_owned(),
+        })
 }
 
 /// Finds a program in PATH, and where PATH may lack what only root runs.

@@ -64,9 +64,7 @@ pub struct Options {
 }
 
 /// What makes Services work.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Dataplane {
     /// An agent on every node.
@@ -131,9 +129,9 @@ impl State {
     pub fn read(lab: &str) -> io::Result<Option<Self>> {
         let path = folder(lab).join("state.json");
         match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| {
-                io::Error::other(format!("{}: {error}", path.display()))
-            }),
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|error| io::Error::other(format!("{}: {error}", path.display()))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -161,12 +159,19 @@ impl State {
             Phase::Stopping => return Some("removing it was cut short".to_owned()),
             Phase::Up => {}
         }
-        let ended: Vec<_> = self.processes.iter().filter(|process| !process.id.is_alive()).collect();
+        let ended: Vec<_> = self
+            .processes
+            .iter()
+            .filter(|process| !process.id.is_alive())
+            .collect();
         let first = ended.first()?;
         let (role, host) = (&first.role, &first.host);
         Some(match ended.len() {
             1 => format!("the {role} of {host} has ended"),
-            more => format!("the {role} of {host} and {} other processes have ended", more - 1),
+            more => format!(
+                "the {role} of {host} and {} other processes have ended",
+                more - 1
+            ),
         })
     }
 }
@@ -180,7 +185,9 @@ pub fn labs() -> io::Result<Vec<String>> {
     let mut labs = Vec::new();
     for entry in entries {
         let entry = entry?;
-        let is_lab = ["lock", "state.json"].iter().any(|file| entry.path().join(file).exists());
+        let is_lab = ["lock", "state.json"]
+            .iter()
+            .any(|file| entry.path().join(file).exists());
         if is_lab {
             labs.extend(entry.file_name().into_string());
         }
@@ -221,7 +228,8 @@ impl Lock {
                 other => other?,
             }
             // A `down` may have removed the file that we locked.
-            let same = |path: fs::Metadata| path.ino() == file.metadata().map_or(0, |own| own.ino());
+            let same =
+                |path: fs::Metadata| path.ino() == file.metadata().map_or(0, |own| own.ino());
             if fs::metadata(&path).is_ok_and(same) {
                 return Ok(Some(Self { _file: file }));
             }
@@ -230,5 +238,7 @@ impl Lock {
 }
 
 fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }

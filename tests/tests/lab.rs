@@ -38,7 +38,10 @@ impl Lab {
 }
 
 fn project() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .unwrap()
 }
 
 /// The binary: where `./lab test` says, else of the tests' own profile (`cargo build -p netlab -p control`).
@@ -52,8 +55,13 @@ fn program() -> PathBuf {
 
 fn lab(arguments: &[&str]) -> Output {
     let mut command = Command::new(program());
-    command.args(arguments).current_dir(project()).env_remove("PENSTOCK_LABS");
-    command.output().unwrap_or_else(|error| panic!("{}: {error}", program().display()))
+    command
+        .args(arguments)
+        .current_dir(project())
+        .env_remove("PENSTOCK_LABS");
+    command
+        .output()
+        .unwrap_or_else(|error| panic!("{}: {error}", program().display()))
 }
 
 fn stdout(output: &Output) -> String {
@@ -67,7 +75,10 @@ fn stderr(output: &Output) -> String {
 /// What there is of a lab outside its own processes.
 fn leftovers(name: &str) -> Vec<String> {
     let prefix = format!("{name}.");
-    let namespaces = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let namespaces = std::fs::read_dir("/run/netns")
+        .into_iter()
+        .flatten()
+        .flatten();
     let mut found: Vec<String> = namespaces
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|namespace| namespace.starts_with(&prefix))
@@ -101,13 +112,20 @@ fn pids(name: &str) -> Vec<u64> {
     let output = lab(&["status", name, "-o", "json"]);
     let status: Value = serde_json::from_slice(&output.stdout).unwrap();
     let processes = status["processes"].as_array().unwrap();
-    processes.iter().map(|process| process["pid"].as_u64().unwrap()).collect()
+    processes
+        .iter()
+        .map(|process| process["pid"].as_u64().unwrap())
+        .collect()
 }
 
 fn answered(up: &Value) -> usize {
     let services = up["services"].as_array().unwrap();
-    let requests = services.iter().flat_map(|service| service["requests"].as_array().unwrap());
-    requests.filter(|request| request["outcome"]["result"] == "answered").count()
+    let requests = services
+        .iter()
+        .flat_map(|service| service["requests"].as_array().unwrap());
+    requests
+        .filter(|request| request["outcome"]["result"] == "answered")
+        .count()
 }
 
 #[test]
@@ -120,11 +138,21 @@ fn root_plain_routing_comes_up_serves_and_leaves_nothing() {
     assert_eq!(stdout(&page), "web-2 on node-b\n");
     let page = quick.exec("node/node-a", &["curl", "-s", "http://10.244.1.10/"]);
     assert_eq!(stdout(&page), "web-1 on node-a\n");
-    assert_eq!(quick.exec("client", &["sh", "-c", "exit 42"]).status.code(), Some(42));
-    assert_eq!(quick.exec("client", &["no-such-program"]).status.code(), Some(127));
+    assert_eq!(
+        quick.exec("client", &["sh", "-c", "exit 42"]).status.code(),
+        Some(42)
+    );
+    assert_eq!(
+        quick.exec("client", &["no-such-program"]).status.code(),
+        Some(127)
+    );
     // The lab has no way out, and only pods have a default route.
     let routes = quick.exec("client", &["ip", "route"]);
-    assert!(stdout(&routes).contains("203.0.113.10 via 172.18.0.2"), "{}", stdout(&routes));
+    assert!(
+        stdout(&routes).contains("203.0.113.10 via 172.18.0.2"),
+        "{}",
+        stdout(&routes)
+    );
     for host in ["client", "node/node-a"] {
         assert!(!stdout(&quick.exec(host, &["ip", "route"])).contains("default"));
     }
@@ -143,7 +171,10 @@ fn root_a_lab_whose_processes_were_killed_goes_down_and_comes_up_again() {
     let (crashed, _) = Lab::up("t-crash", "quickstart", &["--dataplane", "none"]);
     let first = pids("t-crash");
     for pid in &first {
-        let status = Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+        let status = Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .status()
+            .unwrap();
         assert!(status.success());
     }
     let status = lab(&["status", "t-crash"]);
@@ -152,9 +183,16 @@ fn root_a_lab_whose_processes_were_killed_goes_down_and_comes_up_again() {
 
     let (again, up) = Lab::up("t-crash", "quickstart", &["--dataplane", "none"]);
     assert_eq!(answered(&up), 2);
-    assert!(pids("t-crash").iter().all(|pid| is_alive(*pid) && !first.contains(pid)));
+    assert!(
+        pids("t-crash")
+            .iter()
+            .all(|pid| is_alive(*pid) && !first.contains(pid))
+    );
     for pid in pids("t-crash") {
-        Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+        Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .status()
+            .unwrap();
     }
     drop(again);
     assert_eq!(leftovers("t-crash"), Vec::<String>::new());
@@ -166,7 +204,14 @@ fn root_a_lab_whose_processes_were_killed_goes_down_and_comes_up_again() {
 fn root_up_that_is_killed_midway_leaves_nothing_after_down() {
     for milliseconds in [5, 20, 50, 100, 200] {
         let of_test = Lab("t-midway".to_owned());
-        let arguments = ["up", "quickstart", "--name", "t-midway", "--dataplane", "none"];
+        let arguments = [
+            "up",
+            "quickstart",
+            "--name",
+            "t-midway",
+            "--dataplane",
+            "none",
+        ];
         let mut up = Command::new(program())
             .args(arguments)
             .current_dir(project())
@@ -178,7 +223,11 @@ fn root_up_that_is_killed_midway_leaves_nothing_after_down() {
         up.kill().unwrap();
         up.wait().unwrap();
         drop(of_test);
-        assert_eq!(leftovers("t-midway"), Vec::<String>::new(), "after {milliseconds} ms");
+        assert_eq!(
+            leftovers("t-midway"),
+            Vec::<String>::new(),
+            "after {milliseconds} ms"
+        );
     }
 }
 
@@ -186,18 +235,34 @@ fn root_up_that_is_killed_midway_leaves_nothing_after_down() {
 fn root_ctrl_c_rolls_back() {
     let of_test = Lab("t-ctrl-c".to_owned());
     let mut up = Command::new(program())
-        .args(["up", "tests/fixtures/policy-matrix", "--name", "t-ctrl-c", "--dataplane", "none"])
+        .args([
+            "up",
+            "tests/fixtures/policy-matrix",
+            "--name",
+            "t-ctrl-c",
+            "--dataplane",
+            "none",
+        ])
         .current_dir(project())
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
     while !Path::new("/run/netns/t-ctrl-c.client").exists() {
-        assert!(up.try_wait().unwrap().is_none(), "it ended before it could be interrupted");
+        assert!(
+            up.try_wait().unwrap().is_none(),
+            "it ended before it could be interrupted"
+        );
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     let pid = up.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
     assert_eq!(up.wait().unwrap().code(), Some(130));
     assert_eq!(leftovers("t-ctrl-c"), Vec::<String>::new());
     drop(of_test);
@@ -225,15 +290,32 @@ fn root_every_fixture_comes_up() {
 /// Without a dataplane the client's own routes and both families can be seen to be right.
 #[test]
 fn root_dual_stack_pods_reach_each_other_in_both_families() {
-    let (dual, _) = Lab::up("t-dual", "tests/fixtures/dual-stack", &["--dataplane", "none"]);
-    for url in ["http://10.244.2.10:8080/", "http://[fd00:10:244:2::10]:8080/"] {
+    let (dual, _) = Lab::up(
+        "t-dual",
+        "tests/fixtures/dual-stack",
+        &["--dataplane", "none"],
+    );
+    for url in [
+        "http://10.244.2.10:8080/",
+        "http://[fd00:10:244:2::10]:8080/",
+    ] {
         let answer = dual.exec("pod/dual/p-a1", &["curl", "-s", "-m", "2", url]);
         let facts: Value = serde_json::from_slice(&answer.stdout).unwrap();
-        assert_eq!((&facts["pod"], &facts["node"]), (&"p-b1".into(), &"node-b".into()));
-        assert!(["10.244.1.10", "fd00:10:244:1::10"].contains(&facts["peer"]["address"].as_str().unwrap()));
+        assert_eq!(
+            (&facts["pod"], &facts["node"]),
+            (&"p-b1".into(), &"node-b".into())
+        );
+        assert!(
+            ["10.244.1.10", "fd00:10:244:1::10"]
+                .contains(&facts["peer"]["address"].as_str().unwrap())
+        );
     }
     let routes = dual.exec("client", &["ip", "-6", "route", "get", "2001:db8::204"]);
-    assert!(stdout(&routes).contains("via fd00:18::2"), "{}", stdout(&routes));
+    assert!(
+        stdout(&routes).contains("via fd00:18::2"),
+        "{}",
+        stdout(&routes)
+    );
 }
 
 #[test]
@@ -265,7 +347,11 @@ fn root_apply_adds_and_removes_pods() {
     let before = pids("t-apply");
     let output = apply(&slice(&[web1, web3]));
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(stderr(&output).contains("- pod/default/web-2\n+ pod/default/web-3\n"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("- pod/default/web-2\n+ pod/default/web-3\n"),
+        "{}",
+        stderr(&output)
+    );
     let answer = quick.exec("pod/default/client", &["curl", "-s", "http://10.244.2.30/"]);
     let facts: Value = serde_json::from_slice(&answer.stdout).unwrap();
     assert_eq!(facts["pod"], "web-3");
@@ -283,7 +369,11 @@ fn root_apply_adds_and_removes_pods() {
 
 #[test]
 fn root_the_built_in_server_serves_and_echoes() {
-    let (lab, _) = Lab::up("t-serve", "tests/fixtures/dual-stack", &["--dataplane", "none"]);
+    let (lab, _) = Lab::up(
+        "t-serve",
+        "tests/fixtures/dual-stack",
+        &["--dataplane", "none"],
+    );
     let script = "set -e
         url=http://10.244.2.10:8080
         head -c 3000000 /dev/zero | tr '\\0' x > \"$1\"
@@ -304,12 +394,19 @@ fn root_the_built_in_server_serves_and_echoes() {
     assert_eq!(lines[2], lines[0], "chunks make no difference");
     assert_eq!(lines[3].trim(), "1000003");
     assert_eq!(lines[4].trim().to_lowercase(), "content-length: 77");
-    assert_eq!(&lines[5..], ["1", "0"], "the second request has the first one's connection");
+    assert_eq!(
+        &lines[5..],
+        ["1", "0"],
+        "the second request has the first one's connection"
+    );
 
     let echo = "exec 3<>/dev/udp/10.244.2.10/5353; printf 'hi there' >&3; timeout 2 head -n 1 <&3";
     let answer = lab.exec("pod/dual/p-a1", &["bash", "-c", echo]);
     let facts: Value = serde_json::from_slice(&answer.stdout).unwrap();
-    assert_eq!((&facts["echo"], &facts["pod"]), (&"hi there".into(), &"p-b1".into()));
+    assert_eq!(
+        (&facts["echo"], &facts["pod"]),
+        (&"hi there".into(), &"p-b1".into())
+    );
 }
 
 /// One clear message, the right exit code, and nothing left half made.
@@ -336,35 +433,82 @@ fn root_bad_input_is_refused_whole() {
         node("node-a", "172.18.0.2")
     );
     let cases: [(&str, String, i32, &[&str]); 7] = [
-        ("unreadable.yaml", "kind: [\n".to_owned(), 1, &["unreadable.yaml:", "not readable as YAML"]),
-        ("no-ports.yaml", no_ports, 1, &["no-ports.yaml:", "Service default/web", "ports"]),
+        (
+            "unreadable.yaml",
+            "kind: [\n".to_owned(),
+            1,
+            &["unreadable.yaml:", "not readable as YAML"],
+        ),
+        (
+            "no-ports.yaml",
+            no_ports,
+            1,
+            &["no-ports.yaml:", "Service default/web", "ports"],
+        ),
         (
             "unknown-node.yaml",
             endpoint("{addresses: [10.244.1.5], nodeName: node-b}"),
             1,
-            &["EndpointSlice default/web-1", "endpoints[0].nodeName", "node-b", "node-a"],
+            &[
+                "EndpointSlice default/web-1",
+                "endpoints[0].nodeName",
+                "node-b",
+                "node-a",
+            ],
         ),
         (
             "outside.yaml",
-            endpoint("{addresses: [10.9.9.9], targetRef: {kind: Pod, name: web-1, namespace: default}}"),
+            endpoint(
+                "{addresses: [10.9.9.9], targetRef: {kind: Pod, name: web-1, namespace: default}}",
+            ),
             1,
-            &["EndpointSlice default/web-1", "endpoints[0].addresses[0]", "10.9.9.9", "podCIDRs"],
+            &[
+                "EndpointSlice default/web-1",
+                "endpoints[0].addresses[0]",
+                "10.9.9.9",
+                "podCIDRs",
+            ],
         ),
         (
             "two-nodes.yaml",
-            node("node-a", "172.18.0.2") + &node("node-b", "172.18.0.2").replace("10.244.1.", "10.244.2."),
+            node("node-a", "172.18.0.2")
+                + &node("node-b", "172.18.0.2").replace("10.244.1.", "10.244.2."),
             1,
-            &["Node node-b", "status.addresses", "172.18.0.2", "Node node-a"],
+            &[
+                "Node node-b",
+                "status.addresses",
+                "172.18.0.2",
+                "Node node-a",
+            ],
         ),
-        ("lab.yaml", "snapshot: none.yaml\npodz: []\n".to_owned(), 1, &["lab.yaml:2", "podz", "pods?"]),
-        ("no-node.yaml", endpoint("{addresses: [10.244.1.5]}").split("---\n").nth(1).unwrap().into(), 2, &[
-            "no Node",
-        ]),
+        (
+            "lab.yaml",
+            "snapshot: none.yaml\npodz: []\n".to_owned(),
+            1,
+            &["lab.yaml:2", "podz", "pods?"],
+        ),
+        (
+            "no-node.yaml",
+            endpoint("{addresses: [10.244.1.5]}")
+                .split("---\n")
+                .nth(1)
+                .unwrap()
+                .into(),
+            2,
+            &["no Node"],
+        ),
     ];
     for (file, text, code, words) in cases {
         let path = folder.join(file);
         std::fs::write(&path, text).unwrap();
-        let output = lab(&["up", path.to_str().unwrap(), "--name", "t-bad", "--dataplane", "none"]);
+        let output = lab(&[
+            "up",
+            path.to_str().unwrap(),
+            "--name",
+            "t-bad",
+            "--dataplane",
+            "none",
+        ]);
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(code), "{file}: {said}");
         for word in words {
@@ -378,14 +522,28 @@ fn root_bad_input_is_refused_whole() {
 
     let unknown = lab(&["up", "quikstart"]);
     assert_eq!(unknown.status.code(), Some(4));
-    assert!(stderr(&unknown).contains("did you mean quickstart?"), "{}", stderr(&unknown));
+    assert!(
+        stderr(&unknown).contains("did you mean quickstart?"),
+        "{}",
+        stderr(&unknown)
+    );
     assert_eq!(lab(&["status", "t-bad"]).status.code(), Some(4));
-    assert_eq!(lab(&["up", "quickstart", "--via", "node-q", "--name", "t-bad"]).status.code(), Some(2));
+    assert_eq!(
+        lab(&["up", "quickstart", "--via", "node-q", "--name", "t-bad"])
+            .status
+            .code(),
+        Some(2)
+    );
     assert_eq!(lab(&["frobnicate"]).status.code(), Some(2));
 
     let program = program();
     let as_nobody = Command::new("setpriv")
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups", program.to_str().unwrap()])
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            program.to_str().unwrap(),
+        ])
         .args(["up", "quickstart", "--name", "t-bad", "--dataplane", "none"])
         .current_dir(project())
         .output()
@@ -393,7 +551,11 @@ fn root_bad_input_is_refused_whole() {
     // Where the project itself cannot be read by others there is nothing to see.
     if as_nobody.status.code() != Some(127) && as_nobody.status.code() != Some(126) {
         assert_eq!(as_nobody.status.code(), Some(3), "{}", stderr(&as_nobody));
-        assert!(stderr(&as_nobody).contains("sudo"), "{}", stderr(&as_nobody));
+        assert!(
+            stderr(&as_nobody).contains("sudo"),
+            "{}",
+            stderr(&as_nobody)
+        );
     }
 }
 
@@ -403,8 +565,11 @@ fn root_a_hundred_pods_come_up() {
     let path = std::env::temp_dir().join(format!("penstock-hundred-{}.yaml", std::process::id()));
     std::fs::write(&path, cluster(5, 20)).unwrap();
     let started = std::time::Instant::now();
-    let (of_test, up) =
-        Lab::up("t-hundred", path.to_str().unwrap(), &["--dataplane", "none"]);
+    let (of_test, up) = Lab::up(
+        "t-hundred",
+        path.to_str().unwrap(),
+        &["--dataplane", "none"],
+    );
     eprintln!("5 nodes with 100 pods: {:?}", started.elapsed());
     assert_eq!(answered(&up), 10);
     drop(of_test);

@@ -69,7 +69,11 @@ fn listen_to_links(events: Sender<Event>) -> Result<()> {
 /// Watches the folder, because editors and ConfigMaps replace files rather than write them.
 fn listen_to_files(snapshot: &Path, events: Sender<Event>) -> Result<()> {
     let snapshot = snapshot.canonicalize()?;
-    let folder = if snapshot.is_dir() { snapshot.clone() } else { parent(&snapshot) };
+    let folder = if snapshot.is_dir() {
+        snapshot.clone()
+    } else {
+        parent(&snapshot)
+    };
     let (changes, changed) = std::sync::mpsc::channel();
     let mut watcher = notify::recommended_watcher(changes)?;
     watcher.watch(&folder, RecursiveMode::NonRecursive)?;
@@ -78,7 +82,8 @@ fn listen_to_files(snapshot: &Path, events: Sender<Event>) -> Result<()> {
         for change in changed {
             let Ok(change) = change else { continue };
             let concerns = snapshot.is_dir() || change.paths.iter().any(|path| *path == snapshot);
-            let is_new = change.kind.is_create() || change.kind.is_modify() || change.kind.is_remove();
+            let is_new =
+                change.kind.is_create() || change.kind.is_modify() || change.kind.is_remove();
             if concerns && is_new && events.send(Event::ObjectsChanged).is_err() {
                 return;
             }
@@ -87,7 +92,8 @@ fn listen_to_files(snapshot: &Path, events: Sender<Event>) -> Result<()> {
 }
 
 fn parent(file: &Path) -> PathBuf {
-    file.parent().map_or_else(|| PathBuf::from("/"), Path::to_path_buf)
+    file.parent()
+        .map_or_else(|| PathBuf::from("/"), Path::to_path_buf)
 }
 
 fn listen_to_questions(path: &Path, events: Sender<Event>) -> Result<()> {
@@ -97,8 +103,8 @@ fn listen_to_questions(path: &Path, events: Sender<Event>) -> Result<()> {
     }
     // What a crashed predecessor left; a living one would have failed at its devices.
     let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path)
-        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     spawn("questions", move || {
         for stream in listener.incoming() {
             let Some(request) = stream.ok().and_then(socket::read_request) else {

@@ -20,12 +20,15 @@ use std::ops::RangeInclusive;
 /// # Errors
 /// Those of netlink.
 pub fn node_network(netlink: &mut Netlink) -> netlink::Result<NodeNetwork> {
-    let addresses = netlink.addresses()?.into_iter().map(|address| InterfaceAddress {
-        interface: address.index,
-        network: address.address,
-        scope: scope(address.scope),
-        secondary: address.secondary,
-    });
+    let addresses = netlink
+        .addresses()?
+        .into_iter()
+        .map(|address| InterfaceAddress {
+            interface: address.index,
+            network: address.address,
+            scope: scope(address.scope),
+            secondary: address.secondary,
+        });
     let addresses = addresses.collect();
     let mut routes = Vec::new();
     for family in [Family::V4, Family::V6] {
@@ -35,7 +38,12 @@ pub fn node_network(netlink: &mut Netlink) -> netlink::Result<NodeNetwork> {
             {
                 let (destination, gateway) = (route.destination, route.gateway);
                 let metric = route.metric.unwrap_or(0);
-                routes.push(Route { destination, gateway, interface, metric });
+                routes.push(Route {
+                    destination,
+                    gateway,
+                    interface,
+                    metric,
+                });
             }
         }
     }
@@ -53,11 +61,22 @@ const fn scope(scope: netlink::Scope) -> Scope {
 /// Facts for the packet's path.
 pub fn node_facts(network: &NodeNetwork, snapshot: &Snapshot, node: &str) -> NodeFacts {
     let sources = sources(network, snapshot, node);
-    let of = |family| sources.iter().copied().find(|source| Family::of(*source) == family);
-    let outside = [of(Family::V4).map(Address::from), of(Family::V6).map(Address::from)];
+    let of = |family| {
+        sources
+            .iter()
+            .copied()
+            .find(|source| Family::of(*source) == family)
+    };
+    let outside = [
+        of(Family::V4).map(Address::from),
+        of(Family::V6).map(Address::from),
+    ];
     NodeFacts {
         reserved_ports: listening_ports(),
-        reject_sources: RejectSources { pod: outside, outside },
+        reject_sources: RejectSources {
+            pod: outside,
+            outside,
+        },
     }
 }
 
@@ -71,12 +90,16 @@ pub fn sources(network: &NodeNetwork, snapshot: &Snapshot, node: &str) -> Vec<Ip
             .map(|own| own.network.addr())
             .filter(move |address| Family::of(*address) == family)
     };
-    let internal: Vec<IpAddr> =
-        snapshot.node(node).map(|node| node.internal_ips().collect()).unwrap_or_default();
+    let internal: Vec<IpAddr> = snapshot
+        .node(node)
+        .map(|node| node.internal_ips().collect())
+        .unwrap_or_default();
     [Family::V4, Family::V6]
         .into_iter()
         .filter_map(|family| {
-            own(family).find(|address| internal.contains(address)).or_else(|| own(family).next())
+            own(family)
+                .find(|address| internal.contains(address))
+                .or_else(|| own(family).next())
         })
         .collect()
 }
@@ -84,7 +107,10 @@ pub fn sources(network: &NodeNetwork, snapshot: &Snapshot, node: &str) -> Vec<Ip
 /// The parts of the plan that follow from the table.
 pub fn addressed(services: &ServiceTable, sources: Vec<IpAddr>) -> Plan {
     let parts = services.parts();
-    let mut plan = Plan { sources, ..Plan::default() };
+    let mut plan = Plan {
+        sources,
+        ..Plan::default()
+    };
     plan.node_addresses = parts
         .node_addresses
         .iter()
@@ -107,7 +133,11 @@ pub fn addressed(services: &ServiceTable, sources: Vec<IpAddr>) -> Plan {
 
 /// Ports of the endpoints on the node's own network: their answers must come by.
 fn host_ports(services: &ServiceTable) -> BTreeSet<(Transport, u16)> {
-    let on_node = services.parts().endpoints.iter().filter(|endpoint| endpoint.on_node);
+    let on_node = services
+        .parts()
+        .endpoints
+        .iter()
+        .filter(|endpoint| endpoint.on_node);
     let ports: BTreeSet<u16> = on_node.map(|endpoint| endpoint.port).collect();
     ports
         .into_iter()
@@ -136,7 +166,10 @@ const fn transport(protocol: Protocol) -> Option<Transport> {
 /// Ports that sockets of this network namespace listen on or, for UDP, are bound to.
 fn listening_ports() -> ReservedPorts {
     let ports = ReservedPorts::default();
-    for (protocol, files) in [(Protocol::TCP, ["tcp", "tcp6"]), (Protocol::UDP, ["udp", "udp6"])] {
+    for (protocol, files) in [
+        (Protocol::TCP, ["tcp", "tcp6"]),
+        (Protocol::UDP, ["udp", "udp6"]),
+    ] {
         // A kernel without IPv6 has no such file.
         let read = |file| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
         let tables = files.map(|file| read(file).unwrap_or_default());
@@ -151,7 +184,9 @@ fn listening_port(line: &str) -> Option<u16> {
     let mut fields = line.split_whitespace().skip(1);
     let (local, _remote, state) = (fields.next()?, fields.next()?, fields.next()?);
     let port = local.rsplit(':').next()?;
-    matches!(state, "0A" | "07").then(|| u16::from_str_radix(port, 16).ok()).flatten()
+    matches!(state, "0A" | "07")
+        .then(|| u16::from_str_radix(port, 16).ok())
+        .flatten()
 }
 
 /// Sets what packets that come out of one of our devices need: their sources and destinations are the node's own
@@ -160,13 +195,20 @@ fn listening_port(line: &str) -> Option<u16> {
 /// # Errors
 /// When the kernel refuses.
 pub fn prepare_device(name: &str) -> netlink::Result<()> {
-    for (sysctl, value) in
-        [("accept_local", "1"), ("rp_filter", "0"), ("route_localnet", "1"), ("forwarding", "1")]
-    {
+    for (sysctl, value) in [
+        ("accept_local", "1"),
+        ("rp_filter", "0"),
+        ("route_localnet", "1"),
+        ("forwarding", "1"),
+    ] {
         write_sysctl(&format!("ipv4/conf/{name}/{sysctl}"), value)?;
     }
     if read_sysctl("ipv6/conf/all/disable_ipv6").is_ok_and(|disabled| disabled == "0") {
-        for (sysctl, value) in [("addr_gen_mode", "1"), ("accept_ra", "0"), ("forwarding", "1")] {
+        for (sysctl, value) in [
+            ("addr_gen_mode", "1"),
+            ("accept_ra", "0"),
+            ("forwarding", "1"),
+        ] {
             write_sysctl(&format!("ipv6/conf/{name}/{sysctl}"), value)?;
         }
     }
@@ -246,6 +288,9 @@ mod tests {
         ] {
             include(&mut ranges, transport, port);
         }
-        assert_eq!(ranges, [(Transport::Tcp, 30001..=30080), (Transport::Udp, 5..=5)]);
+        assert_eq!(
+            ranges,
+            [(Transport::Tcp, 30001..=30080), (Transport::Udp, 5..=5)]
+        );
     }
 }

@@ -30,9 +30,10 @@ impl FromStr for LinkPattern {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(text
-            .strip_suffix('+')
-            .map_or_else(|| Self::Name(text.to_owned()), |start| Self::Prefix(start.to_owned())))
+        Ok(text.strip_suffix('+').map_or_else(
+            || Self::Name(text.to_owned()),
+            |start| Self::Prefix(start.to_owned()),
+        ))
     }
 }
 
@@ -48,7 +49,11 @@ impl fmt::Display for LinkPattern {
 /// Names of the links that match a pattern, in the kernel's order.
 pub fn matching(links: &[Link], patterns: &[LinkPattern]) -> Vec<String> {
     let wanted = |link: &&Link| patterns.iter().any(|pattern| pattern.matches(&link.name));
-    links.iter().filter(wanted).map(|link| link.name.clone()).collect()
+    links
+        .iter()
+        .filter(wanted)
+        .map(|link| link.name.clone())
+        .collect()
 }
 
 /// Checks that every pattern of an uplink names a link.
@@ -57,7 +62,10 @@ pub fn require(netlink: &mut Netlink, uplinks: &[LinkPattern]) -> Result<()> {
     for pattern in uplinks {
         if !links.iter().any(|link| pattern.matches(&link.name)) {
             let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
-            bail!("--uplink {pattern}: no such link here; there are {}", names.join(", "));
+            bail!(
+                "--uplink {pattern}: no such link here; there are {}",
+                names.join(", ")
+            );
         }
     }
     Ok(())
@@ -74,7 +82,9 @@ pub fn device_mtu(netlink: &mut Netlink, settings: &Settings, origin: Origin) ->
     }
     let patterns = || settings.uplinks.iter().chain(&settings.pods);
     let links = netlink.links()?;
-    let used = links.iter().filter(|link| patterns().any(|pattern| pattern.matches(&link.name)));
+    let used = links
+        .iter()
+        .filter(|link| patterns().any(|pattern| pattern.matches(&link.name)));
     Ok(used.map(|link| link.mtu).min().unwrap_or(1500))
 }
 
@@ -88,6 +98,9 @@ mod tests {
         assert!(pattern.matches("azv12") && pattern.matches("azv") && !pattern.matches("eth0"));
         let name: LinkPattern = "azv".parse().unwrap();
         assert!(name.matches("azv") && !name.matches("azv1"));
-        assert_eq!((pattern.to_string(), name.to_string()), ("azv+".into(), "azv".into()));
+        assert_eq!(
+            (pattern.to_string(), name.to_string()),
+            ("azv+".into(), "azv".into())
+        );
     }
 }

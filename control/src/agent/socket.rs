@@ -109,7 +109,10 @@ pub(super) fn answer(mut request: Request, agent: &Agent) {
         Question::Status => serde_json::to_writer(&mut request.stream, &status(agent)),
     };
     if let Err(error) = result {
-        tracing::debug!("who asked {:?} did not wait for the answer: {error}", request.question);
+        tracing::debug!(
+            "who asked {:?} did not wait for the answer: {error}",
+            request.question
+        );
     }
 }
 

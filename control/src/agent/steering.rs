@@ -70,7 +70,10 @@ pub struct Plan {
 
 impl Plan {
     fn source(&self, family: Family) -> Option<IpAddr> {
-        self.sources.iter().copied().find(|source| Family::of(*source) == family)
+        self.sources
+            .iter()
+            .copied()
+            .find(|source| Family::of(*source) == family)
     }
 
     fn rules(&self, family: Family) -> Vec<Rule> {
@@ -121,7 +124,10 @@ impl Plan {
                 ..lookup(TABLE_NODE)
             });
         }
-        rules.push(Rule { priority: FROM_NODE + 1, ..lookup(TABLE_VIRTUAL) });
+        rules.push(Rule {
+            priority: FROM_NODE + 1,
+            ..lookup(TABLE_VIRTUAL)
+        });
         rules.push(from(family, FROM_NODE + 2, "lo", RuleAction::Goto(LOCAL)));
         rules
     }
@@ -136,7 +142,11 @@ impl Plan {
             routes.push(route(everything(family), table, device, None));
         }
         routes.push(route(everything(family), TABLE_NODE, node, Some(source)));
-        for address in self.node_addresses.iter().filter(|address| is_of(**address, family)) {
+        for address in self
+            .node_addresses
+            .iter()
+            .filter(|address| is_of(**address, family))
+        {
             let itself = Some(*address);
             routes.push(route(IpNet::from(*address), TABLE_NODE_PORTS, node, itself));
         }
@@ -145,10 +155,22 @@ impl Plan {
             let network = IpNet::new_assert(IpAddr::from([127, 0, 0, 0]), 8);
             routes.push(route(network, TABLE_NODE_PORTS, node, Some(loopback)));
         }
-        for address in self.virtual_addresses.iter().filter(|address| is_of(**address, family)) {
-            routes.push(route(IpNet::from(*address), TABLE_VIRTUAL, node, Some(source)));
+        for address in self
+            .virtual_addresses
+            .iter()
+            .filter(|address| is_of(**address, family))
+        {
+            routes.push(route(
+                IpNet::from(*address),
+                TABLE_VIRTUAL,
+                node,
+                Some(source),
+            ));
         }
-        routes.into_iter().map(|route| ((route.table, route.destination), route)).collect()
+        routes
+            .into_iter()
+            .map(|route| ((route.table, route.destination), route))
+            .collect()
     }
 }
 
@@ -166,8 +188,15 @@ fn section(family: Family, priority: u32, table: u32) -> Vec<Rule> {
     match family {
         Family::V4 => rules.push(lookup(ICMP)),
         Family::V6 => {
-            rules.push(Rule::new(family, priority + 1, RuleAction::Table(TABLE_LOCAL)));
-            rules.push(Rule { priority: priority + 2, ..lookup(ICMPV6) });
+            rules.push(Rule::new(
+                family,
+                priority + 1,
+                RuleAction::Table(TABLE_LOCAL),
+            ));
+            rules.push(Rule {
+                priority: priority + 2,
+                ..lookup(ICMPV6)
+            });
         }
     }
     rules.push(Rule::new(family, priority + 3, RuleAction::Goto(LOCAL)));
@@ -185,7 +214,10 @@ fn icmp_errors(family: Family) -> Vec<RangeInclusive<u16>> {
 }
 
 fn from(family: Family, priority: u32, link: &str, action: RuleAction) -> Rule {
-    Rule { iif: Some(link.to_owned()), ..Rule::new(family, priority, action) }
+    Rule {
+        iif: Some(link.to_owned()),
+        ..Rule::new(family, priority, action)
+    }
 }
 
 fn route(destination: IpNet, table: u32, device: u32, source: Option<IpAddr>) -> Route {
@@ -232,7 +264,10 @@ impl Steering {
     /// Those of netlink.
     pub fn start(mut netlink: Netlink) -> Result<Self> {
         restore(&mut netlink)?;
-        Ok(Self { netlink, plan: Plan::default() })
+        Ok(Self {
+            netlink,
+            plan: Plan::default(),
+        })
     }
 
     /// Makes the kernel follow `plan`: first routes, then rules, and what is no longer wanted last.
@@ -242,7 +277,9 @@ impl Steering {
     pub fn follow(&mut self, plan: Plan) -> Result<()> {
         for family in FAMILIES {
             let (old, new) = (self.plan.routes(family), plan.routes(family));
-            let changed = new.iter().filter(|(key, route)| old.get(key) != Some(route));
+            let changed = new
+                .iter()
+                .filter(|(key, route)| old.get(key) != Some(route));
             let changed: Vec<Route> = changed.map(|(_, route)| *route).collect();
             self.netlink.replace_routes(&changed)?;
             self.follow_rules(family, &plan)?;
@@ -256,7 +293,11 @@ impl Steering {
 
     fn follow_rules(&mut self, family: Family, plan: &Plan) -> Result<()> {
         let (old, new) = (self.plan.rules(family), plan.rules(family));
-        let added: Vec<Rule> = new.iter().filter(|rule| !old.contains(rule)).cloned().collect();
+        let added: Vec<Rule> = new
+            .iter()
+            .filter(|rule| !old.contains(rule))
+            .cloned()
+            .collect();
         self.netlink.add_rules(&added)?;
         for rule in old.iter().filter(|rule| !new.contains(rule)) {
             self.netlink.delete_rule(rule)?;
@@ -280,13 +321,19 @@ impl Steering {
 fn restore(netlink: &mut Netlink) -> Result<()> {
     for family in FAMILIES {
         let rules = netlink.rules(family)?;
-        let ours: Vec<&Rule> = rules.iter().filter(|rule| rule.protocol == PROTOCOL).collect();
+        let ours: Vec<&Rule> = rules
+            .iter()
+            .filter(|rule| rule.protocol == PROTOCOL)
+            .collect();
         if ours.is_empty() {
             continue;
         }
         if !rules.iter().any(is_first_local_rule) {
             let local = Rule::new(family, 0, RuleAction::Table(TABLE_LOCAL));
-            netlink.add_rule(&Rule { protocol: KERNEL, ..local })?;
+            netlink.add_rule(&Rule {
+                protocol: KERNEL,
+                ..local
+            })?;
         }
         for rule in ours {
             netlink.delete_rule(rule)?;

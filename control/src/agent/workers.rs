@@ -21,7 +21,9 @@ pub struct Clock {
 impl Clock {
     /// Starts it.
     pub fn start() -> Self {
-        Self { start: Instant::now() }
+        Self {
+            start: Instant::now(),
+        }
     }
 
     /// The time now.
@@ -50,7 +52,11 @@ impl Workers {
         failed: impl Fn(io::Error) + Clone + Send + 'static,
     ) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let mut workers = Self { stop, threads: Vec::new(), counters: Vec::new() };
+        let mut workers = Self {
+            stop,
+            threads: Vec::new(),
+            counters: Vec::new(),
+        };
         for (number, devices) in queues.into_iter().enumerate() {
             let counters = Arc::new(Counters::default());
             workers.counters.push(Arc::clone(&counters));
@@ -63,7 +69,9 @@ impl Workers {
                 }
             };
             let name = format!("worker-{number}");
-            workers.threads.push(std::thread::Builder::new().name(name).spawn(body)?);
+            workers
+                .threads
+                .push(std::thread::Builder::new().name(name).spawn(body)?);
         }
         Ok(workers)
     }

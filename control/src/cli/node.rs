@@ -40,7 +40,10 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     require_privileges()?;
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
     let default_socket = || PathBuf::from(format!("/run/penstock/nodes/{}.sock", arguments.node));
     let settings = Settings {
         control_socket: arguments.control_socket.unwrap_or_else(default_socket),
@@ -50,7 +53,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         uplinks: arguments.uplink,
         pods: arguments.pods,
         workers: arguments.workers.into(),
-        offloads: if arguments.no_offload { Offloads::Off } else { Offloads::On },
+        offloads: if arguments.no_offload {
+            Offloads::Off
+        } else {
+            Offloads::On
+        },
         limit_rejects: !arguments.no_reject_limit,
     };
     agent::run(settings, || print("ready\n").is_ok())?;

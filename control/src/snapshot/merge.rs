@@ -18,7 +18,9 @@ pub fn merge(base: (&str, &str), change: (&str, &str)) -> Result<String, Problem
         for raw in read {
             let mut value = raw.value;
             if let (Some(kind), Some(fields)) = (raw.list_kind, value.as_object_mut()) {
-                fields.entry("apiVersion").or_insert_with(|| super::expected_version(&kind).unwrap_or("v1").into());
+                fields
+                    .entry("apiVersion")
+                    .or_insert_with(|| super::expected_version(&kind).unwrap_or("v1").into());
                 fields.entry("kind").or_insert(Value::String(kind));
             }
             objects.insert(key(&value), value);
@@ -30,11 +32,25 @@ pub fn merge(base: (&str, &str), change: (&str, &str)) -> Result<String, Problem
 
 fn key(value: &Value) -> [String; 3] {
     let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
-    let metadata = |field: &str| text(value.get("metadata").and_then(|metadata| metadata.get(field)));
+    let metadata = |field: &str| {
+        text(
+            value
+                .get("metadata")
+                .and_then(|metadata| metadata.get(field)),
+        )
+    };
     let kind = text(value.get("kind")).unwrap_or_default();
     // A node has no namespace, and nothing else that is read is without one.
-    let namespace = if kind == "Node" { None } else { metadata("namespace").or(Some("default".to_owned())) };
-    [kind, namespace.unwrap_or_default(), metadata("name").unwrap_or_default()]
+    let namespace = if kind == "Node" {
+        None
+    } else {
+        metadata("namespace").or(Some("default".to_owned()))
+    };
+    [
+        kind,
+        namespace.unwrap_or_default(),
+        metadata("name").unwrap_or_default(),
+    ]
 }
 
 #[cfg(test)]
@@ -61,6 +77,9 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_said() {
         let problems = merge(("base", BASE), ("change.yaml", "kind: [\n")).unwrap_err();
-        assert!(problems.to_string().starts_with("change.yaml:"), "{problems}");
+        assert!(
+            problems.to_string().starts_with("change.yaml:"),
+            "{problems}"
+        );
     }
 }

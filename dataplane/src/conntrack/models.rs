@@ -22,9 +22,30 @@ fn flow_until(nth: u16, endpoint: u8, deadline: u32) -> NewEntry {
         destination_port: 53,
         protocol: Protocol::UDP,
     };
-    let reply = Tuple { source: Address::from_v4([10, 1, 0, endpoint]), ..original.inverse() };
-    let meta = Meta { deadline, status: 0, protocol: Protocol::UDP };
-    NewEntry { original, reply, meta, state: [u64::from(nth) << 8 | u64::from(endpoint), 0, 0, 0, 0, 0, 0, 0] }
+    let reply = Tuple {
+        source: Address::from_v4([10, 1, 0, endpoint]),
+        ..original.inverse()
+    };
+    let meta = Meta {
+        deadline,
+        status: 0,
+        protocol: Protocol::UDP,
+    };
+    NewEntry {
+        original,
+        reply,
+        meta,
+        state: [
+            u64::from(nth) << 8 | u64::from(endpoint),
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ],
+    }
 }
 
 fn table(capacity: usize) -> Slots {
@@ -44,14 +65,19 @@ fn look(slots: &Slots, tuple: &Tuple) -> Option<EntryId> {
     };
     assert_eq!(owned, *tuple);
     let [.., endpoint] = entry.reply.source.octets_v4();
-    assert_eq!(entry.hot[0], u64::from(entry.original.source_port) << 8 | u64::from(endpoint));
+    assert_eq!(
+        entry.hot[0],
+        u64::from(entry.original.source_port) << 8 | u64::from(endpoint)
+    );
     assert_eq!(entry.reply.destination_port, entry.original.source_port);
     Some(entry.id)
 }
 
 /// Once all is quiet: no tuple has two owners, every entry is found by both tuples, nothing leaks.
 fn check_and_empty(slots: &Slots) {
-    let live: Vec<Snapshot> = (0..slots.used() as u32).filter_map(|index| slots.at(index)).collect();
+    let live: Vec<Snapshot> = (0..slots.used() as u32)
+        .filter_map(|index| slots.at(index))
+        .collect();
     assert_eq!(slots.len(), live.len());
     for entry in &live {
         assert_eq!(look(slots, &entry.original), Some(entry.id));
@@ -59,7 +85,13 @@ fn check_and_empty(slots: &Slots) {
         assert!(slots.remove_if(entry.id, |_| true));
     }
     let slot_words = slots.buckets.iter().flat_map(|bucket| &bucket.0);
-    assert_eq!(slot_words.filter(|slot| slot.load(Ordering::SeqCst) != 0).count(), 0, "a slot leaked");
+    assert_eq!(
+        slot_words
+            .filter(|slot| slot.load(Ordering::SeqCst) != 0)
+            .count(),
+        0,
+        "a slot leaked"
+    );
     let free = std::iter::from_fn(|| slots.allocate()).count();
     assert_eq!(free, slots.capacity(), "an entry leaked");
 }
@@ -81,14 +113,27 @@ mod with_loom {
             INTERLEAVINGS.fetch_add(1, Relaxed);
             model();
         });
-        println!("{name}: about {} interleavings", INTERLEAVINGS.load(Relaxed) - before);
+        println!(
+            "{name}: about {} interleavings",
+            INTERLEAVINGS.load(Relaxed) - before
+        );
     }
 
     /// Invariant 5, for tuples that are equal and for a reply tuple in common.
     #[test]
     fn racing_inserts() {
-        let other_vip = Tuple { destination: Address::from_v4([10, 0, 0, 98]), ..flow(1, 1).original };
-        for second in [flow(1, 2), flow(1, 1), NewEntry { original: other_vip, ..flow(1, 1) }] {
+        let other_vip = Tuple {
+            destination: Address::from_v4([10, 0, 0, 98]),
+            ..flow(1, 1).original
+        };
+        for second in [
+            flow(1, 2),
+            flow(1, 1),
+            NewEntry {
+                original: other_vip,
+                ..flow(1, 1)
+            },
+        ] {
             explore("racing inserts", move || {
                 let slots = Arc::new(table(2));
                 let other = Arc::clone(&slots);
@@ -132,7 +177,10 @@ mod with_loom {
             let thread = thread::spawn(move || other.remove_if(id, |meta| meta.is_expired(NOW)));
             let refreshed = slots.lock(id).map(|entry| {
                 let meta = entry.meta();
-                entry.set_meta(Meta { deadline: DEADLINE, ..meta });
+                entry.set_meta(Meta {
+                    deadline: DEADLINE,
+                    ..meta
+                });
             });
             let removed = thread.join().unwrap();
             assert!(removed != refreshed.is_some(), "one or the other");
@@ -151,7 +199,11 @@ mod with_shuttle {
 
     /// One step of a thread; `choice` is random.
     fn step(slots: &Slots, choice: u8, nth: u16, endpoint: u8) {
-        let new = if choice == 0 { flow_until(nth, endpoint, EXPIRED) } else { flow(nth, endpoint) };
+        let new = if choice == 0 {
+            flow_until(nth, endpoint, EXPIRED)
+        } else {
+            flow(nth, endpoint)
+        };
         match choice {
             0..=3 => {
                 let _ = insert(slots, &new);
@@ -175,7 +227,11 @@ mod with_shuttle {
             _ => {
                 if let Some(entry) = look(slots, &new.reply).and_then(|id| slots.lock(id)) {
                     let meta = entry.meta();
-                    entry.set_meta(Meta { status: 4, deadline: DEADLINE, ..meta });
+                    entry.set_meta(Meta {
+                        status: 4,
+                        deadline: DEADLINE,
+                        ..meta
+                    });
                     assert_eq!(entry.state()[0] >> 8, u64::from(nth));
                 }
             }
@@ -224,7 +280,10 @@ mod with_shuttle {
                         thread::spawn(move || insert(&slots, &flow(1, endpoint)))
                     })
                     .collect();
-                let results: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+                let results: Vec<_> = threads
+                    .into_iter()
+                    .map(|thread| thread.join().unwrap())
+                    .collect();
                 assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
                 let lost = |result: &Result<_, _>| *result == Err(InsertError::OriginalTaken);
                 assert_eq!(results.iter().filter(|result| lost(result)).count(), 2);

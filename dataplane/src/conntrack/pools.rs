@@ -14,7 +14,11 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 
 /// Destinations that can be nearly full at one time; 8 KiB each, from the first use on.
-const POOLS: usize = if cfg!(any(loom, shuttle)) { PLACES } else { 128 };
+const POOLS: usize = if cfg!(any(loom, shuttle)) {
+    PLACES
+} else {
+    128
+};
 /// A pool lies in one of so many places, by the hash of its key.
 const PLACES: usize = 4;
 /// Ports whose entries have expired but were not swept are looked for no more often than this, in nanoseconds.
@@ -73,7 +77,11 @@ struct Pool {
 
 impl Pools {
     pub(super) fn new(hash: ahash::RandomState) -> Self {
-        let pool = || Pool { key: AtomicU64::new(0), scanned: AtomicU64::new(0), taken: Bitmap::new() };
+        let pool = || Pool {
+            key: AtomicU64::new(0),
+            scanned: AtomicU64::new(0),
+            taken: Bitmap::new(),
+        };
         Self {
             pools: (0..POOLS).map(|_| pool()).collect(),
             any: AtomicBool::new(false),
@@ -112,12 +120,19 @@ impl Pools {
     }
 
     fn pool(&self, key: u64) -> Option<&Pool> {
-        self.places(key).iter().find(|pool| pool.key.load(SeqCst) == key)
+        self.places(key)
+            .iter()
+            .find(|pool| pool.key.load(SeqCst) == key)
     }
 
     /// Opens a pool for this reply tuple, `is_free` says which tuples are; in place of another one when there is no
     /// room. False when another thread is opening one.
-    pub(super) fn open(&self, reply: &Tuple, now: Timestamp, is_free: &impl Fn(&Tuple) -> bool) -> bool {
+    pub(super) fn open(
+        &self,
+        reply: &Tuple,
+        now: Timestamp,
+        is_free: &impl Fn(&Tuple) -> bool,
+    ) -> bool {
         if self.opening.swap(true, SeqCst) {
             return false;
         }
@@ -148,10 +163,16 @@ impl Pools {
         now: Timestamp,
         is_free: &impl Fn(&Tuple) -> bool,
     ) -> Option<Option<u16>> {
-        let pool = self.any.load(Relaxed).then(|| self.pool(self.key(reply)))??;
-        let port = pool.find(reply, (range, start), reserved, is_free).or_else(|| {
-            pool.rescan(reply, now, is_free).then(|| pool.find(reply, (range, start), reserved, is_free))?
-        });
+        let pool = self
+            .any
+            .load(Relaxed)
+            .then(|| self.pool(self.key(reply)))??;
+        let port = pool
+            .find(reply, (range, start), reserved, is_free)
+            .or_else(|| {
+                pool.rescan(reply, now, is_free)
+                    .then(|| pool.find(reply, (range, start), reserved, is_free))?
+            });
         Some(port)
     }
 }
@@ -250,10 +271,14 @@ mod tests {
             let first = random.u16(..);
             let last = random.u16(first..);
             let found: Vec<u16> = free_bits(&taken, Some(&reserved), first..=last).collect();
-            let expected: Vec<u16> =
-                (first..=last).filter(|&p| !taken.contains(p) && !reserved.contains(p)).collect();
+            let expected: Vec<u16> = (first..=last)
+                .filter(|&p| !taken.contains(p) && !reserved.contains(p))
+                .collect();
             assert_eq!(found, expected, "{first}..={last}");
         }
-        assert_eq!(free_bits(&Bitmap::new(), None, 0..=u16::MAX).count(), 65_536);
+        assert_eq!(
+            free_bits(&Bitmap::new(), None, 0..=u16::MAX).count(),
+            65_536
+        );
     }
 }

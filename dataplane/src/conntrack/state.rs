@@ -50,7 +50,10 @@ pub(super) fn store_service(words: &mut StateWords, service: Option<ServiceTag>)
 
 pub(super) fn load_service(hot: [u64; 3]) -> Option<ServiceTag> {
     let generation = high(hot[FLAGS]).checked_sub(1)?;
-    Some(ServiceTag { id: hot[SERVICE], generation: Generation(u64::from(generation)) })
+    Some(ServiceTag {
+        id: hot[SERVICE],
+        generation: Generation(u64::from(generation)),
+    })
 }
 
 pub(super) const fn with_generation(flags: u64, generation: Generation) -> u64 {

@@ -47,7 +47,10 @@ impl Queue {
     fn attach(&self, name: &str) -> io::Result<()> {
         let mut bytes = [0; libc::IFNAMSIZ];
         if name.len() >= bytes.len() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "interface name too long"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "interface name too long",
+            ));
         }
         for (to, from) in bytes.iter_mut().zip(name.bytes()) {
             *to = from as libc::c_char;
@@ -55,7 +58,9 @@ impl Queue {
         let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
         let mut request = libc::ifreq {
             ifr_name: bytes,
-            ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short },
+            ifr_ifru: libc::__c_anonymous_ifr_ifru {
+                ifru_flags: flags as libc::c_short,
+            },
         };
         // SAFETY: `request` is a live, initialised ifreq, which is what TUNSETIFF reads and writes.
         let result = unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETIFF, &mut request) };
@@ -89,7 +94,11 @@ impl Queue {
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 impl AsFd for Queue {

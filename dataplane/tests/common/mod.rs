@@ -36,39 +36,76 @@ pub struct Build {
 
 #[derive(Clone, Debug)]
 pub enum Body {
-    Tcp { flags: u8, sequence: u32, acknowledgement: u32, payload: Vec<u8> },
-    Udp { payload: Vec<u8>, checksum: bool },
+    Tcp {
+        flags: u8,
+        sequence: u32,
+        acknowledgement: u32,
+        payload: Vec<u8>,
+    },
+    Udp {
+        payload: Vec<u8>,
+        checksum: bool,
+    },
     /// Type, code, the four bytes behind the checksum, the rest.
-    Icmp { kind: u8, code: u8, rest: [u8; 4], payload: Vec<u8> },
+    Icmp {
+        kind: u8,
+        code: u8,
+        rest: [u8; 4],
+        payload: Vec<u8>,
+    },
 }
 
 fn build(body: Body) -> Build {
     let nobody = "0.0.0.0:0".parse().unwrap();
-    Build { source: nobody, destination: nobody, body, hops: 63 }
+    Build {
+        source: nobody,
+        destination: nobody,
+        body,
+        hops: 63,
+    }
 }
 
 pub fn tcp(flags: u8) -> Build {
-    build(Body::Tcp { flags, sequence: 1000, acknowledgement: 0, payload: Vec::new() })
+    build(Body::Tcp {
+        flags,
+        sequence: 1000,
+        acknowledgement: 0,
+        payload: Vec::new(),
+    })
 }
 
 pub fn udp(payload: &[u8]) -> Build {
-    build(Body::Udp { payload: payload.to_vec(), checksum: true })
+    build(Body::Udp {
+        payload: payload.to_vec(),
+        checksum: true,
+    })
 }
 
 pub fn echo_request(family_of: &str, identifier: u16) -> Build {
     let kind = if family_of.contains(':') { 128 } else { 8 };
     let [high, low] = identifier.to_be_bytes();
-    build(Body::Icmp { kind, code: 0, rest: [high, low, 0, 1], payload: b"ping".to_vec() })
+    build(Body::Icmp {
+        kind,
+        code: 0,
+        rest: [high, low, 0, 1],
+        payload: b"ping".to_vec(),
+    })
 }
 
 /// An ICMP error that quotes `quoted`.
 pub fn icmp_error(kind: u8, code: u8, quoted: &[u8]) -> Build {
-    build(Body::Icmp { kind, code, rest: [0; 4], payload: quoted.to_vec() })
+    build(Body::Icmp {
+        kind,
+        code,
+        rest: [0; 4],
+        payload: quoted.to_vec(),
+    })
 }
 
 /// `address` or `address:port`, IPv6 with a port in brackets.
 pub fn socket(text: &str) -> SocketAddr {
-    text.parse().unwrap_or_else(|_| SocketAddr::new(text.parse::<IpAddr>().expect(text), 0))
+    text.parse()
+        .unwrap_or_else(|_| SocketAddr::new(text.parse::<IpAddr>().expect(text), 0))
 }
 
 impl Build {
@@ -83,7 +120,12 @@ impl Build {
     }
 
     pub fn sequence(mut self, sequence_: u32, acknowledgement_: u32) -> Self {
-        if let Body::Tcp { sequence, acknowledgement, .. } = &mut self.body {
+        if let Body::Tcp {
+            sequence,
+            acknowledgement,
+            ..
+        } = &mut self.body
+        {
             (*sequence, *acknowledgement) = (sequence_, acknowledgement_);
         }
         self
@@ -105,7 +147,18 @@ impl Build {
         let transport = self.transport();
         match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                let mut packet = vec![0x45, 0, 0, 0, 0x12, 0x34, 0x40, 0, self.hops, self.protocol()];
+                let mut packet = vec![
+                    0x45,
+                    0,
+                    0,
+                    0,
+                    0x12,
+                    0x34,
+                    0x40,
+                    0,
+                    self.hops,
+                    self.protocol(),
+                ];
                 packet.extend([0, 0]);
                 packet.extend(source.octets());
                 packet.extend(destination.octets());
@@ -140,7 +193,12 @@ impl Build {
 
     fn transport(&self) -> Vec<u8> {
         let (mut bytes, at) = match &self.body {
-            Body::Tcp { flags, sequence, acknowledgement, payload } => {
+            Body::Tcp {
+                flags,
+                sequence,
+                acknowledgement,
+                payload,
+            } => {
                 let mut bytes = Vec::new();
                 bytes.extend(self.source.port().to_be_bytes());
                 bytes.extend(self.destination.port().to_be_bytes());
@@ -159,7 +217,12 @@ impl Build {
                 bytes.extend(payload);
                 (bytes, checksum.then_some(6))
             }
-            Body::Icmp { kind, code, rest, payload } => {
+            Body::Icmp {
+                kind,
+                code,
+                rest,
+                payload,
+            } => {
                 let mut bytes = vec![*kind, *code, 0, 0];
                 bytes.extend(rest);
                 bytes.extend(payload);
@@ -167,10 +230,11 @@ impl Build {
             }
         };
         if let Some(at) = at {
-            let checksum = match !naive_sum(&[self.pseudo_header(bytes.len()), bytes.clone()].concat()) {
-                0 if self.protocol() == 17 => 0xffff,
-                checksum => checksum,
-            };
+            let checksum =
+                match !naive_sum(&[self.pseudo_header(bytes.len()), bytes.clone()].concat()) {
+                    0 if self.protocol() == 17 => 0xffff,
+                    checksum => checksum,
+                };
             bytes[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
         }
         bytes
@@ -186,7 +250,9 @@ impl Build {
             }
             (source, destination) => {
                 for address in [source, destination] {
-                    let IpAddr::V6(address) = address else { panic!("two families") };
+                    let IpAddr::V6(address) = address else {
+                        panic!("two families")
+                    };
                     pseudo.extend(address.octets());
                 }
             }
@@ -258,7 +324,11 @@ impl Bed {
             now: self.now,
         };
         let verdict = path::process(&mut context, origin, frame);
-        self.datagram = context.datagram.iter().map(|frame| frame.packet().to_vec()).collect();
+        self.datagram = context
+            .datagram
+            .iter()
+            .map(|frame| frame.packet().to_vec())
+            .collect();
         (verdict, frame.packet().to_vec())
     }
 
@@ -271,7 +341,11 @@ impl Bed {
     pub fn expect_untouched(&mut self, origin: Origin, packet: &Build, verdict: Verdict) {
         let (got, bytes) = self.send(origin, packet);
         assert_eq!(got, verdict, "{packet:?}");
-        assert_eq!(bytes, packet.clone().hops(packet.hops + 1).bytes(), "{packet:?}");
+        assert_eq!(
+            bytes,
+            packet.clone().hops(packet.hops + 1).bytes(),
+            "{packet:?}"
+        );
     }
 
     /// Sends `packet` and expects it to be forwarded as `expected`, byte for byte.
@@ -279,7 +353,11 @@ impl Bed {
     pub fn expect_forward(&mut self, origin: Origin, packet: &Build, expected: &Build) {
         let (got, bytes) = self.send(origin, packet);
         assert_eq!(got, Verdict::Forward, "{packet:?}");
-        assert_eq!(bytes, expected.clone().hops(packet.hops + 1).bytes(), "{packet:?}");
+        assert_eq!(
+            bytes,
+            expected.clone().hops(packet.hops + 1).bytes(),
+            "{packet:?}"
+        );
     }
 }
 
@@ -352,7 +430,11 @@ pub fn services_with(names: &Names, endpoint: &str, generation: Generation) -> S
         masquerade_address: Some(node),
         on_node: false,
     };
-    let on_node = Endpoint { address: node, on_node: true, ..pod };
+    let on_node = Endpoint {
+        address: node,
+        on_node: true,
+        ..pod
+    };
     parts.endpoints = vec![pod, on_node];
     for number in 0..5u32 {
         add_service(&mut parts, names, number);
@@ -366,18 +448,43 @@ fn add_service(parts: &mut Parts, names: &Names, number: u32) {
         selection: Selection::Random,
         affinity_timeout: None,
     });
-    let range = EndpointRange { start: u32::from(number == 4), count: 1 };
-    let balance = |masquerade| Action::Balance { endpoints: range, masquerade };
-    let inside = if number == 1 { [Action::Reject; 3] } else { [balance(false), balance(true), balance(true)] };
+    let range = EndpointRange {
+        start: u32::from(number == 4),
+        count: 1,
+    };
+    let balance = |masquerade| Action::Balance {
+        endpoints: range,
+        masquerade,
+    };
+    let inside = if number == 1 {
+        [Action::Reject; 3]
+    } else {
+        [balance(false), balance(true), balance(true)]
+    };
     let outside = match number {
         1 => [Action::Reject; 3],
         2 => [balance(false), balance(true), Action::Drop],
         _ => [balance(true); 3],
     };
     let keys = [
-        (FrontendKind::ClusterIp, address(names.cluster_ip), 80 + number as u16, inside),
-        (FrontendKind::LoadBalancerIp, address(names.vip), 80 + number as u16, outside),
-        (FrontendKind::NodePort, address(names.vip).unspecified_of_family(), 30080 + number as u16, outside),
+        (
+            FrontendKind::ClusterIp,
+            address(names.cluster_ip),
+            80 + number as u16,
+            inside,
+        ),
+        (
+            FrontendKind::LoadBalancerIp,
+            address(names.vip),
+            80 + number as u16,
+            outside,
+        ),
+        (
+            FrontendKind::NodePort,
+            address(names.vip).unspecified_of_family(),
+            30080 + number as u16,
+            outside,
+        ),
     ];
     for (kind, address_, port, [from_pod, from_local, from_outside]) in keys {
         let is_filtered = number == 3 && kind == FrontendKind::LoadBalancerIp;
@@ -392,7 +499,14 @@ fn add_service(parts: &mut Parts, names: &Names, number: u32) {
                 from_outside,
                 source_ranges: if is_filtered { vec![range] } else { Vec::new() },
             };
-            parts.frontends.push((FrontendKey { address: address_, port, protocol }, frontend));
+            parts.frontends.push((
+                FrontendKey {
+                    address: address_,
+                    port,
+                    protocol,
+                },
+                frontend,
+            ));
         }
     }
 }

@@ -87,7 +87,11 @@ impl Flow {
             Client => self.from_client,
             Server => self.from_server,
         };
-        let headers = Headers { tuple, transport, length: 100 };
+        let headers = Headers {
+            tuple,
+            transport,
+            length: 100,
+        };
         if let Some(found) = self.conntrack.find(&tuple, self.now) {
             match self.conntrack.track(&found, &headers, self.now) {
                 Tracked::Accepted => return Class::Accepted,
@@ -108,7 +112,13 @@ impl Flow {
         Class::New
     }
 
-    pub fn tcp(&mut self, from: From, flags: TcpFlags, sequence: u32, acknowledgement: u32) -> Class {
+    pub fn tcp(
+        &mut self,
+        from: From,
+        flags: TcpFlags,
+        sequence: u32,
+        acknowledgement: u32,
+    ) -> Class {
         self.segment(from, segment(flags, sequence, acknowledgement))
     }
 
@@ -122,7 +132,8 @@ impl Flow {
 
     pub fn entry(&self) -> Option<EntryView> {
         let mut entries = Vec::new();
-        self.conntrack.for_each(self.now, |entry| entries.push(*entry));
+        self.conntrack
+            .for_each(self.now, |entry| entries.push(*entry));
         assert!(entries.len() <= 1, "one connection, not {entries:?}");
         entries.pop()
     }
@@ -173,5 +184,8 @@ pub fn segment(flags: TcpFlags, sequence: u32, acknowledgement: u32) -> TcpSegme
 }
 
 pub fn data(sequence: u32, acknowledgement: u32, data_length: u32) -> TcpSegment {
-    TcpSegment { data_length, ..segment(ACK, sequence, acknowledgement) }
+    TcpSegment {
+        data_length,
+        ..segment(ACK, sequence, acknowledgement)
+    }
 }

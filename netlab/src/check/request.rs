@@ -51,8 +51,14 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotMade => f.write_str("not asked"),
-            Self::Answered { by, status, milliseconds } => {
-                let status = status.map(|status| format!("{status} ")).unwrap_or_default();
+            Self::Answered {
+                by,
+                status,
+                milliseconds,
+            } => {
+                let status = status
+                    .map(|status| format!("{status} "))
+                    .unwrap_or_default();
                 write!(f, "{status}{by}, {milliseconds:.1} ms")
             }
             Self::Refused => f.write_str("refused"),
@@ -74,11 +80,15 @@ pub(super) fn make(to: SocketAddr, protocol: Protocol, timeout: Duration) -> Out
     match answer {
         Ok((status, by)) => {
             let milliseconds = started.elapsed().as_secs_f64() * 1000.0;
-            Outcome::Answered { by, status, milliseconds }
+            Outcome::Answered {
+                by,
+                status,
+                milliseconds,
+            }
         }
-        Err(error) if has_no_sctp(&error) => {
-            Outcome::Skipped { why: "this kernel has no SCTP".to_owned() }
-        }
+        Err(error) if has_no_sctp(&error) => Outcome::Skipped {
+            why: "this kernel has no SCTP".to_owned(),
+        },
         Err(error) => failure(&error),
     }
 }
@@ -87,7 +97,9 @@ fn failure(error: &io::Error) -> Outcome {
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Outcome::Refused,
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Outcome::Silent,
-        _ => Outcome::Failed { error: error.to_string() },
+        _ => Outcome::Failed {
+            error: error.to_string(),
+        },
     }
 }
 
@@ -96,7 +108,10 @@ type Answer = io::Result<(Option<u16>, String)>;
 fn http(stream: io::Result<TcpStream>, to: SocketAddr, timeout: Duration) -> Answer {
     let mut stream = stream?;
     stream.set_read_timeout(Some(timeout))?;
-    write!(stream, "GET / HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET / HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\n\r\n"
+    )?;
     let mut answer = Vec::new();
     // What is no HTTP server may wait for more, or close: that it was reached is what counts.
     match stream.take(64 * 1024).read_to_end(&mut answer) {
@@ -124,7 +139,10 @@ fn datagram(to: SocketAddr, timeout: Duration) -> Answer {
     let mut answer = vec![0; 65_536];
     let length = socket.recv(&mut answer)?;
     let text = String::from_utf8_lossy(&answer[..length]);
-    Ok((None, who(&text).unwrap_or_else(|| format!("{length} bytes"))))
+    Ok((
+        None,
+        who(&text).unwrap_or_else(|| format!("{length} bytes")),
+    ))
 }
 
 /// A one-to-one SCTP socket is used as a TCP one.

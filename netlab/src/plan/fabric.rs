@@ -36,12 +36,18 @@ impl Fabric {
     /// Chooses them so that they overlap nothing of the cluster.
     pub fn new(snapshot: &Snapshot, placement: &Placement) -> Self {
         let families = [Family::V4, Family::V6];
-        let subnets: Vec<_> =
-            families.iter().filter_map(|family| subnet(placement, *family)).collect();
+        let subnets: Vec<_> = families
+            .iter()
+            .filter_map(|family| subnet(placement, *family))
+            .collect();
         let used = used(snapshot, placement);
         let near = |client: &IpNet| {
             let inside = used.iter().any(|address| client.contains(address));
-            inside || subnets.iter().chain(&placement.ranges()).any(|range| overlap(range, client))
+            inside
+                || subnets
+                    .iter()
+                    .chain(&placement.ranges())
+                    .any(|range| overlap(range, client))
         };
         let clients = || CLIENTS.iter().filter_map(|text| text.parse::<IpNet>().ok());
         let client = families
@@ -49,7 +55,9 @@ impl Fabric {
             .filter(|family| placement.node_addresses(**family).next().is_some())
             .filter_map(|family| {
                 let mut own = clients().filter(|client| Family::of(client.addr()) == *family);
-                own.clone().find(|client| !near(client)).or_else(|| own.next())
+                own.clone()
+                    .find(|client| !near(client))
+                    .or_else(|| own.next())
             })
             .collect();
         Self { subnets, client }
@@ -60,7 +68,9 @@ impl Fabric {
         let subnet = self.subnets.iter().find(|subnet| subnet.contains(&address));
         let length = subnet.map(IpNet::prefix_len);
         let host = IpNet::from(address);
-        length.and_then(|length| IpNet::new(address, length).ok()).unwrap_or(host)
+        length
+            .and_then(|length| IpNet::new(address, length).ok())
+            .unwrap_or(host)
     }
 }
 
@@ -78,7 +88,11 @@ fn subnet(placement: &Placement, family: Family) -> Option<IpNet> {
         .map(|subnet| subnet.trunc())
         .find(|subnet| {
             let holds = addresses.iter().all(|address| subnet.contains(address));
-            holds && !placement.ranges().iter().any(|range| overlap(range, subnet))
+            holds
+                && !placement
+                    .ranges()
+                    .iter()
+                    .any(|range| overlap(range, subnet))
         })
 }
 
@@ -91,14 +105,30 @@ fn used(snapshot: &Snapshot, placement: &Placement) -> Vec<IpAddr> {
     let mut used: Vec<IpAddr> = Vec::new();
     for service in &snapshot.services {
         used.extend(&service.spec.external_ips);
-        used.extend(service.status.load_balancer.ingress.iter().filter_map(|ingress| ingress.ip));
-        let cluster = service.spec.cluster_ips.iter().chain([&service.spec.cluster_ip]);
+        used.extend(
+            service
+                .status
+                .load_balancer
+                .ingress
+                .iter()
+                .filter_map(|ingress| ingress.ip),
+        );
+        let cluster = service
+            .spec
+            .cluster_ips
+            .iter()
+            .chain([&service.spec.cluster_ip]);
         used.extend(cluster.filter_map(|ip| match ip {
             ClusterIp::Address(address) => Some(*address),
             _ => None,
         }));
     }
-    used.extend(placement.nodes.iter().flat_map(|node| node.addresses.iter().copied()));
+    used.extend(
+        placement
+            .nodes
+            .iter()
+            .flat_map(|node| node.addresses.iter().copied()),
+    );
     for pod in &placement.pods {
         used.extend(&pod.addresses);
         if let Placing::Outside(address) = pod.placing {

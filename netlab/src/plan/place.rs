@@ -102,17 +102,27 @@ impl Placement {
         }
         placer.share_host_ports();
         let pods = placer.pods.into_values().collect();
-        Ok(Self { nodes: placer.nodes, pods, notes: placer.notes })
+        Ok(Self {
+            nodes: placer.nodes,
+            pods,
+            notes: placer.notes,
+        })
     }
 
     /// All ranges of pod addresses.
     pub fn ranges(&self) -> Vec<IpNet> {
-        self.nodes.iter().flat_map(|node| node.pod_cidrs.iter().copied()).collect()
+        self.nodes
+            .iter()
+            .flat_map(|node| node.pod_cidrs.iter().copied())
+            .collect()
     }
 
     /// The nodes' addresses of one family.
     pub fn node_addresses(&self, family: Family) -> impl Iterator<Item = IpAddr> {
-        let all = self.nodes.iter().flat_map(|node| node.addresses.iter().copied());
+        let all = self
+            .nodes
+            .iter()
+            .flat_map(|node| node.addresses.iter().copied());
         all.filter(move |address| Family::of(*address) == family)
     }
 }
@@ -134,7 +144,12 @@ impl Placer {
 
     fn refuse(&mut self, location: &Location, object: ObjectName, field: String, message: String) {
         let (location, object) = (location.clone(), Some(object));
-        self.problems.push(Problem { location, object, field, message });
+        self.problems.push(Problem {
+            location,
+            object,
+            field,
+            message,
+        });
     }
 
     fn nodes(&mut self, nodes: &[Node]) {
@@ -154,24 +169,36 @@ impl Placer {
             }
             for address in &addresses {
                 if let Some(owner) = owners.insert(*address, metadata.name.clone()) {
-                    let message = format!("{address} is the address of Node {owner} too; give each its own");
+                    let message =
+                        format!("{address} is the address of Node {owner} too; give each its own");
                     self.refuse(&metadata.location, object(), field(), message);
                 }
             }
             let pod_cidrs: Vec<IpNet> = node.pod_cidrs().map(|range| range.trunc()).collect();
             let overlapping = self.nodes.iter().find_map(|other| {
-                let clash = |a: &&IpNet| {
-                    pod_cidrs.iter().any(|b| a.contains(b) || b.contains(*a))
-                };
-                other.pod_cidrs.iter().find(clash).map(|range| (other.name.clone(), *range))
+                let clash = |a: &&IpNet| pod_cidrs.iter().any(|b| a.contains(b) || b.contains(*a));
+                other
+                    .pod_cidrs
+                    .iter()
+                    .find(clash)
+                    .map(|range| (other.name.clone(), *range))
             });
             if let Some((other, range)) = overlapping {
                 let message = format!(
                     "overlaps {range} of Node {other}, so a pod's node would be unknown; give each its own range"
                 );
-                self.refuse(&metadata.location, object(), "spec.podCIDRs".to_owned(), message);
+                self.refuse(
+                    &metadata.location,
+                    object(),
+                    "spec.podCIDRs".to_owned(),
+                    message,
+                );
             }
-            self.nodes.push(PlacedNode { name: metadata.name.clone(), addresses, pod_cidrs });
+            self.nodes.push(PlacedNode {
+                name: metadata.name.clone(),
+                addresses,
+                pod_cidrs,
+            });
         }
     }
 
@@ -183,7 +210,9 @@ impl Placer {
             .collect();
         for (index, endpoint) in slice.endpoints.iter().enumerate() {
             // Host names (addressType FQDN) are nothing that kube-proxy sends packets to.
-            let Some(address) = endpoint.address() else { continue };
+            let Some(address) = endpoint.address() else {
+                continue;
+            };
             match self.place(endpoint, address) {
                 Ok(placing) => self.endpoint(slice, endpoint, (address, placing), &ports),
                 Err((field, message)) => {
@@ -196,13 +225,24 @@ impl Placer {
     }
 
     /// Where an endpoint is; else the field that is wrong and why.
-    fn place(&self, endpoint: &Endpoint, address: IpAddr) -> Result<Placing, (&'static str, String)> {
+    fn place(
+        &self,
+        endpoint: &Endpoint,
+        address: IpAddr,
+    ) -> Result<Placing, (&'static str, String)> {
         let name = endpoint.node_name.as_deref();
-        if let Some(node) = self.nodes.iter().find(|node| node.addresses.contains(&address)) {
+        if let Some(node) = self
+            .nodes
+            .iter()
+            .find(|node| node.addresses.contains(&address))
+        {
             return match name {
                 Some(name) if name != node.name => Err((
                     "nodeName",
-                    format!("is {name}, but {address} is the address of Node {}; mend one of them", node.name),
+                    format!(
+                        "is {name}, but {address} is the address of Node {}; mend one of them",
+                        node.name
+                    ),
                 )),
                 _ => Ok(Placing::HostNetwork(node.name.clone())),
             };
@@ -212,13 +252,17 @@ impl Placer {
                 return Ok(Placing::Pod(name.to_owned()));
             }
             let known = self.nodes.iter().map(|node| node.name.as_str());
-            let hint = control::problem::did_you_mean(name, known)
-                .map_or_else(|| "add that Node, or mend the name".to_owned(), |near| {
-                    format!("did you mean {near}?")
-                });
-            return Err(("nodeName", format!("is {name}, which is no Node of this snapshot; {hint}")));
+            let hint = control::problem::did_you_mean(name, known).map_or_else(
+                || "add that Node, or mend the name".to_owned(),
+                |near| format!("did you mean {near}?"),
+            );
+            return Err((
+                "nodeName",
+                format!("is {name}, which is no Node of this snapshot; {hint}"),
+            ));
         }
-        let in_range = |node: &&PlacedNode| node.pod_cidrs.iter().any(|range| range.contains(&address));
+        let in_range =
+            |node: &&PlacedNode| node.pod_cidrs.iter().any(|range| range.contains(&address));
         match (self.nodes.iter().find(in_range), &endpoint.target_ref) {
             (Some(node), _) => Ok(Placing::Pod(node.name.clone())),
             (None, Some(target)) if target.kind == "Pod" => Err((
@@ -240,8 +284,16 @@ impl Placer {
         ports: &BTreeSet<(Protocol, u16)>,
     ) {
         let key = match &endpoint.target_ref {
-            Some(TargetRef { kind, name, namespace }) if kind == "Pod" && !name.is_empty() => {
-                let own = if namespace.is_empty() { &slice.metadata.namespace } else { namespace };
+            Some(TargetRef {
+                kind,
+                name,
+                namespace,
+            }) if kind == "Pod" && !name.is_empty() => {
+                let own = if namespace.is_empty() {
+                    &slice.metadata.namespace
+                } else {
+                    namespace
+                };
                 (own.clone(), name.clone())
             }
             _ => self.key_by_address(slice, address, &placing),
@@ -258,10 +310,18 @@ impl Placer {
                 pod.location,
                 pod.placing.node().unwrap_or("none"),
             );
-            self.refuse(&location, slice_name(slice), "endpoints".to_owned(), message);
+            self.refuse(
+                &location,
+                slice_name(slice),
+                "endpoints".to_owned(),
+                message,
+            );
             return;
         }
-        let pod = self.pods.entry(key).or_insert_with_key(|key| PlacedPod::new(key, placing, location));
+        let pod = self
+            .pods
+            .entry(key)
+            .or_insert_with_key(|key| PlacedPod::new(key, placing, location));
         pod.addresses.insert(address);
         pod.ports.extend(ports);
     }
@@ -273,12 +333,16 @@ impl Placer {
         address: IpAddr,
         placing: &Placing,
     ) -> (String, String) {
-        let is_same = |pod: &&PlacedPod| pod.addresses.contains(&address) && pod.placing == *placing;
+        let is_same =
+            |pod: &&PlacedPod| pod.addresses.contains(&address) && pod.placing == *placing;
         if let Some(pod) = self.pods.values().find(is_same) {
             return (pod.namespace.clone(), pod.name.clone());
         }
         let address = address.to_string().replace(':', "-");
-        (slice.metadata.namespace.clone(), format!("{}-{address}", slice.metadata.name))
+        (
+            slice.metadata.namespace.clone(),
+            format!("{}-{address}", slice.metadata.name),
+        )
     }
 
     /// A pod of the lab file: new, or more about one that a slice names.
@@ -289,24 +353,36 @@ impl Placer {
             name: pod.name.clone(),
         };
         let key = (pod.namespace.clone(), pod.name.clone());
-        let known = self.nodes.iter().any(|node| Some(&node.name) == pod.node.as_ref());
+        let known = self
+            .nodes
+            .iter()
+            .any(|node| Some(&node.name) == pod.node.as_ref());
         let placed = self.pods.get(&key).map(|placed| placed.placing.clone());
         let node = match (&pod.node, &placed) {
             (Some(node), _) if !known => {
                 let names = self.nodes.iter().map(|node| node.name.as_str());
-                let hint = control::problem::did_you_mean(node, names)
-                    .map_or_else(|| "name one of the snapshot".to_owned(), |near| format!("did you mean {near}?"));
+                let hint = control::problem::did_you_mean(node, names).map_or_else(
+                    || "name one of the snapshot".to_owned(),
+                    |near| format!("did you mean {near}?"),
+                );
                 let message = format!("{node} is no Node of the snapshot; {hint}");
                 return self.refuse(&pod.location, object(), "node".to_owned(), message);
             }
             (Some(node), Some(placed)) if placed.node() != Some(node.as_str()) => {
                 let other = placed.node().unwrap_or("none");
-                let message = format!("is {node}, but its EndpointSlice says {other}; mend one of them");
+                let message =
+                    format!("is {node}, but its EndpointSlice says {other}; mend one of them");
                 return self.refuse(&pod.location, object(), "node".to_owned(), message);
             }
             (None, None) => {
-                let message = "is missing, and no EndpointSlice has this pod; say on which node it runs";
-                return self.refuse(&pod.location, object(), "node".to_owned(), message.to_owned());
+                let message =
+                    "is missing, and no EndpointSlice has this pod; say on which node it runs";
+                return self.refuse(
+                    &pod.location,
+                    object(),
+                    "node".to_owned(),
+                    message.to_owned(),
+                );
             }
             (Some(node), None) => node.clone(),
             (None, Some(_)) | (Some(_), Some(_)) => String::new(),
@@ -317,13 +393,19 @@ impl Placer {
         };
         let location = pod.location.clone();
         let entry = self.pods.entry(key);
-        let placed = entry.or_insert_with_key(|key| PlacedPod::new(key, Placing::Pod(node), location));
+        let placed =
+            entry.or_insert_with_key(|key| PlacedPod::new(key, Placing::Pod(node), location));
         placed.addresses.extend(addresses);
         placed.run = pod.run.clone();
         placed.files.clone_from(&pod.files);
         if placed.addresses.is_empty() {
             let message = "is missing, and the node has no podCIDRs to choose from; give one";
-            self.refuse(&pod.location, object(), "addresses".to_owned(), message.to_owned());
+            self.refuse(
+                &pod.location,
+                object(),
+                "addresses".to_owned(),
+                message.to_owned(),
+            );
         }
     }
 
@@ -332,12 +414,20 @@ impl Placer {
         const LEFT: usize = 100;
         let ranges = self.nodes.iter().filter(|placed| placed.name == node);
         let taken = |address: &IpAddr| {
-            self.pods.values().any(|pod| pod.addresses.contains(address))
+            self.pods
+                .values()
+                .any(|pod| pod.addresses.contains(address))
         };
         ranges
             .flat_map(|node| &node.pod_cidrs)
             .filter_map(|range| {
-                let free = |skipped| range.hosts().skip(skipped).take(10_000).find(|ip| !taken(ip));
+                let free = |skipped| {
+                    range
+                        .hosts()
+                        .skip(skipped)
+                        .take(10_000)
+                        .find(|ip| !taken(ip))
+                };
                 free(LEFT).or_else(|| free(1))
             })
             .collect()
@@ -362,7 +452,11 @@ impl Placer {
                 "{address} is the address of pod {}/{} too; give each its own",
                 owner.0, owner.1
             );
-            let object = ObjectName { kind: "pod".to_owned(), namespace, name };
+            let object = ObjectName {
+                kind: "pod".to_owned(),
+                namespace,
+                name,
+            };
             self.refuse(&location, object, "addresses".to_owned(), message);
         }
     }
@@ -371,10 +465,14 @@ impl Placer {
     fn share_host_ports(&mut self) {
         let mut taken: BTreeMap<(String, (Protocol, u16)), String> = BTreeMap::new();
         for pod in self.pods.values_mut() {
-            let Placing::HostNetwork(node) = &pod.placing else { continue };
+            let Placing::HostNetwork(node) = &pod.placing else {
+                continue;
+            };
             let name = format!("{}/{}", pod.namespace, pod.name);
             pod.ports.retain(|port| {
-                let owner = taken.entry((node.clone(), *port)).or_insert_with(|| name.clone());
+                let owner = taken
+                    .entry((node.clone(), *port))
+                    .or_insert_with(|| name.clone());
                 if *owner != name {
                     let note = format!(
                         "port {} of node {node} is wanted by {owner} and {name}: {owner} serves it",

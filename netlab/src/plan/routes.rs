@@ -30,7 +30,10 @@ pub(super) fn add(plan: &mut Plan, placement: &Placement, fabric: &Fabric, input
         .collect();
     for host in &mut plan.hosts {
         let own: Vec<IpAddr> = host.addresses.iter().map(IpNet::addr).collect();
-        let all_nodes = placement.nodes.iter().flat_map(|node| node.addresses.iter().copied());
+        let all_nodes = placement
+            .nodes
+            .iter()
+            .flat_map(|node| node.addresses.iter().copied());
         let mut on_link: Vec<IpAddr> = Vec::new();
         match &host.name.clone() {
             HostName::Node(name) => {
@@ -62,7 +65,11 @@ pub(super) fn add(plan: &mut Plan, placement: &Placement, fabric: &Fabric, input
             let reached = host.addresses.iter().any(|subnet| subnet.contains(address));
             !reached && families.contains(&Family::of(*address))
         });
-        host.routes.extend(on_link.into_iter().map(|address| link_route(UPLINK, address)));
+        host.routes.extend(
+            on_link
+                .into_iter()
+                .map(|address| link_route(UPLINK, address)),
+        );
         host.routes.sort();
         host.routes.dedup();
     }
@@ -71,14 +78,27 @@ pub(super) fn add(plan: &mut Plan, placement: &Placement, fabric: &Fabric, input
 
 /// Ranges of pods by their nodes, and pods outside their node's ranges one by one; those of `own` excepted.
 fn to_pods(placement: &Placement, own: Option<&String>) -> Vec<Route> {
-    let others = || placement.nodes.iter().filter(|node| Some(&node.name) != own);
+    let others = || {
+        placement
+            .nodes
+            .iter()
+            .filter(|node| Some(&node.name) != own)
+    };
     let mut routes: Vec<Route> = Vec::new();
     for node in others() {
-        routes.extend(node.pod_cidrs.iter().filter_map(|range| gateway_route(*range, node)));
+        routes.extend(
+            node.pod_cidrs
+                .iter()
+                .filter_map(|range| gateway_route(*range, node)),
+        );
     }
     for pod in &placement.pods {
-        let Placing::Pod(name) = &pod.placing else { continue };
-        let Some(node) = others().find(|node| node.name == *name) else { continue };
+        let Placing::Pod(name) = &pod.placing else {
+            continue;
+        };
+        let Some(node) = others().find(|node| node.name == *name) else {
+            continue;
+        };
         let inside = |address: &IpAddr| node.pod_cidrs.iter().any(|range| range.contains(address));
         let strangers = pod.addresses.iter().filter(|address| !inside(address));
         routes.extend(strangers.filter_map(|address| gateway_route(IpNet::from(*address), node)));
@@ -89,24 +109,46 @@ fn to_pods(placement: &Placement, own: Option<&String>) -> Vec<Route> {
 /// A route by a node's address of the destination's family; none when it has no such address.
 fn gateway_route(destination: IpNet, node: &PlacedNode) -> Option<Route> {
     let family = Family::of(destination.addr());
-    let gateway = *node.addresses.iter().find(|address| Family::of(**address) == family)?;
+    let gateway = *node
+        .addresses
+        .iter()
+        .find(|address| Family::of(**address) == family)?;
     let is_own = node.addresses.contains(&destination.addr());
     let device = UPLINK.to_owned();
-    (!is_own).then_some(Route { destination, device, gateway: Some(gateway) })
+    (!is_own).then_some(Route {
+        destination,
+        device,
+        gateway: Some(gateway),
+    })
 }
 
 fn link_route(device: &str, address: IpAddr) -> Route {
-    Route { destination: IpNet::from(address), device: device.to_owned(), gateway: None }
+    Route {
+        destination: IpNet::from(address),
+        device: device.to_owned(),
+        gateway: None,
+    }
 }
 
 /// A pod sends everything to its node.
 fn pod(host: &mut Host) {
-    let Link::ToNode { namespace, interface, bridge } = &host.link else { return };
+    let Link::ToNode {
+        namespace,
+        interface,
+        bridge,
+    } = &host.link
+    else {
+        return;
+    };
     let device = bridge.as_ref().unwrap_or(interface);
     let peer = hardware_address(&format!("{namespace} {device}"));
     for gateway in GATEWAYS {
         let family = Family::of(gateway);
-        if !host.addresses.iter().any(|address| Family::of(address.addr()) == family) {
+        if !host
+            .addresses
+            .iter()
+            .any(|address| Family::of(address.addr()) == family)
+        {
             continue;
         }
         let destination = match family {
@@ -114,9 +156,17 @@ fn pod(host: &mut Host) {
             Family::V6 => IpNet::V6(Ipv6Net::default()),
         };
         let device = UPLINK.to_owned();
-        host.routes.push(Route { destination, device, gateway: Some(gateway) });
+        host.routes.push(Route {
+            destination,
+            device,
+            gateway: Some(gateway),
+        });
         let device = UPLINK.to_owned();
-        host.neighbours.push(Neighbour { device, address: gateway, hardware_address: peer });
+        host.neighbours.push(Neighbour {
+            device,
+            address: gateway,
+            hardware_address: peer,
+        });
     }
 }
 
@@ -124,7 +174,14 @@ fn pod(host: &mut Host) {
 fn links_of_pods(plan: &mut Plan) {
     let mut by_node: BTreeMap<String, (Vec<Route>, Vec<Neighbour>)> = BTreeMap::new();
     for host in &plan.hosts {
-        let Link::ToNode { namespace, interface, bridge } = &host.link else { continue };
+        let Link::ToNode {
+            namespace,
+            interface,
+            bridge,
+        } = &host.link
+        else {
+            continue;
+        };
         let (routes, neighbours) = by_node.entry(namespace.clone()).or_default();
         let device = bridge.as_ref().unwrap_or(interface);
         for address in host.addresses.iter().map(IpNet::addr) {
@@ -154,7 +211,10 @@ fn vips(input: Input<'_>, placement: &Placement) -> BTreeMap<IpAddr, String> {
             let via = via_node(input.snapshot, service, input.via, |node| {
                 let placed = placement.nodes.iter().find(|placed| placed.name == node);
                 placed.is_some_and(|placed| {
-                    placed.addresses.iter().any(|own| Family::of(*own) == Family::of(address))
+                    placed
+                        .addresses
+                        .iter()
+                        .any(|own| Family::of(*own) == Family::of(address))
                 })
             });
             let Some(via) = via else { continue };
@@ -170,10 +230,14 @@ fn vips(input: Input<'_>, placement: &Placement) -> BTreeMap<IpAddr, String> {
 /// Everything that a Service is reached by.
 fn addresses(service: &Service) -> Vec<IpAddr> {
     let spec = &service.spec;
-    let cluster = spec.cluster_ips.iter().chain([&spec.cluster_ip]).filter_map(|ip| match ip {
-        ClusterIp::Address(address) => Some(*address),
-        _ => None,
-    });
+    let cluster = spec
+        .cluster_ips
+        .iter()
+        .chain([&spec.cluster_ip])
+        .filter_map(|ip| match ip {
+            ClusterIp::Address(address) => Some(*address),
+            _ => None,
+        });
     cluster.chain(addresses_outside(service)).collect()
 }
 
@@ -181,7 +245,9 @@ fn addresses(service: &Service) -> Vec<IpAddr> {
 pub(crate) fn addresses_outside(service: &Service) -> Vec<IpAddr> {
     let ingress = service.status.load_balancer.ingress.iter();
     let vips = ingress.filter(|ingress| ingress.ip_mode != Some(IpMode::Proxy));
-    vips.filter_map(|ingress| ingress.ip).chain(service.spec.external_ips.iter().copied()).collect()
+    vips.filter_map(|ingress| ingress.ip)
+        .chain(service.spec.external_ips.iter().copied())
+        .collect()
 }
 
 /// The node by which traffic from outside reaches a Service: `via`, else one with a ready endpoint where only
@@ -195,10 +261,18 @@ pub fn via_node(
     if let Some(via) = via.filter(|via| usable(via)) {
         return Some(via.to_owned());
     }
-    let names = || snapshot.nodes.iter().map(|node| node.metadata.name.as_str()).filter(|name| usable(name));
+    let names = || {
+        snapshot
+            .nodes
+            .iter()
+            .map(|node| node.metadata.name.as_str())
+            .filter(|name| usable(name))
+    };
     let ready = ready_nodes(snapshot, service);
     let local = service.spec.external_traffic_policy == Some(Policy::Local);
-    let chosen = names().find(|name| !local || ready.contains(name)).or_else(|| names().next());
+    let chosen = names()
+        .find(|name| !local || ready.contains(name))
+        .or_else(|| names().next());
     chosen.map(str::to_owned)
 }
 
@@ -210,5 +284,7 @@ pub(crate) fn ready_nodes<'a>(snapshot: &'a Snapshot, service: &Service) -> Vec<
     });
     let endpoints = of_service.flat_map(|slice| &slice.endpoints);
     let ready = endpoints.filter(|endpoint| endpoint.conditions.ready != Some(false));
-    ready.filter_map(|endpoint| endpoint.node_name.as_deref()).collect()
+    ready
+        .filter_map(|endpoint| endpoint.node_name.as_deref())
+        .collect()
 }

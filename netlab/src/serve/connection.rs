@@ -16,8 +16,11 @@ const CHUNK: usize = 64 * 1024;
 const PERIOD: usize = 251;
 
 /// The bytes of `/bytes/N`, from any place in the period a chunk long.
-static PATTERN: LazyLock<Vec<u8>> =
-    LazyLock::new(|| (0..CHUNK + PERIOD).map(|position| (position % PERIOD) as u8).collect());
+static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    (0..CHUNK + PERIOD)
+        .map(|position| (position % PERIOD) as u8)
+        .collect()
+});
 
 pub(super) struct Connection {
     stream: TcpStream,
@@ -73,7 +76,11 @@ impl Connection {
 
     /// What it waits for: to send what it has, else to receive.
     pub(super) fn wants(&self) -> EventFlags {
-        if self.has_output() { EventFlags::OUT } else { EventFlags::IN }
+        if self.has_output() {
+            EventFlags::OUT
+        } else {
+            EventFlags::IN
+        }
     }
 
     fn has_output(&self) -> bool {
@@ -122,11 +129,14 @@ impl Connection {
 
     /// Prepares the next bytes of a download.
     fn refill(&mut self) {
-        let Some((next, end)) = self.download else { return };
+        let Some((next, end)) = self.download else {
+            return;
+        };
         let until = end.min(next + CHUNK as u64);
         self.output.clear();
         let start = (next % PERIOD as u64) as usize;
-        self.output.extend_from_slice(&PATTERN[start..][..(until - next) as usize]);
+        self.output
+            .extend_from_slice(&PATTERN[start..][..(until - next) as usize]);
         self.sent = 0;
         self.download = (until < end).then_some((until, end));
     }
@@ -136,7 +146,8 @@ impl Connection {
         let start = self.input.len();
         self.input.resize(start + CHUNK, 0);
         let received = self.stream.read(&mut self.input[start..]);
-        self.input.truncate(start + *received.as_ref().unwrap_or(&0));
+        self.input
+            .truncate(start + *received.as_ref().unwrap_or(&0));
         match received {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => Ok(true),
@@ -167,16 +178,26 @@ impl Connection {
 
     fn begin(&mut self, head: Head) {
         if head.expects_continue {
-            self.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            self.output
+                .extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         let body = head.body;
-        self.receiving = Some(Receiving { head, body, length: 0, hash: Sha256::new() });
+        self.receiving = Some(Receiving {
+            head,
+            body,
+            length: 0,
+            hash: Sha256::new(),
+        });
     }
 
     /// Takes what has come of the body, and answers when it is whole.
     fn take_body(&mut self) -> bool {
-        let Some(mut receiving) = self.receiving.take() else { return false };
-        let Receiving { body, length, hash, .. } = &mut receiving;
+        let Some(mut receiving) = self.receiving.take() else {
+            return false;
+        };
+        let Receiving {
+            body, length, hash, ..
+        } = &mut receiving;
         let taken = body.take(&self.input, |part| {
             *length += part.len() as u64;
             hash.update(part);
@@ -217,7 +238,10 @@ impl Connection {
                 let (peer, local) = self.ends;
                 let arguments = self.arguments.clone();
                 let facts = arguments.facts(self.protocol, peer, local);
-                let facts = Facts { request: Some(&head.line), ..facts };
+                let facts = Facts {
+                    request: Some(&head.line),
+                    ..facts
+                };
                 self.respond("200 OK", "application/json", &json(&facts), head.is_head);
             }
         }

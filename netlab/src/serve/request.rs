@@ -64,7 +64,10 @@ impl Head {
             body: Body::Whole,
         };
         for header in request.headers {
-            head.header(header.name, std::str::from_utf8(header.value).unwrap_or_default())?;
+            head.header(
+                header.name,
+                std::str::from_utf8(header.value).unwrap_or_default(),
+            )?;
         }
         Ok(Some((head, length)))
     }
@@ -83,7 +86,11 @@ impl Head {
             }
             self.body = Body::ChunkSize;
         } else if name.eq_ignore_ascii_case("connection") {
-            let has = |word: &str| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(word));
+            let has = |word: &str| {
+                value
+                    .split(',')
+                    .any(|part| part.trim().eq_ignore_ascii_case(word))
+            };
             self.keeps_alive = (self.keeps_alive && !has("close")) || has("keep-alive");
         } else if name.eq_ignore_ascii_case("expect") {
             self.expects_continue = value.eq_ignore_ascii_case("100-continue");
@@ -117,7 +124,11 @@ impl Body {
                     let count = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
                     part(&rest[..count]);
                     let left = left - count as u64;
-                    *self = if left == 0 { Self::Whole } else { Self::Sized(left) };
+                    *self = if left == 0 {
+                        Self::Whole
+                    } else {
+                        Self::Sized(left)
+                    };
                     return Ok(used + count);
                 }
                 Self::ChunkSize => match httparse::parse_chunk_size(rest) {
@@ -125,7 +136,11 @@ impl Body {
                     Ok(httparse::Status::Complete((length, size))) => {
                         used += length;
                         let with_line_end = size.checked_add(2).ok_or(())?;
-                        *self = if size == 0 { Self::Trailers } else { Self::Chunk(with_line_end) };
+                        *self = if size == 0 {
+                            Self::Trailers
+                        } else {
+                            Self::Chunk(with_line_end)
+                        };
                     }
                     Err(_) => return Err(()),
                 },
@@ -139,7 +154,11 @@ impl Body {
                     part(&rest[..data]);
                     used += count;
                     let left = left - count as u64;
-                    *self = if left == 0 { Self::ChunkSize } else { Self::Chunk(left) };
+                    *self = if left == 0 {
+                        Self::ChunkSize
+                    } else {
+                        Self::Chunk(left)
+                    };
                 }
                 Self::Trailers => {
                     let Some(end) = rest.windows(2).position(|pair| pair == b"\r\n") else {
@@ -173,15 +192,24 @@ mod tests {
 
     #[test]
     fn targets() {
-        assert_eq!(head("GET /bytes/100?x=1 HTTP/1.1\r\n\r\n").target, Target::Bytes(100));
-        assert_eq!(head("GET /bytes/many HTTP/1.1\r\n\r\n").target, Target::Facts);
+        assert_eq!(
+            head("GET /bytes/100?x=1 HTTP/1.1\r\n\r\n").target,
+            Target::Bytes(100)
+        );
+        assert_eq!(
+            head("GET /bytes/many HTTP/1.1\r\n\r\n").target,
+            Target::Facts
+        );
         assert_eq!(head("POST /upload HTTP/1.1\r\n\r\n").target, Target::Upload);
     }
 
     #[test]
     fn heads_that_are_not_whole_or_not_http() {
         assert!(Head::parse(b"GET / HT").unwrap().is_none());
-        assert_eq!(Head::parse(b"\x16\x03\x01\x02").unwrap_err(), "400 Bad Request");
+        assert_eq!(
+            Head::parse(b"\x16\x03\x01\x02").unwrap_err(),
+            "400 Bad Request"
+        );
         let long = format!("GET /{} HTTP", "x".repeat(HEAD_LENGTH));
         assert!(Head::parse(long.as_bytes()).is_err());
     }
@@ -194,10 +222,15 @@ mod tests {
             let (mut state, mut text, mut input) = (Body::ChunkSize, Vec::new(), Vec::new());
             for piece in body.chunks(size) {
                 input.extend_from_slice(piece);
-                let used = state.take(&input, |part| text.extend_from_slice(part)).unwrap();
+                let used = state
+                    .take(&input, |part| text.extend_from_slice(part))
+                    .unwrap();
                 input.drain(..used);
             }
-            assert!(state.is_whole() && text == b"Wikipedia ", "{size}: {text:?}");
+            assert!(
+                state.is_whole() && text == b"Wikipedia ",
+                "{size}: {text:?}"
+            );
             assert_eq!(input, b"GET");
         }
         assert!(Body::ChunkSize.take(b"zz\r\n", |_| {}).is_err());

@@ -116,6 +116,7 @@ pub fn addressed(services: &ServiceTable, sources: Vec<IpAddr>) -> Plan {
         .iter()
         .filter(|address| !address.is_loopback())
         .map(|address| IpAddr::from(*address))
+        .filter(|address| !is_link_local(*address))
         .collect();
     for (key, frontend) in &parts.frontends {
         let Some(transport) = transport(key.protocol) else {
@@ -129,6 +130,11 @@ pub fn addressed(services: &ServiceTable, sources: Vec<IpAddr>) -> Plan {
     }
     plan.host_ports = host_ports(services);
     plan
+}
+
+/// The kernel takes no link-local address as the preferred source of a route on another link.
+const fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// Ports of the endpoints on the node's own network: their answers must come by.

@@ -34,26 +34,25 @@ use std::io;
 
 /// What the kernel refused, by the words of the request: `add route 10.0.0.0/24 dev eth0: File exists`.
 #[derive(Debug, thiserror::Error)]
-#[error("{request}: {}", errno_text(.source))]
+#[error("{request}: {}", errno_text(.refusal))]
 pub struct Error {
     /// What was asked for.
     pub request: String,
-    /// The kernel's answer.
-    #[source]
-    pub source: io::Error,
+    /// The kernel's answer. It is part of the words, and so no source of its own.
+    pub refusal: io::Error,
 }
 
 impl Error {
-    pub(crate) fn new(request: impl Into<String>, source: io::Error) -> Self {
+    pub(crate) fn new(request: impl Into<String>, refusal: io::Error) -> Self {
         Self {
             request: request.into(),
-            source,
+            refusal,
         }
     }
 
     /// Whether the object was there already.
     pub fn is_exists(&self) -> bool {
-        self.source.kind() == io::ErrorKind::AlreadyExists
+        self.refusal.kind() == io::ErrorKind::AlreadyExists
     }
 
     /// Whether the object, or the link that it names, is not there (`ENOENT`, `ESRCH`, `ENODEV`,
@@ -61,7 +60,7 @@ impl Error {
     pub fn is_missing(&self) -> bool {
         use rustix::io::Errno;
         let missing = [Errno::NOENT, Errno::SRCH, Errno::NODEV, Errno::ADDRNOTAVAIL];
-        Errno::from_io_error(&self.source).is_some_and(|errno| missing.contains(&errno))
+        Errno::from_io_error(&self.refusal).is_some_and(|errno| missing.contains(&errno))
     }
 }
 

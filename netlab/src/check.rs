@@ -28,6 +28,12 @@ const WITHIN: Duration = Duration::from_secs(5);
 /// How many are under way at once.
 const AT_ONCE: usize = 16;
 
+/// Labels of Services that kube-proxy leaves alone.
+const NOT_OURS: [&str; 2] = [
+    "service.kubernetes.io/service-proxy-name",
+    "service.kubernetes.io/headless",
+];
+
 /// A Service as the table shows it.
 #[derive(Clone, Debug, Serialize)]
 pub struct CheckedService {
@@ -323,6 +329,10 @@ impl<'a> Way<'a> {
     fn required_endpoint(&self, family: Family, on: Option<&str>) -> Result<(), String> {
         let ready: Vec<_> =
             ready_endpoints(self.input.snapshot, self.service, self.port, family).collect();
+        let labels = &self.service.metadata.labels;
+        if let Some(label) = NOT_OURS.iter().find(|label| labels.contains_key(**label)) {
+            return Err(format!("its label {label} leaves it to somebody else"));
+        }
         match on {
             _ if ready.is_empty() => Err("it has no ready endpoint".to_owned()),
             Some(node)

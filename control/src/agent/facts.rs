@@ -233,13 +233,16 @@ pub struct Sysctls {
 }
 
 impl Sysctls {
-    /// Forwarding on, strict reverse path filtering of all links off: it would count for our devices as well.
+    /// Forwarding on, strict reverse path filtering of all links off: it would count for our devices as well. Early
+    /// demultiplexing off: it ties a packet to the node's own socket before it is routed, and `ip_forward` drops what
+    /// has a socket on its way into our devices, so that of a connection to the node only the SYN would arrive.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn prepare_node(&mut self) -> netlink::Result<()> {
         self.change("ipv4/ip_forward", "1", |_| true)?;
         self.change("ipv4/conf/all/rp_filter", "0", |old| old == "1")?;
+        self.change("ipv4/ip_early_demux", "0", |_| true)?;
         if read_sysctl("ipv6/conf/all/disable_ipv6").is_ok_and(|disabled| disabled == "0") {
             self.change("ipv6/conf/all/forwarding", "1", |_| true)?;
         }

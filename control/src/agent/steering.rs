@@ -142,10 +142,11 @@ impl Plan {
             routes.push(route(everything(family), table, device, None));
         }
         routes.push(route(everything(family), TABLE_NODE, node, Some(source)));
+        // Packets to a link's own fe80:: address cannot leave by another link, our device.
         for address in self
             .node_addresses
             .iter()
-            .filter(|address| is_of(**address, family))
+            .filter(|address| is_of(**address, family) && !is_link_local(**address))
         {
             let itself = Some(*address);
             routes.push(route(IpNet::from(*address), TABLE_NODE_PORTS, node, itself));
@@ -235,6 +236,10 @@ fn everything(family: Family) -> IpNet {
         Family::V4 => IpNet::new_assert(IpAddr::from([0; 4]), 0),
         Family::V6 => IpNet::new_assert(IpAddr::from([0; 16]), 0),
     }
+}
+
+const fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 fn is_of(address: IpAddr, family: Family) -> bool {

@@ -563,7 +563,7 @@ impl Conntrack {
         now: Timestamp,
     ) -> Option<u16> {
         let is_free = |tuple: &Tuple| self.find(tuple, now).is_none();
-        if self.slots.pools().open(search.reply, now, &is_free)
+        if self.slots.pools().open(search.reply, now)
             && let Some(found) = self.find_port(search, reserved, now)
         {
             return found;

@@ -5,7 +5,7 @@ mod flow;
 
 use dataplane::conntrack::{Invalid, SctpPacket, Status, Transport};
 use dataplane::tuple::Protocol;
-use flow::{Class, Client, FAMILIES, Flow, From, Server};
+use flow::{Class, Client, FAMILIES, Flow, Server, Side};
 
 /// "UDP event" rows, samples section 2.
 #[test]
@@ -102,7 +102,7 @@ fn gre_and_unknown_protocols() {
 const CLIENT_TAG: u32 = 0x1111;
 const SERVER_TAG: u32 = 0x2222;
 
-fn sctp(flow: &mut Flow, from: From, tag: u32, chunks: &[(u8, u32)]) -> Class {
+fn sctp(flow: &mut Flow, from: Side, tag: u32, chunks: &[(u8, u32)]) -> Class {
     flow.packet(
         from,
         Transport::Sctp(SctpPacket::parse(&sctp_bytes(tag, chunks)).unwrap()),
@@ -129,7 +129,7 @@ fn sctp_bytes(tag: u32, chunks: &[(u8, u32)]) -> Vec<u8> {
 /// Samples section 4, SCTP from INIT to SHUTDOWN COMPLETE.
 #[test]
 fn sctp_life() {
-    let steps: [(From, u32, (u8, u32), &str); 7] = [
+    let steps: [(Side, u32, (u8, u32), &str); 7] = [
         (Client, 0, (1, CLIENT_TAG), "9 CLOSED [UNREPLIED]"),
         (Server, CLIENT_TAG, (2, SERVER_TAG), "2 COOKIE_WAIT"),
         (Client, SERVER_TAG, (10, 0), "2 COOKIE_ECHOED"),

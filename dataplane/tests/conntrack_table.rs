@@ -189,7 +189,7 @@ fn clashes() {
 fn racing_first_packets() {
     const THREADS: usize = 4;
     const ROUNDS: u32 = 2_000;
-    let conntrack = Conntrack::new(Settings::kernel(THREADS + ROUNDS as usize), [1; 4]);
+    let conntrack = Conntrack::new(Settings::kernel(2 * ROUNDS as usize), [1; 4]);
     let barrier = Barrier::new(THREADS);
     let ways: Vec<Vec<(bool, Address)>> = std::thread::scope(|scope| {
         let race = |thread: usize| {

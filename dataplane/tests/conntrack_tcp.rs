@@ -185,7 +185,7 @@ fn answered_by_reset() {
             "a SYN again does not refresh"
         );
         assert_eq!(
-            flow.tcp(Server, RST_ACK, 0, 1002),
+            flow.tcp(Server, RST_ACK, 0, 1003),
             Class::Invalid(Invalid::TcpAcknowledgement)
         );
         assert_eq!(flow.tcp(Server, RST_ACK, 0, 1001), Class::Accepted);

@@ -5,9 +5,9 @@
 //! cleared when one has gone.
 //!
 //! Invariants: the table decides, the bits only guide. A bit may say free of a port that is taken (the caller checks);
-//! it does not stay set for a port that is free: who sets it without an entry of its own (the scan of
-//! [`Pools::open`], a caller that found the port taken) looks once more afterwards, and who removes an entry clears the
-//! bit after the entry is gone.
+//! it does not stay set for a port that is free: who sets it without an entry of its own (a caller that found the port
+//! taken) looks once more afterwards, and who removes an entry clears the bit after the entry is gone. So a new pool
+//! begins with no bit set, and learns as it is asked.
 
 use crate::tuple::{Timestamp, Tuple};
 use std::ops::RangeInclusive;
@@ -22,7 +22,7 @@ const POOLS: usize = if cfg!(any(loom, shuttle)) {
 /// A pool lies in one of so many places, by the hash of its key.
 const PLACES: usize = 4;
 /// Ports whose entries have expired but were not swept are looked for no more often than this, in nanoseconds.
-const RESCAN: u64 = 16_000_000;
+const RECHECK: u64 = 50_000_000;
 
 /// The bits of all ports of one address and protocol.
 #[derive(Debug)]
@@ -70,8 +70,8 @@ pub(super) struct Pools {
 struct Pool {
     /// Keyed hash of the reply tuple without its port; zero for none.
     key: AtomicU64,
-    /// When all ports were last looked at.
-    scanned: AtomicU64,
+    /// When bits were last cleared without an entry going.
+    cleared: AtomicU64,
     taken: Bitmap,
 }
 
@@ -79,7 +79,7 @@ impl Pools {
     pub(super) fn new(hash: ahash::RandomState) -> Self {
         let pool = || Pool {
             key: AtomicU64::new(0),
-            scanned: AtomicU64::new(0),
+            cleared: AtomicU64::new(0),
             taken: Bitmap::new(),
         };
         Self {
@@ -125,29 +125,21 @@ impl Pools {
             .find(|pool| pool.key.load(SeqCst) == key)
     }
 
-    /// Opens a pool for this reply tuple, `is_free` says which tuples are; in place of another one when there is no
-    /// room. False when another thread is opening one.
-    pub(super) fn open(
-        &self,
-        reply: &Tuple,
-        now: Timestamp,
-        is_free: &impl Fn(&Tuple) -> bool,
-    ) -> bool {
+    /// Opens a pool for this reply tuple, in place of another one when there is no room. False when another thread is
+    /// opening one.
+    pub(super) fn open(&self, reply: &Tuple, now: Timestamp) -> bool {
         if self.opening.swap(true, SeqCst) {
             return false;
         }
         let key = self.key(reply);
         let places = self.places(key);
         let empty = places.iter().find(|pool| pool.key.load(Relaxed) == 0);
-        let oldest = || places.iter().min_by_key(|pool| pool.scanned.load(Relaxed));
+        let oldest = || places.iter().min_by_key(|pool| pool.cleared.load(Relaxed));
         if let (None, Some(pool)) = (self.pool(key), empty.or_else(oldest)) {
             pool.key.store(0, SeqCst);
-            pool.taken.set_words([0; 1024]);
-            // From here on the table keeps the bits; those of entries from before are found by looking.
+            pool.clear(&(0..=u16::MAX), now);
             pool.key.store(key, SeqCst);
             self.any.store(true, SeqCst);
-            fence(SeqCst);
-            pool.scan(reply, now, is_free);
         }
         self.opening.store(false, SeqCst);
         true
@@ -170,7 +162,7 @@ impl Pools {
         let port = pool
             .find(reply, (range, start), reserved, is_free)
             .or_else(|| {
-                pool.rescan(reply, now, is_free)
+                pool.clear_if_due(range, now)
                     .then(|| pool.find(reply, (range, start), reserved, is_free))?
             });
         Some(port)
@@ -211,23 +203,19 @@ impl Pool {
         is_free_after_all
     }
 
-    /// Sets every bit as the table says.
-    fn scan(&self, reply: &Tuple, now: Timestamp, is_free: &impl Fn(&Tuple) -> bool) {
-        let mut candidate = *reply;
-        for port in 0..=u16::MAX {
-            *candidate.leased_port_mut() = port;
-            if self.check(&candidate, is_free) && self.taken.contains(port) {
-                self.taken.remove(port);
-            }
+    /// Forgets which of `ports` are taken.
+    fn clear(&self, ports: &RangeInclusive<u16>, now: Timestamp) {
+        for port in ports.clone() {
+            self.taken.remove(port);
         }
-        self.scanned.store(now.0, Relaxed);
+        self.cleared.store(now.0, Relaxed);
     }
 
     /// All bits are set: some may be of entries that expired and were not swept yet.
-    fn rescan(&self, reply: &Tuple, now: Timestamp, is_free: &impl Fn(&Tuple) -> bool) -> bool {
-        let is_due = now.0.saturating_sub(self.scanned.load(Relaxed)) >= RESCAN;
+    fn clear_if_due(&self, ports: &RangeInclusive<u16>, now: Timestamp) -> bool {
+        let is_due = now.0.saturating_sub(self.cleared.load(Relaxed)) >= RECHECK;
         if is_due {
-            self.scan(reply, now, is_free);
+            self.clear(ports, now);
         }
         is_due
     }

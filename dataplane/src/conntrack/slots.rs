@@ -44,6 +44,9 @@ pub(super) const WIDTH: usize = if cfg!(loom) { 2 } else { 8 };
 /// A tuple goes to its first bucket until that holds so many; then to the emptier one of its two.
 const PREFERRED: usize = WIDTH / 2;
 
+/// Tries of an insertion in which it gives way to others.
+const ROUNDS: u32 = 8;
+
 const PHASE: u64 = 0x3;
 const FREE: u64 = 0;
 const PENDING: u64 = 1;
@@ -421,7 +424,12 @@ impl Slots {
         let control = &self.hot[id.index as usize].0[CONTROL];
         control.store(id.control(PENDING), Ordering::SeqCst);
         if !self.link(id, hashes[0]) || (new.original != new.reply && !self.link(id, hashes[1])) {
-            return Err(InsertError::BucketFull);
+            // Rivals for the same tuple fill its buckets for a moment; they step back as we do.
+            return if round < ROUNDS {
+                Ok(false)
+            } else {
+                Err(InsertError::BucketFull)
+            };
         }
         fence(Ordering::SeqCst);
         let taken = [InsertError::OriginalTaken, InsertError::ReplyTaken];
@@ -469,7 +477,7 @@ impl Slots {
                         return Rival::Live;
                     }
                     self.remove_if(snapshot.id, is_expired);
-                } else if snapshot.id.index < id.index && round < 8 {
+                } else if snapshot.id.index < id.index && round < ROUNDS {
                     return Rival::Pending;
                 } else {
                     // Ours goes first, or the other was not seen to move for long: it must try again.

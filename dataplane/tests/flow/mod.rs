@@ -29,11 +29,11 @@ pub enum Class {
 
 /// Who sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
+pub enum Side {
     Client,
     Server,
 }
-pub use From::{Client, Server};
+pub use Side::{Client, Server};
 
 /// client 40000 -> VIP 80, DNAT to pod 8080; packets of the server arrive as the pod sends them.
 pub struct Flow {
@@ -82,7 +82,7 @@ impl Flow {
     }
 
     /// A packet through the table as the path does it.
-    pub fn packet(&mut self, from: From, transport: Transport) -> Class {
+    pub fn packet(&mut self, from: Side, transport: Transport) -> Class {
         let tuple = match from {
             Client => self.from_client,
             Server => self.from_server,
@@ -114,7 +114,7 @@ impl Flow {
 
     pub fn tcp(
         &mut self,
-        from: From,
+        from: Side,
         flags: TcpFlags,
         sequence: u32,
         acknowledgement: u32,
@@ -122,7 +122,7 @@ impl Flow {
         self.segment(from, segment(flags, sequence, acknowledgement))
     }
 
-    pub fn segment(&mut self, from: From, segment: TcpSegment) -> Class {
+    pub fn segment(&mut self, from: Side, segment: TcpSegment) -> Class {
         self.packet(from, Transport::Tcp(segment))
     }
 

@@ -173,21 +173,19 @@ pub fn up(request: &Request<'_>) -> Result<Running> {
         dataplane: request.dataplane,
         via: request.via.clone(),
     };
-    let _lock = lock(request.name)?;
+    let held = lock(request.name)?;
     let left = State::read(request.name).map_err(io_error("the lab's state"))?;
-    if let Some(state) = left {
-        match state.broken() {
-            None => return already_up(state, &options, &inputs, request),
-            Some(why) => {
-                clear(request.name)?;
-                (request.progress)(
-                    "cleared",
-                    &format!("an earlier {}: {why}", request.name),
-                    Duration::ZERO,
-                );
-            }
+    let _held = match left.map(|state| (state.broken(), state)) {
+        None => held,
+        Some((None, state)) => return already_up(state, &options, &inputs, request),
+        Some((Some(why), _)) => {
+            clear(request.name)?;
+            let what = format!("an earlier {}: {why}", request.name);
+            (request.progress)("cleared", &what, Duration::ZERO);
+            // The lock went with the lab's folder.
+            lock(request.name)?
         }
-    }
+    };
     let mut state = State::new(request.name, options).map_err(io_error("the lab's state"))?;
     let made = make(request, &inputs, plan, &mut state);
     if made.is_err() && !request.keep {
@@ -485,10 +483,14 @@ pub fn apply(lab: &str, file: &Path, prune: bool) -> Result<Applied> {
         let base = fs::read_to_string(&path).map_err(io_error(path.display().to_string()))?;
         control::snapshot::merge((&path.display().to_string(), &base), (&name, &change))?
     };
+    let snapshot = Snapshot::parse(&name, &text)?;
+    let mut pods = lab_file::pods(&folder.join("lab.yaml"))?;
+    // What the lab file says of a pod that no slice has any more goes with the pod.
+    pods.retain(|pod| pod.node.is_some() || is_endpoint(&snapshot, pod));
     let inputs = Inputs {
-        snapshot: Snapshot::parse(&name, &text)?,
+        snapshot,
         config: KubeProxyConfig::read(&folder.join("kube-proxy.yaml"))?,
-        pods: lab_file::pods(&folder.join("lab.yaml"))?,
+        pods,
     };
     let old = state.plan.clone().unwrap_or_default();
     let new = inputs.plan(lab, state.options.via.as_deref(), state.options.dataplane)?;
@@ -575,6 +577,12 @@ fn stop_hosts<'a>(
         .retain(|process| !names.contains(&process.host));
     network.remove(hosts.into_iter())?;
     Ok(())
+}
+
+fn is_endpoint(snapshot: &Snapshot, pod: &LabPod) -> bool {
+    let endpoints = snapshot.endpoint_slices.iter().flat_map(|slice| &slice.endpoints);
+    let mut targets = endpoints.filter_map(|endpoint| endpoint.target_ref.as_ref());
+    targets.any(|target| target.name == pod.name && target.namespace == pod.namespace)
 }
 
 /// The difference of two plans in hosts.

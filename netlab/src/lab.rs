@@ -580,7 +580,10 @@ fn stop_hosts<'a>(
 }
 
 fn is_endpoint(snapshot: &Snapshot, pod: &LabPod) -> bool {
-    let endpoints = snapshot.endpoint_slices.iter().flat_map(|slice| &slice.endpoints);
+    let endpoints = snapshot
+        .endpoint_slices
+        .iter()
+        .flat_map(|slice| &slice.endpoints);
     let mut targets = endpoints.filter_map(|endpoint| endpoint.target_ref.as_ref());
     targets.any(|target| target.name == pod.name && target.namespace == pod.namespace)
 }

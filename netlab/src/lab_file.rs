@@ -204,15 +204,23 @@ fn lab_file(path: &Path, name: &str) -> Result<Source, SourceError> {
     };
     let (snapshot, config, pods) = reader.lab().map_err(|problem| Problems(vec![problem]))?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    let full = |relative: &str| {
-        let path = folder.join(relative);
-        fs::canonicalize(&path).map_err(unreadable(&path))
+    let full = |field: &str, relative: &str| {
+        fs::canonicalize(folder.join(relative)).map_err(|error| {
+            let message =
+                format!("{relative} cannot be read: {error}; name a file beside the lab file");
+            Problems(vec![reader.problem(
+                reader.line(field, ""),
+                None,
+                field,
+                message,
+            )])
+        })
     };
     Ok(Source {
         name: name.to_owned(),
         path: fs::canonicalize(path).map_err(unreadable(path))?,
-        snapshot: full(&snapshot)?,
-        config: config.map(|config| full(&config)).transpose()?,
+        snapshot: full("snapshot", &snapshot)?,
+        config: config.map(|config| full("config", &config)).transpose()?,
         pods,
     })
 }

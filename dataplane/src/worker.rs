@@ -147,9 +147,13 @@ impl<'a, D: Device> Worker<'a, D> {
             self.counters.count(verdict);
             let sent = match verdict {
                 Verdict::Forward | Verdict::Pass => send(device, frame, &mut context.datagram),
-                Verdict::Reject(_) => refuse(shared, &facts, &context, *origin, frame)
-                    .then(|| device.send(frame))
-                    .unwrap_or(Ok(())),
+                Verdict::Reject(_) => {
+                    if refuse(shared, &facts, &context, *origin, frame) {
+                        device.send(frame)
+                    } else {
+                        Ok(())
+                    }
+                }
                 Verdict::Drop(_) | Verdict::Hold => Ok(()),
             };
             context.datagram.clear();

@@ -1,6 +1,8 @@
 //! UDP, ICMP, SCTP, GRE and unknown protocols against the rows of the project's conntrack reference, section 3, with a
 //! virtual clock, for both families.
 
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
 mod flow;
 
 use dataplane::conntrack::{Invalid, SctpPacket, Status, Transport};

@@ -1,5 +1,7 @@
 //! The table itself: who owns a tuple, races, expiry, early drop, limits; against a plain model.
 
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
 mod flow;
 
 use dataplane::conntrack::{

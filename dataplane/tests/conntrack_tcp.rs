@@ -1,6 +1,8 @@
 //! TCP against the rows of the project's conntrack reference, section 2 (measured on Linux 6.18), with a virtual
 //! clock, for both families.
 
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
 mod flow;
 
 use dataplane::conntrack::{Invalid, Settings, TcpFlags, TcpOptions, TcpSegment};
@@ -499,7 +501,7 @@ fn options() {
         header[13] = 0x10;
         header.extend(options);
         header.resize(header.len().next_multiple_of(4), 0);
-        header[12] = (header.len() / 4 << 4) as u8;
+        header[12] = ((header.len() / 4) << 4) as u8;
         TcpSegment::parse(&header, 0).unwrap().options
     };
     let none = TcpOptions::default();

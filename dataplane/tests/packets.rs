@@ -1,5 +1,7 @@
 //! Packet in, verdict, packet out: every way through the path, for both families.
 
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
 mod common;
 
 use common::*;

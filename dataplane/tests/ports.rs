@@ -1,5 +1,7 @@
 //! Source ports: classes, clashes, the last free port, blocks; no port leaks.
 
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
 mod flow;
 
 use dataplane::conntrack::{Confirmed, Conntrack, Headers, Settings, Transport};

@@ -436,7 +436,9 @@ fn find_host<'a>(plan: &'a Plan, wanted: &str) -> Result<&'a Host, Error> {
     let short = |host: &Host| host.name.short_names();
     let same = |name: &str| name == wanted;
     let begins = |name: &str| name.starts_with(wanted);
-    let tries: [(&dyn Fn(&Host) -> Vec<String>, &dyn Fn(&str) -> bool); 4] = [
+    type Names<'a> = &'a dyn Fn(&Host) -> Vec<String>;
+    type Fits<'a> = &'a dyn Fn(&str) -> bool;
+    let tries: [(Names<'_>, Fits<'_>); 4] = [
         (&full, &same),
         (&short, &same),
         (&full, &begins),

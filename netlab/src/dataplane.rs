@@ -80,10 +80,8 @@ pub fn wait_for_tables(lab: &str, plan: &Plan, before: &[(String, Option<Status>
     let deadline = Instant::now() + WITHIN;
     while Instant::now() < deadline {
         let now = agents(lab, plan);
-        let newer = |(new, old): (&(String, Option<Status>), &(String, Option<Status>))| {
-            generation(&new.1) != generation(&old.1)
-        };
-        if now.iter().zip(before).all(newer) {
+        let mut pairs = now.iter().zip(before);
+        if pairs.all(|((_, new), (_, old))| generation(new) != generation(old)) {
             return;
         }
         std::thread::sleep(Duration::from_millis(5));

@@ -160,9 +160,10 @@ pub fn up(request: &Request<'_>) -> Result<Running> {
     let config_path = request.config.as_ref().or(request.source.config.as_ref());
     let inputs = Inputs {
         snapshot: Snapshot::read(&request.source.snapshot)?,
-        config: config_path.map_or(Ok(KubeProxyConfig::default()), |path| {
-            KubeProxyConfig::read(path)
-        })?,
+        config: config_path
+            .map(|path| KubeProxyConfig::read(path))
+            .transpose()?
+            .unwrap_or_default(),
         pods: request.source.pods.clone(),
     };
     let plan = inputs.plan(request.name, request.via.as_deref(), request.dataplane)?;

@@ -203,7 +203,7 @@ fn lab_file(path: &Path, name: &str) -> Result<Source, SourceError> {
         text: &text,
     };
     let (snapshot, config, pods) = reader.lab().map_err(|problem| Problems(vec![problem]))?;
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
     let full = |field: &str, relative: &str| {
         fs::canonicalize(folder.join(relative)).map_err(|error| {
             let message =
@@ -510,7 +510,7 @@ mod tests {
     #[test]
     fn a_lab_file_says_what_pods_run() {
         let (snapshot, config, pods) = read(
-            "snapshot: s.yaml\nconfig: c.yaml\npods:\n- name: a/b\n  run: nginx\n- name: a/c\n  node: n\n  \
+            "snapshot: s.yaml\nconfig: c.yaml\npods:\n- name: a/b\n  run: nginx\n- name: a/c\n  node: node-a\n  \
              addresses: [10.0.0.1, 'fd00::1']\n  run: [sleep, 60]\n  files: {html/x: hello}\n",
         )
         .unwrap();
@@ -525,7 +525,7 @@ mod tests {
         );
         assert_eq!(
             (pods[1].addresses.len(), pods[1].node.as_deref()),
-            (2, Some("n"))
+            (2, Some("node-a"))
         );
         assert_eq!(pods[1].files["html/x"], "hello");
     }

@@ -1,5 +1,7 @@
 //! Properties of decisions over random snapshots.
 
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
 use control::compile::compile;
 use control::config::KubeProxyConfig;
 use control::explain::{Explainer, Packet, Verdict};

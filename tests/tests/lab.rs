@@ -3,6 +3,8 @@
 //! Each test names its labs so that no two tests, and no lab of the user, share one; each removes what it made,
 //! also when it fails.
 
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,5 +1,7 @@
 //! rtnetlink against the real kernel, in a fresh network namespace per test. Needs root.
 
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
 use control::model::Family;
 use control::netlink::{
     Monitor, Netlink, Route, RouteKind, Rule, RuleAction, Scope, TABLE_LOCAL, VethEnd, read_sysctl,
@@ -124,12 +126,13 @@ fn root_addresses_are_usable_at_once() {
 fn root_routes_come_back_as_they_were_given() {
     in_fresh_namespace(|| {
         let mut netlink = Netlink::open().unwrap();
-        let oif = Some(veth(&mut netlink, "a", "b"));
+        let link = veth(&mut netlink, "a", "b");
+        let oif = Some(link);
         netlink
-            .add_address(oif.unwrap(), "10.0.0.1/24".parse().unwrap())
+            .add_address(link, "10.0.0.1/24".parse().unwrap())
             .unwrap();
         netlink
-            .add_address(oif.unwrap(), "fd00::1/64".parse().unwrap())
+            .add_address(link, "fd00::1/64".parse().unwrap())
             .unwrap();
         let new = |text: &str| Route {
             oif,

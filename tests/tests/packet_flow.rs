@@ -1,6 +1,8 @@
 //! The cases of kube-proxy's own packet-flow and endpoint-set tests, through `explain` and so through
 //! `ServiceTable::decide`.
 
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
 use control::config::KubeProxyConfig;
 use control::endpoints::EndpointSets;
 use control::explain::{Explainer, Packet, Verdict};

@@ -33,7 +33,7 @@ pub enum Event {
 ///
 /// # Errors
 /// When a source of events cannot be opened.
-pub fn listen(settings: &Settings, events: &Sender<Event>) -> Result<()> {
+pub(super) fn listen(settings: &Settings, events: &Sender<Event>) -> Result<()> {
     listen_to_signals(events.clone())?;
     listen_to_links(events.clone())?;
     listen_to_files(&settings.snapshot, events.clone())?;
@@ -81,7 +81,7 @@ fn listen_to_files(snapshot: &Path, events: Sender<Event>) -> Result<()> {
         let _watching = watcher;
         for change in changed {
             let Ok(change) = change else { continue };
-            let concerns = snapshot.is_dir() || change.paths.iter().any(|path| *path == snapshot);
+            let concerns = snapshot.is_dir() || change.paths.contains(&snapshot);
             let is_new =
                 change.kind.is_create() || change.kind.is_modify() || change.kind.is_remove();
             if concerns && is_new && events.send(Event::ObjectsChanged).is_err() {

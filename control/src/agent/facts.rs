@@ -19,7 +19,7 @@ use std::ops::RangeInclusive;
 ///
 /// # Errors
 /// Those of netlink.
-pub fn node_network(netlink: &mut Netlink) -> netlink::Result<NodeNetwork> {
+pub(super) fn node_network(netlink: &mut Netlink) -> netlink::Result<NodeNetwork> {
     let addresses = netlink
         .addresses()?
         .into_iter()
@@ -59,7 +59,7 @@ const fn scope(scope: netlink::Scope) -> Scope {
 }
 
 /// Facts for the packet's path.
-pub fn node_facts(network: &NodeNetwork, snapshot: &Snapshot, node: &str) -> NodeFacts {
+pub(super) fn node_facts(network: &NodeNetwork, snapshot: &Snapshot, node: &str) -> NodeFacts {
     let sources = sources(network, snapshot, node);
     let of = |family| {
         sources
@@ -81,7 +81,7 @@ pub fn node_facts(network: &NodeNetwork, snapshot: &Snapshot, node: &str) -> Nod
 }
 
 /// The address that the node sends from, per family: its InternalIP if it has it, else its first global address.
-pub fn sources(network: &NodeNetwork, snapshot: &Snapshot, node: &str) -> Vec<IpAddr> {
+pub(super) fn sources(network: &NodeNetwork, snapshot: &Snapshot, node: &str) -> Vec<IpAddr> {
     let own = |family: Family| {
         network
             .addresses
@@ -105,7 +105,7 @@ pub fn sources(network: &NodeNetwork, snapshot: &Snapshot, node: &str) -> Vec<Ip
 }
 
 /// The parts of the plan that follow from the table.
-pub fn addressed(services: &ServiceTable, sources: Vec<IpAddr>) -> Plan {
+pub(super) fn addressed(services: &ServiceTable, sources: Vec<IpAddr>) -> Plan {
     let parts = services.parts();
     let mut plan = Plan {
         sources,
@@ -200,7 +200,7 @@ fn listening_port(line: &str) -> Option<u16> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn prepare_device(name: &str) -> netlink::Result<()> {
+pub(super) fn prepare_device(name: &str) -> netlink::Result<()> {
     for (sysctl, value) in [
         ("accept_local", "1"),
         ("rp_filter", "0"),
@@ -222,13 +222,13 @@ pub fn prepare_device(name: &str) -> netlink::Result<()> {
 }
 
 /// What to say when a device cannot be made.
-pub fn cannot_create(name: &str) -> String {
+pub(super) fn cannot_create(name: &str) -> String {
     format!("cannot make the device {name}: is another agent running in this network namespace?")
 }
 
 /// Settings of the whole network namespace that were changed, with what they were.
 #[derive(Debug, Default)]
-pub struct Sysctls {
+pub(super) struct Sysctls {
     changed: Vec<(&'static str, String)>,
 }
 
@@ -239,7 +239,7 @@ impl Sysctls {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn prepare_node(&mut self) -> netlink::Result<()> {
+    pub(super) fn prepare_node(&mut self) -> netlink::Result<()> {
         self.change("ipv4/ip_forward", "1", |_| true)?;
         self.change("ipv4/conf/all/rp_filter", "0", |old| old == "1")?;
         self.change("ipv4/ip_early_demux", "0", |_| true)?;
@@ -264,7 +264,7 @@ impl Sysctls {
     }
 
     /// Puts back what was there.
-    pub fn restore(&mut self) {
+    pub(super) fn restore(&mut self) {
         for (name, old) in self.changed.drain(..) {
             if let Err(error) = write_sysctl(name, &old) {
                 tracing::warn!("{error}");

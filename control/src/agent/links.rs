@@ -47,7 +47,7 @@ impl fmt::Display for LinkPattern {
 }
 
 /// Names of the links that match a pattern, in the kernel's order.
-pub fn matching(links: &[Link], patterns: &[LinkPattern]) -> Vec<String> {
+pub(super) fn matching(links: &[Link], patterns: &[LinkPattern]) -> Vec<String> {
     let wanted = |link: &&Link| patterns.iter().any(|pattern| pattern.matches(&link.name));
     links
         .iter()
@@ -57,7 +57,7 @@ pub fn matching(links: &[Link], patterns: &[LinkPattern]) -> Vec<String> {
 }
 
 /// Checks that every pattern of an uplink names a link.
-pub fn require(netlink: &mut Netlink, uplinks: &[LinkPattern]) -> Result<()> {
+pub(super) fn require(netlink: &mut Netlink, uplinks: &[LinkPattern]) -> Result<()> {
     let links = netlink.links()?;
     for pattern in uplinks {
         if !links.iter().any(|link| pattern.matches(&link.name)) {
@@ -75,7 +75,11 @@ pub fn require(netlink: &mut Netlink, uplinks: &[LinkPattern]) -> Result<()> {
 ///
 /// What is forwarded must fit whatever the link that it came from allows; the kernel checks the MTU of the link that it
 /// leaves by. What the node sends is cut by this MTU, so it is the smallest of the links that it may leave by.
-pub fn device_mtu(netlink: &mut Netlink, settings: &Settings, origin: Origin) -> Result<u32> {
+pub(super) fn device_mtu(
+    netlink: &mut Netlink,
+    settings: &Settings,
+    origin: Origin,
+) -> Result<u32> {
     const LARGEST: u32 = 65_535;
     if origin != Origin::Node {
         return Ok(LARGEST);

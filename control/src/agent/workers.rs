@@ -14,27 +14,27 @@ use std::time::Instant;
 
 /// The node's clock: monotonic, from the start of the agent.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub(super) struct Clock {
     start: Instant,
 }
 
 impl Clock {
     /// Starts it.
-    pub fn start() -> Self {
+    pub(super) fn start() -> Self {
         Self {
             start: Instant::now(),
         }
     }
 
     /// The time now.
-    pub fn now(self) -> Timestamp {
+    pub(super) fn now(self) -> Timestamp {
         Timestamp(self.start.elapsed().as_nanos() as u64)
     }
 }
 
 /// The running workers.
 #[derive(Debug)]
-pub struct Workers {
+pub(super) struct Workers {
     stop: Arc<OwnedFd>,
     threads: Vec<JoinHandle<()>>,
     counters: Vec<Arc<Counters>>,
@@ -45,7 +45,7 @@ impl Workers {
     ///
     /// # Errors
     /// When the kernel gives no event descriptor or no thread.
-    pub fn start(
+    pub(super) fn start(
         shared: &Arc<Shared>,
         queues: Vec<Vec<(Origin, Queue)>>,
         clock: Clock,
@@ -77,7 +77,7 @@ impl Workers {
     }
 
     /// The counts of all workers together.
-    pub fn counts(&self) -> Counts {
+    pub(super) fn counts(&self) -> Counts {
         let mut total = Counts::default();
         for counters in &self.counters {
             total += &counters.read();
@@ -86,7 +86,7 @@ impl Workers {
     }
 
     /// Ends the workers and waits for them; their devices go with them.
-    pub fn stop(self) {
+    pub(super) fn stop(self) {
         // An eventfd takes eight bytes unless its counter is full, which one write cannot make it.
         let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
         for thread in self.threads {

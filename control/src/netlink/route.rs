@@ -116,12 +116,13 @@ impl Route {
     }
 
     fn wire_scope(&self) -> Scope {
-        self.scope.unwrap_or(match (self.kind, self.gateway) {
-            _ if self.family() == Family::V6 => Scope::Universe,
-            (RouteKind::Local, _) => Scope::Host,
-            (RouteKind::Unicast, None) => Scope::Link,
-            _ => Scope::Universe,
-        })
+        self.scope
+            .unwrap_or_else(|| match (self.kind, self.gateway) {
+                _ if self.family() == Family::V6 => Scope::Universe,
+                (RouteKind::Local, _) => Scope::Host,
+                (RouteKind::Unicast, None) => Scope::Link,
+                _ => Scope::Universe,
+            })
     }
 }
 
@@ -277,8 +278,7 @@ fn parse(message: RouteMessage) -> Option<Route> {
     route.table = u32::from(header.table);
     route.protocol = u8::from(header.protocol);
     route.scope = Some(Scope::from(u8::from(header.scope)));
-    route.onlink =
-        u32::from(header.flags.bits()) & u32::from(RouteNextHopFlags::Onlink.bits()) != 0;
+    route.onlink = header.flags.bits() & u32::from(RouteNextHopFlags::Onlink.bits()) != 0;
     route.kind = match header.kind {
         RouteType::Unicast => RouteKind::Unicast,
         RouteType::Local => RouteKind::Local,

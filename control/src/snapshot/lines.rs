@@ -35,8 +35,8 @@ pub(super) fn refine(problems: &mut [Problem], text: &str) {
 
 /// A document with the line of everything in it.
 enum Tree {
-    Mapping(Vec<(String, Spanned<Tree>)>),
-    Sequence(Vec<Spanned<Tree>>),
+    Mapping(Vec<(String, Spanned<Self>)>),
+    Sequence(Vec<Spanned<Self>>),
     Scalar,
 }
 

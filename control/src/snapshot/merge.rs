@@ -44,7 +44,7 @@ fn key(value: &Value) -> [String; 3] {
     let namespace = if kind == "Node" {
         None
     } else {
-        metadata("namespace").or(Some("default".to_owned()))
+        metadata("namespace").or_else(|| Some("default".to_owned()))
     };
     [
         kind,

@@ -20,14 +20,12 @@ use std::hash::RandomState;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-pub const FIN: u8 = 1;
-pub const SYN: u8 = 2;
-pub const RST: u8 = 4;
-pub const ACK: u8 = 16;
+pub(crate) const SYN: u8 = 2;
+pub(crate) const ACK: u8 = 16;
 
 /// A packet to be.
 #[derive(Clone, Debug)]
-pub struct Build {
+pub(crate) struct Build {
     pub source: SocketAddr,
     pub destination: SocketAddr,
     pub body: Body,
@@ -35,7 +33,7 @@ pub struct Build {
 }
 
 #[derive(Clone, Debug)]
-pub enum Body {
+pub(crate) enum Body {
     Tcp {
         flags: u8,
         sequence: u32,
@@ -65,7 +63,7 @@ fn build(body: Body) -> Build {
     }
 }
 
-pub fn tcp(flags: u8) -> Build {
+pub(crate) fn tcp(flags: u8) -> Build {
     build(Body::Tcp {
         flags,
         sequence: 1000,
@@ -74,14 +72,14 @@ pub fn tcp(flags: u8) -> Build {
     })
 }
 
-pub fn udp(payload: &[u8]) -> Build {
+pub(crate) fn udp(payload: &[u8]) -> Build {
     build(Body::Udp {
         payload: payload.to_vec(),
         checksum: true,
     })
 }
 
-pub fn echo_request(family_of: &str, identifier: u16) -> Build {
+pub(crate) fn echo_request(family_of: &str, identifier: u16) -> Build {
     let kind = if family_of.contains(':') { 128 } else { 8 };
     let [high, low] = identifier.to_be_bytes();
     build(Body::Icmp {
@@ -93,7 +91,7 @@ pub fn echo_request(family_of: &str, identifier: u16) -> Build {
 }
 
 /// An ICMP error that quotes `quoted`.
-pub fn icmp_error(kind: u8, code: u8, quoted: &[u8]) -> Build {
+pub(crate) fn icmp_error(kind: u8, code: u8, quoted: &[u8]) -> Build {
     build(Body::Icmp {
         kind,
         code,
@@ -103,23 +101,23 @@ pub fn icmp_error(kind: u8, code: u8, quoted: &[u8]) -> Build {
 }
 
 /// `address` or `address:port`, IPv6 with a port in brackets.
-pub fn socket(text: &str) -> SocketAddr {
+pub(crate) fn socket(text: &str) -> SocketAddr {
     text.parse()
         .unwrap_or_else(|_| SocketAddr::new(text.parse::<IpAddr>().expect(text), 0))
 }
 
 impl Build {
-    pub fn from(mut self, source: &str) -> Self {
+    pub(crate) fn from(mut self, source: &str) -> Self {
         self.source = socket(source);
         self
     }
 
-    pub fn to(mut self, destination: &str) -> Self {
+    pub(crate) fn to(mut self, destination: &str) -> Self {
         self.destination = socket(destination);
         self
     }
 
-    pub fn sequence(mut self, sequence_: u32, acknowledgement_: u32) -> Self {
+    pub(crate) fn sequence(mut self, sequence_: u32, acknowledgement_: u32) -> Self {
         if let Body::Tcp {
             sequence,
             acknowledgement,
@@ -131,19 +129,19 @@ impl Build {
         self
     }
 
-    pub fn hops(mut self, hops: u8) -> Self {
+    pub(crate) fn hops(mut self, hops: u8) -> Self {
         self.hops = hops;
         self
     }
 
-    pub fn without_checksum(mut self) -> Self {
+    pub(crate) fn without_checksum(mut self) -> Self {
         if let Body::Udp { checksum, .. } = &mut self.body {
             *checksum = false;
         }
         self
     }
 
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let transport = self.transport();
         match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -263,7 +261,7 @@ impl Build {
     }
 }
 
-pub fn naive_sum(bytes: &[u8]) -> u16 {
+pub(crate) fn naive_sum(bytes: &[u8]) -> u16 {
     let mut total = 0u32;
     for pair in bytes.chunks(2) {
         total += u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low));
@@ -275,7 +273,7 @@ pub fn naive_sum(bytes: &[u8]) -> u16 {
 }
 
 /// A node with Services, a clock that stands still and a seeded source of randomness.
-pub struct Bed {
+pub(crate) struct Bed {
     pub conntrack: Conntrack,
     pub services: ServiceTable,
     pub affinity: Affinity,
@@ -288,7 +286,7 @@ pub struct Bed {
 }
 
 impl Bed {
-    pub fn new(services: ServiceTable) -> Self {
+    pub(crate) fn new(services: ServiceTable) -> Self {
         Self {
             conntrack: Conntrack::new(Settings::kube_proxy(4096), [1, 2, 3, 4]),
             services,
@@ -301,17 +299,17 @@ impl Bed {
         }
     }
 
-    pub fn wait(&mut self, duration: Duration) {
+    pub(crate) fn wait(&mut self, duration: Duration) {
         self.now = self.now.after(duration);
     }
 
     /// Sends bytes; returns the verdict and what the frame holds after it.
-    pub fn send_bytes(&mut self, origin: Origin, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+    pub(crate) fn send_bytes(&mut self, origin: Origin, bytes: &[u8]) -> (Verdict, Vec<u8>) {
         let mut frame = Frame::from_packet(bytes);
         self.send_frame(origin, &mut frame)
     }
 
-    pub fn send_frame(&mut self, origin: Origin, frame: &mut Frame) -> (Verdict, Vec<u8>) {
+    pub(crate) fn send_frame(&mut self, origin: Origin, frame: &mut Frame) -> (Verdict, Vec<u8>) {
         let mut context = Context {
             conntrack: &self.conntrack,
             services: &self.services,
@@ -332,13 +330,13 @@ impl Bed {
         (verdict, frame.packet().to_vec())
     }
 
-    pub fn send(&mut self, origin: Origin, packet: &Build) -> (Verdict, Vec<u8>) {
+    pub(crate) fn send(&mut self, origin: Origin, packet: &Build) -> (Verdict, Vec<u8>) {
         self.send_bytes(origin, &packet.bytes())
     }
 
     /// Sends `packet` and expects `verdict`; the packet must not change but for its hop.
     #[track_caller]
-    pub fn expect_untouched(&mut self, origin: Origin, packet: &Build, verdict: Verdict) {
+    pub(crate) fn expect_untouched(&mut self, origin: Origin, packet: &Build, verdict: Verdict) {
         let (got, bytes) = self.send(origin, packet);
         assert_eq!(got, verdict, "{packet:?}");
         assert_eq!(
@@ -350,7 +348,7 @@ impl Bed {
 
     /// Sends `packet` and expects it to be forwarded as `expected`, byte for byte.
     #[track_caller]
-    pub fn expect_forward(&mut self, origin: Origin, packet: &Build, expected: &Build) {
+    pub(crate) fn expect_forward(&mut self, origin: Origin, packet: &Build, expected: &Build) {
         let (got, bytes) = self.send(origin, packet);
         assert_eq!(got, Verdict::Forward, "{packet:?}");
         assert_eq!(
@@ -363,7 +361,7 @@ impl Bed {
 
 /// The addresses of one family that the tables speak of.
 #[derive(Clone, Copy, Debug)]
-pub struct Names {
+pub(crate) struct Names {
     pub client: &'static str,
     pub pod: &'static str,
     pub other_pod: &'static str,
@@ -374,7 +372,7 @@ pub struct Names {
     pub pods: &'static str,
 }
 
-pub const FAMILIES: [Names; 2] = [
+pub(crate) const FAMILIES: [Names; 2] = [
     Names {
         client: "198.51.100.10",
         pod: "10.244.1.10",
@@ -398,11 +396,11 @@ pub const FAMILIES: [Names; 2] = [
 ];
 
 /// `address` with `port`.
-pub fn at(address: &str, port: u16) -> String {
+pub(crate) fn at(address: &str, port: u16) -> String {
     SocketAddr::new(address.parse().expect(address), port).to_string()
 }
 
-pub fn address(text: &str) -> Address {
+pub(crate) fn address(text: &str) -> Address {
     Address::from(text.parse::<IpAddr>().expect(text))
 }
 
@@ -410,11 +408,11 @@ pub fn address(text: &str) -> Address {
 ///
 /// 80 → everything as kube-proxy does by default; NodePort 30080; 81 → no endpoints; NodePort 30081; 82 → external
 /// policy Local without local endpoint; 83 → source ranges that hold only `client`; 84 → endpoint on the node itself.
-pub fn services(names: &Names) -> ServiceTable {
+pub(crate) fn services(names: &Names) -> ServiceTable {
     services_with(names, names.pod, Generation(1))
 }
 
-pub fn services_with(names: &Names, endpoint: &str, generation: Generation) -> ServiceTable {
+pub(crate) fn services_with(names: &Names, endpoint: &str, generation: Generation) -> ServiceTable {
     let mut parts = ServiceTable::empty().parts().clone();
     parts.generation = generation;
     let mask = if names.pods.contains(':') { 56 } else { 16 };

@@ -8,19 +8,19 @@ use dataplane::conntrack::{
 use dataplane::tuple::{Address, Protocol, Timestamp, Tuple};
 use std::time::Duration;
 
-pub const SYN: TcpFlags = TcpFlags::SYN;
-pub const SYN_ACK: TcpFlags = TcpFlags::SYN.with(TcpFlags::ACK);
-pub const ACK: TcpFlags = TcpFlags::ACK;
-pub const FIN_ACK: TcpFlags = TcpFlags::FIN.with(TcpFlags::ACK);
-pub const RST: TcpFlags = TcpFlags::RST;
-pub const RST_ACK: TcpFlags = TcpFlags::RST.with(TcpFlags::ACK);
+pub(crate) const SYN: TcpFlags = TcpFlags::SYN;
+pub(crate) const SYN_ACK: TcpFlags = TcpFlags::SYN.with(TcpFlags::ACK);
+pub(crate) const ACK: TcpFlags = TcpFlags::ACK;
+pub(crate) const FIN_ACK: TcpFlags = TcpFlags::FIN.with(TcpFlags::ACK);
+pub(crate) const RST: TcpFlags = TcpFlags::RST;
+pub(crate) const RST_ACK: TcpFlags = TcpFlags::RST.with(TcpFlags::ACK);
 
 /// IPv4 and IPv6.
-pub const FAMILIES: [bool; 2] = [true, false];
+pub(crate) const FAMILIES: [bool; 2] = [true, false];
 
 /// Class of a packet as `-m conntrack --ctstate` and the NAT table see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
+pub(crate) enum Class {
     New,
     Accepted,
     Ignored,
@@ -29,21 +29,21 @@ pub enum Class {
 
 /// Who sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub(crate) enum Side {
     Client,
     Server,
 }
-pub use Side::{Client, Server};
+pub(crate) use Side::{Client, Server};
 
 /// client 40000 -> VIP 80, DNAT to pod 8080; packets of the server arrive as the pod sends them.
-pub struct Flow {
+pub(crate) struct Flow {
     pub conntrack: Conntrack,
     pub now: Timestamp,
     pub from_client: Tuple,
     pub from_server: Tuple,
 }
 
-pub fn address(ipv4: bool, last: u8) -> Address {
+pub(crate) fn address(ipv4: bool, last: u8) -> Address {
     if ipv4 {
         return Address::from_v4([10, 0, 0, last]);
     }
@@ -54,11 +54,11 @@ pub fn address(ipv4: bool, last: u8) -> Address {
 }
 
 impl Flow {
-    pub fn new(ipv4: bool, protocol: Protocol) -> Self {
+    pub(crate) fn new(ipv4: bool, protocol: Protocol) -> Self {
         Self::with(Settings::kernel(1000), ipv4, protocol)
     }
 
-    pub fn with(settings: Settings, ipv4: bool, protocol: Protocol) -> Self {
+    pub(crate) fn with(settings: Settings, ipv4: bool, protocol: Protocol) -> Self {
         let from_client = Tuple {
             source: address(ipv4, 1),
             destination: address(ipv4, 99),
@@ -82,7 +82,7 @@ impl Flow {
     }
 
     /// A packet through the table as the path does it.
-    pub fn packet(&mut self, from: Side, transport: Transport) -> Class {
+    pub(crate) fn packet(&mut self, from: Side, transport: Transport) -> Class {
         let tuple = match from {
             Client => self.from_client,
             Server => self.from_server,
@@ -112,7 +112,7 @@ impl Flow {
         Class::New
     }
 
-    pub fn tcp(
+    pub(crate) fn tcp(
         &mut self,
         from: Side,
         flags: TcpFlags,
@@ -122,15 +122,15 @@ impl Flow {
         self.segment(from, segment(flags, sequence, acknowledgement))
     }
 
-    pub fn segment(&mut self, from: Side, segment: TcpSegment) -> Class {
+    pub(crate) fn segment(&mut self, from: Side, segment: TcpSegment) -> Class {
         self.packet(from, Transport::Tcp(segment))
     }
 
-    pub fn wait(&mut self, milliseconds: u64) {
+    pub(crate) fn wait(&mut self, milliseconds: u64) {
         self.now = self.now.after(Duration::from_millis(milliseconds));
     }
 
-    pub fn entry(&self) -> Option<EntryView> {
+    pub(crate) fn entry(&self) -> Option<EntryView> {
         let mut entries = Vec::new();
         self.conntrack
             .for_each(self.now, |entry| entries.push(*entry));
@@ -139,7 +139,7 @@ impl Flow {
     }
 
     /// State, seconds and flags as `conntrack -L` would print them the moment after; `gone` without entry.
-    pub fn listed(&self) -> String {
+    pub(crate) fn listed(&self) -> String {
         let Some(entry) = self.entry() else {
             return "gone".to_owned();
         };
@@ -158,13 +158,13 @@ impl Flow {
     }
 
     /// SYN, SYN+ACK, ACK: client at 1001, server at 9001, window 64240, no scaling.
-    pub fn established(ipv4: bool) -> Self {
+    pub(crate) fn established(ipv4: bool) -> Self {
         let mut flow = Self::new(ipv4, Protocol::TCP);
         flow.handshake();
         flow
     }
 
-    pub fn handshake(&mut self) {
+    pub(crate) fn handshake(&mut self) {
         assert_eq!(self.tcp(Client, SYN, 1000, 0), Class::New);
         assert_eq!(self.tcp(Server, SYN_ACK, 9000, 1001), Class::Accepted);
         assert_eq!(self.tcp(Client, ACK, 1001, 9001), Class::Accepted);
@@ -172,7 +172,7 @@ impl Flow {
     }
 }
 
-pub fn segment(flags: TcpFlags, sequence: u32, acknowledgement: u32) -> TcpSegment {
+pub(crate) fn segment(flags: TcpFlags, sequence: u32, acknowledgement: u32) -> TcpSegment {
     TcpSegment {
         flags,
         sequence,
@@ -183,7 +183,7 @@ pub fn segment(flags: TcpFlags, sequence: u32, acknowledgement: u32) -> TcpSegme
     }
 }
 
-pub fn data(sequence: u32, acknowledgement: u32, data_length: u32) -> TcpSegment {
+pub(crate) fn data(sequence: u32, acknowledgement: u32, data_length: u32) -> TcpSegment {
     TcpSegment {
         data_length,
         ..segment(ACK, sequence, acknowledgement)

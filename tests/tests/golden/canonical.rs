@@ -105,8 +105,8 @@ pub(super) fn assert_same(path: &Path, golden: &[String], rendered: &[String]) {
 fn every_line_counts() {
     let iptables_text = super::goldens("iptables")[7].text();
     let nftables_text = super::goldens("nftables")[0].text();
-    let forms: [(&str, fn(&str) -> Vec<String>); 2] =
-        [(&iptables_text, iptables), (&nftables_text, nftables)];
+    type Form = fn(&str) -> Vec<String>;
+    let forms: [(&str, Form); 2] = [(&iptables_text, iptables), (&nftables_text, nftables)];
     for (text, form) in forms {
         let lines: Vec<&str> = text.lines().collect();
         let whole = form(text);

@@ -91,12 +91,26 @@ pub(super) fn nft_round_trip(proxier: &Proxier) {
         run("nft -f -", &rendered);
         run("nft list ruleset", "")
     });
-    let differing = rendered
+    let expected = sets_of_one_opened(&rendered);
+    let differing = expected
         .lines()
         .zip(listed.lines())
-        .find(|(rendered, listed)| rendered != listed);
+        .find(|(expected, listed)| expected != listed);
     assert_eq!(differing, None);
-    assert_eq!(rendered, listed);
+    assert_eq!(expected, listed);
+}
+
+/// `nft list` shows a set whose ranges merged into one with braces, and drops the braces when it reads that again.
+fn sets_of_one_opened(ruleset: &str) -> String {
+    let opened = ruleset
+        .lines()
+        .map(|line| match line.split_once(" saddr != { ") {
+            Some((before, after)) if !after.contains(',') => {
+                format!("{before} saddr != {}\n", after.replacen(" }", "", 1))
+            }
+            _ => format!("{line}\n"),
+        });
+    opened.collect()
 }
 
 #[test]

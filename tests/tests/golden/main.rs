@@ -4,6 +4,8 @@
 //! kube-proxy goes through Services in a random order, so both sides are put into one first ([`canonical`]).
 //! Everything else counts: every chain, every rule, their order and their number.
 
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
 mod canonical;
 mod difference;
 mod features;

@@ -114,7 +114,7 @@ fn verdicts(proxier: &Proxier) -> [Block; 4] {
     let mark = proxier.masquerade_mark;
     [
         chain("masquerading")
-            .line(format!("meta mark & {mark:#010x} == 0x00000000 return"))
+            .line(format!("{} return", without_mark(mark)))
             .line(format!("meta mark set meta mark ^ {mark:#010x}"))
             .line("masquerade fully-random"),
         chain("cluster-ips-check").line(format!(
@@ -125,6 +125,15 @@ fn verdicts(proxier: &Proxier) -> [Block; 4] {
             .line("comment \"helper for @no-endpoint-services / @no-endpoint-nodeports\"")
             .line("reject"),
     ]
+}
+
+/// Packets that do not bear the mark. A mask of the topmost bit is a prefix to nft, and it prints it as one.
+fn without_mark(mark: u32) -> String {
+    if mark == 1 << 31 {
+        "meta mark 0x00000000/1".to_owned()
+    } else {
+        format!("meta mark & {mark:#010x} == 0x00000000")
+    }
 }
 
 pub(super) fn chain(name: &str) -> Block {

@@ -107,7 +107,8 @@ mod with_loom {
         static INTERLEAVINGS: AtomicUsize = AtomicUsize::new(0);
         let before = INTERLEAVINGS.load(Relaxed);
         let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
+        // `LOOM_MAX_PREEMPTIONS` sets another bound.
+        builder.preemption_bound = builder.preemption_bound.or(Some(3));
         builder.max_branches = 100_000;
         builder.check(move || {
             INTERLEAVINGS.fetch_add(1, Relaxed);
@@ -195,7 +196,11 @@ mod with_shuttle {
     use shuttle::sync::Arc;
     use shuttle::thread;
 
-    const INTERLEAVINGS: usize = 20_000;
+    /// How many to try; `INTERLEAVINGS` in the environment sets another number.
+    fn interleavings() -> usize {
+        let wanted = std::env::var("INTERLEAVINGS");
+        wanted.map_or(20_000, |number| number.parse().unwrap())
+    }
 
     /// One step of a thread; `choice` is random.
     fn step(slots: &Slots, choice: u8, nth: u16, endpoint: u8) {
@@ -264,7 +269,7 @@ mod with_shuttle {
                 }
                 check_and_empty(&slots);
             },
-            INTERLEAVINGS,
+            interleavings(),
         );
     }
 
@@ -289,7 +294,7 @@ mod with_shuttle {
                 assert_eq!(results.iter().filter(|result| lost(result)).count(), 2);
                 check_and_empty(&slots);
             },
-            INTERLEAVINGS,
+            interleavings(),
         );
     }
 }

@@ -302,9 +302,10 @@ impl Slots {
     /// Copies an entry, if it is PENDING or LIVE with the (lower 16 bits of the) generation of `id` all the while.
     pub(super) fn snapshot(&self, id: EntryId) -> Option<Snapshot> {
         let line = &self.hot[id.index as usize].0;
-        let before = line[CONTROL].load(Ordering::Acquire) & !LOCKED;
-        let phase = before & PHASE;
-        if !matches!(phase, PENDING | LIVE) || (before >> 32) as u16 != id.generation as u16 {
+        let before = line[CONTROL].load(Ordering::Acquire);
+        if !matches!(before & PHASE, PENDING | LIVE)
+            || (before >> 32) as u16 != id.generation as u16
+        {
             return None;
         }
         let word = |at: usize| line[at].load(Ordering::Relaxed);
@@ -313,18 +314,21 @@ impl Slots {
         let hot = [word(STATE), word(STATE + 1), word(STATE + 2)];
         // Pairs with the fence in `write`: who saw a word of the next life sees that this one is over.
         fence(Ordering::Acquire);
-        let after = line[CONTROL].load(Ordering::Relaxed) & !LOCKED;
+        let after = line[CONTROL].load(Ordering::Relaxed);
+        // PENDING may have become LIVE meanwhile: still the same life, with the same tuples. Who would not count that
+        // as seen would miss a rival.
+        let is_same_life = before >> 32 == after >> 32 && matches!(after & PHASE, PENDING | LIVE);
         let id = EntryId {
             generation: (before >> 32) as u32,
             ..id
         };
-        (before == after).then_some(Snapshot {
+        is_same_life.then_some(Snapshot {
             id,
             original,
             reply,
             meta,
             hot,
-            is_live: phase == LIVE,
+            is_live: after & PHASE == LIVE,
         })
     }
 

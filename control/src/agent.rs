@@ -29,7 +29,7 @@ use dataplane::reject::RateLimit;
 use dataplane::select::Affinity;
 use dataplane::service::{Generation, ServiceTable};
 use dataplane::sys::tun::{self, Offloads, Queue};
-use dataplane::tuple::Origin;
+use dataplane::tuple::{Origin, Timestamp};
 use dataplane::verdict::Counts;
 use dataplane::worker::{NodeFacts, Shared};
 use std::hash::{BuildHasher, RandomState};
@@ -94,6 +94,7 @@ struct Agent {
     generation: Generation,
     clock: Clock,
     sysctls: facts::Sysctls,
+    rounds_since_count: usize,
 }
 
 /// How often connections, affinities and fragments are looked over.
@@ -114,6 +115,7 @@ impl Agent {
         let mut agent = Self {
             shared: Arc::new(shared(&settings, &config)),
             sysctls: facts::Sysctls::default(),
+            rounds_since_count: 0,
             devices: [0; 3],
             generation: Generation(0),
             workers: None,
@@ -211,9 +213,8 @@ impl Agent {
         let parts = compile(&self.snapshot, &self.config, &network, node, generation)?;
         let facts = facts::node_facts(&network, &self.snapshot, node);
         self.shared.facts.store(Arc::new(facts));
-        self.shared
-            .services
-            .store(Arc::new(ServiceTable::new(parts, &RandomState::new())));
+        let table = ServiceTable::following(parts, &self.shared.services.load());
+        self.shared.services.store(Arc::new(table));
         self.generation = generation;
         Ok(())
     }
@@ -246,6 +247,18 @@ impl Agent {
         self.shared.conntrack.expire(now, MAINTENANCE_BUDGET);
         self.shared.affinity.expire(now);
         self.shared.fragments.expire(now);
+        self.recount(now);
+    }
+
+    /// Counts connections for least-connections, the less often the more there are.
+    fn recount(&mut self, now: Timestamp) {
+        let conntrack = &self.shared.conntrack;
+        self.rounds_since_count += 1;
+        if self.rounds_since_count > conntrack.len() / MAINTENANCE_BUDGET {
+            self.rounds_since_count = 0;
+            let services = self.shared.services.load();
+            services.loads().recount(&services, conntrack, now);
+        }
     }
 
     fn counts(&self) -> Counts {

@@ -14,6 +14,7 @@ use crate::snapshot::{Node, Snapshot};
 use dataplane::service::{
     Action, Endpoint, EndpointRange, Frontend, FrontendKey, FrontendKind, Generation,
     LocalDetector, NodePortAddresses, Parts, Prefix, Selection, Service, ServiceIndex,
+    UdpEndpoints,
 };
 use dataplane::tuple::{Address, Protocol};
 use ipnet::IpNet;
@@ -229,6 +230,7 @@ impl Compiler<'_> {
             name: service_port.name.to_string(),
             selection: service_port.selection.unwrap_or(self.selection),
             affinity_timeout: service_port.affinity_timeout,
+            udp: udp_endpoints(service_port, &sets),
         });
         let cluster = self.push_endpoints(&sets.cluster);
         let local = self.push_endpoints(&sets.local);
@@ -415,6 +417,25 @@ fn unavailable(sets: &EndpointSets<'_>) -> Action {
     } else {
         Action::Reject
     }
+}
+
+fn udp_endpoints(service_port: &ServicePort, sets: &EndpointSets<'_>) -> Option<UdpEndpoints> {
+    if service_port.name.protocol != Transport::Udp {
+        return None;
+    }
+    let all = &service_port.endpoints;
+    let mut used = sets.reachable.iter().copied().peekable();
+    let is_unused = |endpoint: &&model::Endpoint| {
+        used.next_if(|next| std::ptr::eq(*next, *endpoint))
+            .is_none()
+    };
+    let unused = all.iter().filter(is_unused);
+    Some(UdpEndpoints {
+        unused: unused
+            .map(|endpoint| (endpoint.address.into(), endpoint.port))
+            .collect(),
+        serving: all.iter().any(|endpoint| endpoint.serving),
+    })
 }
 
 const fn protocol(transport: Transport) -> Protocol {

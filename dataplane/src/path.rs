@@ -252,7 +252,7 @@ fn confirm(
 }
 
 /// Whether a UDP flow must end because the newest table has no place for it: its endpoint is gone, or what went on
-/// untranslated is now addressed to a Service (kube-proxy's `cleanStaleEntries`, there a sweep after each sync).
+/// untranslated is now addressed to a Service (there a sweep after each sync). See [`ServiceTable::is_stale`].
 fn is_stale(context: &Context<'_>, headers: &Headers, found: &Found) -> bool {
     let newest = context.services.generation();
     let Some(tag) = found.service().filter(|tag| tag.generation != newest) else {
@@ -262,7 +262,9 @@ fn is_stale(context: &Context<'_>, headers: &Headers, found: &Found) -> bool {
         return false;
     }
     let (original, reply) = tuples(headers, found);
-    let stale = context.services.is_stale(&original, &reply, tag.service());
+    let stale = context
+        .services
+        .is_stale(&original, &reply, tag.service(), tag.generation);
     if !stale {
         context.conntrack.revalidate(found, newest);
     }

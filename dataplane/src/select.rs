@@ -1,5 +1,10 @@
 //! The choice of an endpoint for a new connection: affinity first, then the Service's way of selection.
 
+mod load;
+pub mod maglev;
+
+pub use load::Loads;
+
 use crate::service::{Endpoint, Selection, ServiceIndex, ServiceTable};
 use crate::tuple::{Address, Timestamp, Tuple};
 use fastrand::Rng;
@@ -126,9 +131,14 @@ fn balance<'t>(
 ) -> &'t Endpoint {
     let count = endpoints.len();
     let position = match services.service(service).selection {
+        Selection::Random => rng.usize(..count),
         Selection::RoundRobin => services.next_turn(service) as usize % count,
+        Selection::LeastConnections => {
+            let id = services.service_id(service);
+            services.loads().least(id, endpoints, rng)
+        }
         Selection::SourceHash => source_hash(original.source, count),
-        Selection::Random | Selection::LeastConnections | Selection::Maglev => rng.usize(..count),
+        Selection::Maglev => maglev::position(original, endpoints),
     };
     &endpoints[position]
 }

@@ -8,9 +8,11 @@
 //! never more than half full, so a probe always ends; frontends with one key stand together, in the order of the
 //! rules.
 
+use crate::select::Loads;
 use crate::tuple::{Address, Origin, Protocol, Tuple};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -31,6 +33,20 @@ pub struct Service {
     pub selection: Selection,
     /// For ClientIP affinity: how long a client stays with its endpoint after its last new connection.
     pub affinity_timeout: Option<Duration>,
+    /// For UDP only: what ends its flows.
+    pub udp: Option<UdpEndpoints>,
+}
+
+/// What the slices say of a UDP Service's endpoints, beyond where new connections go: its flows end by it.
+///
+/// An endpoint that merely is no longer ready keeps its flows, one that is no longer listed does not. Source:
+/// kube-proxy's `detectStaleConntrackEntries`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UdpEndpoints {
+    /// Addresses and ports that are listed but that no new connection is sent to from this node.
+    pub unused: Vec<(Address, u16)>,
+    /// Whether any endpoint is serving.
+    pub serving: bool,
 }
 
 /// How an endpoint is chosen for a new connection.
@@ -233,6 +249,12 @@ pub struct ServiceTable {
     ids: Vec<u64>,
     /// For selection in turn, one per Service.
     turns: Vec<AtomicU32>,
+    /// Services with least-connections.
+    counted: HashSet<u64>,
+    /// For least-connections, shared by all versions of the table.
+    loads: Arc<Loads>,
+    /// Of each UDP Service that has a serving endpoint: the table since which it has had one.
+    serving_since: HashMap<u64, Generation>,
 }
 
 /// The class of a packet's source (kube-proxy's local detector, then `addrtype --src-type LOCAL`).
@@ -280,13 +302,44 @@ impl ServiceTable {
             .map(|service| stable_id(&service.name))
             .collect();
         let turns = ids.iter().map(|_| AtomicU32::new(0)).collect();
+        let counted = with_selection(&parts.services, &ids, Selection::LeastConnections);
+        let counted = counted.map(|(_, id)| id).collect();
+        let serving_since = serving_udp(&parts.services, &ids)
+            .map(|id| (id, parts.generation))
+            .collect();
         Self {
             parts,
             index,
             node_addresses,
             ids,
             turns,
+            counted,
+            loads: Arc::default(),
+            serving_since,
         }
+    }
+
+    /// The next version of a table: turns and counts of connections go on, and it knows since when UDP is served.
+    pub fn following(parts: Parts, previous: &Self) -> Self {
+        let mut table = Self::new(parts, &previous.index.hash);
+        table.loads = Arc::clone(&previous.loads);
+        for (id, since) in &mut table.serving_since {
+            *since = previous.serving_since.get(id).copied().unwrap_or(*since);
+        }
+        let in_turn = |table: &Self| {
+            let services = &table.parts.services;
+            with_selection(services, &table.ids, Selection::RoundRobin).collect::<Vec<_>>()
+        };
+        let turns: HashMap<u64, &AtomicU32> = in_turn(previous)
+            .into_iter()
+            .map(|(position, id)| (id, &previous.turns[position]))
+            .collect();
+        for (position, id) in in_turn(&table) {
+            if let Some(turn) = turns.get(&id) {
+                table.turns[position] = AtomicU32::new(turn.load(Ordering::Relaxed));
+            }
+        }
+        table
     }
 
     /// A table without Services, of a node without addresses.
@@ -456,16 +509,62 @@ impl ServiceTable {
         self.turns[index.0 as usize].fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Whether a UDP flow has lost its place: the Service that it was translated for is gone from this address or no
-    /// longer lists the endpoint, or it was not translated and its destination has become a Service's.
-    pub fn is_stale(&self, original: &Tuple, reply: &Tuple, service: Option<u64>) -> bool {
+    /// Connections of endpoints, for Services that choose by them.
+    pub fn loads(&self) -> &Loads {
+        &self.loads
+    }
+
+    /// Whether any Service chooses by connections.
+    pub(crate) fn counts_connections(&self) -> bool {
+        !self.counted.is_empty()
+    }
+
+    /// Whether the Service with this identifier chooses by connections.
+    pub(crate) fn counts_connections_of(&self, id: u64) -> bool {
+        self.counted.contains(&id)
+    }
+
+    /// Whether a UDP flow that the table `checked` let live has lost its place since (kube-proxy's
+    /// `CleanStaleEntries`): its endpoint is no longer listed, the Service got its first serving endpoint, or the
+    /// flow was not translated and its destination has become a Service's.
+    ///
+    /// DIFFERS: kube-proxy forgets flows through other addresses than the cluster IP when their Service goes, flows
+    /// whose address of the Service goes, and flows whose endpoint stopped serving before it went. They end here too.
+    pub fn is_stale(
+        &self,
+        original: &Tuple,
+        reply: &Tuple,
+        service: Option<u64>,
+        checked: Generation,
+    ) -> bool {
         let mut addressed = self.addressed(original);
-        match service {
-            None => addressed.next().is_some(),
-            Some(id) => !addressed.any(|frontend| {
-                self.service_id(frontend.service) == id && frontend.lists(self, reply)
-            }),
-        }
+        let Some(id) = service else {
+            return addressed.next().is_some();
+        };
+        let is_newly_served = self.serving_since.get(&id).is_some_and(|g| checked < *g);
+        let lists = |frontend: &Frontend| {
+            self.service_id(frontend.service) == id && self.lists(frontend, reply)
+        };
+        is_newly_served || !addressed.any(lists)
+    }
+
+    /// Whether the endpoint that answers as `reply` is one of the Service's, whatever its condition.
+    fn lists(&self, frontend: &Frontend, reply: &Tuple) -> bool {
+        let actions = [
+            frontend.from_pod,
+            frontend.from_local,
+            frontend.from_outside,
+        ];
+        let is_used = actions.iter().any(|action| match action {
+            Action::Balance { endpoints, .. } => {
+                self.endpoints(*endpoints).iter().any(|endpoint| {
+                    endpoint.address == reply.source && endpoint.port == reply.source_port
+                })
+            }
+            Action::Reject | Action::Drop => false,
+        });
+        let udp = self.service(frontend.service).udp.as_ref();
+        is_used || udp.is_some_and(|udp| udp.unused.contains(&(reply.source, reply.source_port)))
     }
 
     /// All that the table was made of.
@@ -479,6 +578,27 @@ impl ServiceTable {
     }
 }
 
+/// Positions and identifiers of the Services with this selection.
+fn with_selection<'s>(
+    services: &'s [Service],
+    ids: &'s [u64],
+    selection: Selection,
+) -> impl Iterator<Item = (usize, u64)> + 's {
+    services
+        .iter()
+        .zip(ids)
+        .enumerate()
+        .filter(move |(_, (service, _))| service.selection == selection)
+        .map(|(position, (_, id))| (position, *id))
+}
+
+/// Identifiers of the UDP Services that have a serving endpoint.
+fn serving_udp<'s>(services: &'s [Service], ids: &'s [u64]) -> impl Iterator<Item = u64> + 's {
+    let serving = |service: &Service| service.udp.as_ref().is_some_and(|udp| udp.serving);
+    let served = services.iter().zip(ids).filter(move |pair| serving(pair.0));
+    served.map(|(_, id)| *id)
+}
+
 /// FNV-1a of the name.
 fn stable_id(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -487,20 +607,6 @@ fn stable_id(name: &str) -> u64 {
 }
 
 impl Frontend {
-    /// Whether any of its actions may lead to the endpoint that answers as `reply`.
-    fn lists(&self, table: &ServiceTable, reply: &Tuple) -> bool {
-        [self.from_pod, self.from_local, self.from_outside]
-            .iter()
-            .any(|action| match action {
-                Action::Balance { endpoints, .. } => {
-                    table.endpoints(*endpoints).iter().any(|endpoint| {
-                        endpoint.address == reply.source && endpoint.port == reply.source_port
-                    })
-                }
-                Action::Reject | Action::Drop => false,
-            })
-    }
-
     const fn action(&self, class: SourceClass) -> Action {
         match class {
             SourceClass::Pod => self.from_pod,

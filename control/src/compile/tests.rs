@@ -31,3 +31,59 @@ fn compiles_every_fixture_for_every_node() {
         }
     }
 }
+
+const UDP: &str = "
+apiVersion: v1
+kind: Node
+metadata: {name: node-a}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: dns}
+spec:
+  clusterIP: 10.96.0.10
+  ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: dns-1, labels: {kubernetes.io/service-name: dns}}
+addressType: IPv4
+ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53}]
+endpoints:
+- {addresses: [10.244.0.1], conditions: {ready: false, serving: false}}
+- {addresses: [10.244.0.2]}
+- {addresses: [10.244.0.3], conditions: {ready: false, serving: true, terminating: true}}
+";
+
+#[test]
+fn a_udp_service_knows_the_listed_endpoints_that_it_does_not_use() {
+    let parts = |text: &str| {
+        let snapshot = Snapshot::parse("x", text).unwrap();
+        let network = NodeNetwork::from_snapshot(&snapshot.nodes[0]);
+        let config = KubeProxyConfig::default();
+        compile(&snapshot, &config, &network, "node-a", Generation(1)).unwrap()
+    };
+    let address = |last| Address::from_v4([10, 244, 0, last]);
+    let found = parts(UDP);
+    let [dns, dns_tcp] = &found.services[..] else {
+        panic!("{found:?}")
+    };
+    assert_eq!(dns_tcp.udp, None);
+    let udp = dns.udp.clone().unwrap();
+    assert_eq!(udp.unused, [(address(1), 53), (address(3), 53)]);
+    assert!(udp.serving);
+    // Serving is what counts, even while terminating and unused.
+    let found = parts(&UDP.replace("- {addresses: [10.244.0.2]}\n", ""));
+    assert_eq!(
+        found.services[0].udp,
+        Some(UdpEndpoints {
+            unused: vec![(address(1), 53)],
+            serving: true
+        })
+    );
+    let found = parts(
+        &UDP.replace("serving: true", "serving: false")
+            .replace("- {addresses: [10.244.0.2]}\n", ""),
+    );
+    assert!(!found.services[0].udp.clone().unwrap().serving);
+}

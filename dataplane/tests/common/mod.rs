@@ -1,6 +1,7 @@
 //! The language of the packet tables: build a packet, send it, expect a verdict and a packet.
 //!
 //! The builder has its own, naive checksums, so that it is a second opinion on those of the library.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use dataplane::conntrack::{Conntrack, Settings};
 use dataplane::fragments::Fragments;
@@ -11,7 +12,7 @@ use dataplane::select::Affinity;
 use dataplane::service::{
     Action, Endpoint, EndpointRange, Frontend, FrontendKey, FrontendKind, Generation,
     LocalDetector, NodePortAddresses, Parts, Prefix, Selection, Service, ServiceIndex,
-    ServiceTable,
+    ServiceTable, UdpEndpoints,
 };
 use dataplane::tuple::{Address, Origin, Protocol, Timestamp};
 use dataplane::verdict::Verdict;
@@ -445,6 +446,7 @@ fn add_service(parts: &mut Parts, names: &Names, number: u32) {
         name: format!("test/service-{number}:port"),
         selection: Selection::Random,
         affinity_timeout: None,
+        udp: Some(UdpEndpoints::default()),
     });
     let range = EndpointRange {
         start: u32::from(number == 4),

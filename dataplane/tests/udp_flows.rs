@@ -1,0 +1,141 @@
+//! When UDP flows end because the endpoints of their Service changed, as kube-proxy's clean-up of stale entries.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+mod common;
+
+use common::*;
+use dataplane::service::{Action, EndpointRange, Generation, Parts, ServiceTable, UdpEndpoints};
+use dataplane::tuple::Origin;
+use dataplane::verdict::{RejectWith, Verdict};
+
+const NAMES: &Names = &FAMILIES[0];
+const OLD: &str = "10.244.3.1";
+const NEW: &str = "10.244.3.2";
+
+/// Service 0 (cluster IP 10.96.0.10:80) with one endpoint in use, and what else its slices list.
+fn parts(generation: u64, used: Option<&str>, unused: &[&str], serving: bool) -> Parts {
+    let table = services_with(NAMES, used.unwrap_or(OLD), Generation(generation));
+    let mut parts = table.parts().clone();
+    parts.services[0].udp = Some(UdpEndpoints {
+        unused: unused
+            .iter()
+            .map(|unused| (address(unused), 8080))
+            .collect(),
+        serving,
+    });
+    if used.is_none() {
+        for (_, frontend) in parts
+            .frontends
+            .iter_mut()
+            .filter(|claim| claim.1.service.0 == 0)
+        {
+            frontend.from_pod = Action::Reject;
+            frontend.from_outside = Action::Reject;
+            frontend.from_local = Action::Reject;
+        }
+    }
+    parts
+}
+
+fn start() -> Bed {
+    let parts = parts(1, Some(OLD), &[], true);
+    let mut bed = Bed::new(ServiceTable::following(parts, &ServiceTable::empty()));
+    assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(OLD));
+    bed
+}
+
+fn publish(bed: &mut Bed, parts: Parts) {
+    bed.services = ServiceTable::following(parts, &bed.services);
+}
+
+/// The verdict on a question of a client, and where it was sent.
+fn ask(bed: &mut Bed, port: u16) -> (Verdict, Option<String>) {
+    let client = at(NAMES.other_pod, port);
+    let question = udp(b"q").from(&client).to(&at(NAMES.cluster_ip, 80));
+    let (verdict, bytes) = bed.send(Origin::Pod, &question);
+    let destination = std::net::Ipv4Addr::new(bytes[16], bytes[17], bytes[18], bytes[19]);
+    let forwarded = verdict == Verdict::Forward;
+    (verdict, forwarded.then(|| destination.to_string()))
+}
+
+trait To {
+    fn to(self, destination: &str) -> (Verdict, Option<String>);
+}
+
+impl To for Verdict {
+    fn to(self, destination: &str) -> (Verdict, Option<String>) {
+        (self, Some(destination.to_owned()))
+    }
+}
+
+const REJECTED: (Verdict, Option<String>) = (Verdict::Reject(RejectWith::PortUnreachable), None);
+
+#[test]
+fn an_endpoint_that_is_listed_but_not_ready_keeps_its_flows_and_gets_no_new_ones() {
+    let mut bed = start();
+    publish(&mut bed, parts(2, Some(NEW), &[OLD], true));
+    assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(OLD));
+    assert_eq!(ask(&mut bed, 40_001), Verdict::Forward.to(NEW));
+    publish(&mut bed, parts(3, Some(NEW), &[], true));
+    assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(NEW));
+}
+
+#[test]
+fn the_last_endpoint_keeps_its_flows_until_another_serves() {
+    let mut bed = start();
+    publish(&mut bed, parts(2, None, &[OLD], false));
+    assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(OLD));
+    assert_eq!(ask(&mut bed, 40_001), REJECTED);
+    // From none to one serving endpoint: every flow of the Service starts anew.
+    publish(&mut bed, parts(3, Some(NEW), &[OLD], true));
+    assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(NEW));
+}
+
+#[test]
+fn a_flow_learns_of_the_first_serving_endpoint_however_late_it_asks() {
+    let mut bed = start();
+    publish(&mut bed, parts(2, None, &[OLD], false));
+    publish(&mut bed, parts(3, Some(NEW), &[OLD], true));
+    publish(&mut bed, parts(4, Some(NEW), &[OLD], true));
+    assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(NEW));
+}
+
+#[test]
+fn a_flow_whose_service_went_and_came_back_starts_anew() {
+    let mut bed = start();
+    let mut without = parts(2, Some(OLD), &[], true);
+    without.frontends.clear();
+    without.services.clear();
+    publish(&mut bed, without);
+    publish(&mut bed, parts(3, Some(NEW), &[OLD], true));
+    assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(NEW));
+}
+
+/// The table says nothing of ranges that moved: endpoints are compared by address and port.
+#[test]
+fn a_flow_stays_when_its_endpoint_is_at_another_place_of_the_table() {
+    let mut bed = start();
+    let mut moved = parts(2, Some(OLD), &[], true);
+    let endpoint = moved.endpoints[0];
+    moved.endpoints.push(endpoint);
+    let range = EndpointRange {
+        start: moved.endpoints.len() as u32 - 1,
+        count: 1,
+    };
+    for (_, frontend) in moved
+        .frontends
+        .iter_mut()
+        .filter(|claim| claim.1.service.0 == 0)
+    {
+        let masquerade = false;
+        frontend.from_pod = Action::Balance {
+            endpoints: range,
+            masquerade,
+        };
+    }
+    publish(&mut bed, moved);
+    let entries = bed.conntrack.len();
+    assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(OLD));
+    assert_eq!(bed.conntrack.len(), entries);
+}

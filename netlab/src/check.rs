@@ -4,13 +4,13 @@
 //! cluster IPs. Without a dataplane: an endpoint itself. A request is *required* to be answered when the Service
 //! has a ready endpoint that this way may use; all others are made too, and only reported.
 
-mod request;
+pub(crate) mod request;
 
 pub use request::Outcome;
 
 use crate::names::HostName;
 use crate::namespace::Namespace;
-use crate::plan::{Host, Plan, Protocol};
+use crate::plan::{Host, Plan, Protocol, Run};
 use crate::plan::{addresses_outside, via_node};
 use control::config::{KubeProxyConfig, NodePortAddresses};
 use control::model::{Family, Transport};
@@ -206,6 +206,26 @@ fn ready_endpoints<'a>(
     })
 }
 
+/// The cluster IPs of a Service, each once.
+pub(crate) fn cluster_ips(service: &Service) -> Vec<IpAddr> {
+    let all = service
+        .spec
+        .cluster_ips
+        .iter()
+        .chain([&service.spec.cluster_ip]);
+    let mut addresses: Vec<IpAddr> = all
+        .filter_map(|ip| match ip {
+            ClusterIp::Address(address) => Some(*address),
+            _ => None,
+        })
+        .collect();
+    addresses.dedup();
+    if addresses.len() > 1 && addresses.first() == addresses.last() {
+        addresses.pop();
+    }
+    addresses
+}
+
 /// One port of one Service.
 struct Way<'a> {
     input: Input<'a>,
@@ -218,26 +238,9 @@ impl<'a> Way<'a> {
         Transport::from(self.port.protocol).into()
     }
 
-    fn cluster_ips(&self) -> Vec<IpAddr> {
-        let spec = &self.service.spec;
-        let all = spec.cluster_ips.iter().chain([&spec.cluster_ip]);
-        let mut addresses: Vec<IpAddr> = all
-            .filter_map(|ip| match ip {
-                ClusterIp::Address(address) => Some(*address),
-                _ => None,
-            })
-            .collect();
-        addresses.dedup();
-        if addresses.len() > 1 && addresses.first() == addresses.last() {
-            addresses.pop();
-        }
-        addresses
-    }
-
     fn addresses(&self) -> Vec<String> {
         let word = format!("{:?}", self.port.protocol);
-        let all = self
-            .cluster_ips()
+        let all = cluster_ips(self.service)
             .into_iter()
             .chain(addresses_outside(self.service));
         let mut addresses: Vec<String> = all
@@ -284,7 +287,7 @@ impl<'a> Way<'a> {
 
     /// Whether the Service has a cluster IP of the family.
     fn has_family(&self, family: Family) -> bool {
-        self.cluster_ips()
+        cluster_ips(self.service)
             .iter()
             .any(|address| Family::of(*address) == family)
     }
@@ -333,6 +336,13 @@ impl<'a> Way<'a> {
         if let Some(label) = NOT_OURS.iter().find(|label| labels.contains_key(**label)) {
             return Err(format!("its label {label} leaves it to somebody else"));
         }
+        let runs_something = |&(address, ..): &(IpAddr, u16, &Endpoint)| {
+            let server = self.input.plan.server(address);
+            server.is_some_and(|server| matches!(server.run, Run::Command(_)))
+        };
+        if ready.iter().any(runs_something) {
+            return Err("a pod of it runs a command of its own".to_owned());
+        }
         match on {
             _ if ready.is_empty() => Err("it has no ready endpoint".to_owned()),
             Some(node)
@@ -349,7 +359,7 @@ impl<'a> Way<'a> {
     /// From a pod, by each cluster IP.
     fn inside(&self) -> Vec<Request> {
         let local = self.service.spec.internal_traffic_policy == Some(Policy::Local);
-        let ips = self.cluster_ips().into_iter();
+        let ips = cluster_ips(self.service).into_iter();
         ips.filter_map(|address| {
             let family = Family::of(address);
             let ready = ready_endpoints(self.input.snapshot, self.service, self.port, family);

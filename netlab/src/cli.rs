@@ -4,9 +4,11 @@ use crate::lab::{self, Error};
 use crate::lab_file::{self, SourceError};
 use crate::namespace::Namespace;
 use crate::plan::{Host, Plan};
-use crate::state::{self, Dataplane, State};
-use crate::{screens, serve, servers};
+use crate::state::{self, AgentOptions, Dataplane, State};
+use crate::{everywhere, screens, serve, servers};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use control::config::KubeProxyConfig;
+use control::snapshot::Snapshot;
 use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -56,6 +58,16 @@ enum Verb {
     Status {
         /// The lab; the running one when absent
         lab: Option<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Ask every address of every Service from everywhere, and hold the answers against `penstock explain`
+    Check {
+        /// The lab; the running one when absent
+        lab: Option<String>,
+        /// How often each way is asked
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        requests: u16,
         #[command(flatten)]
         output: Output,
     },
@@ -118,6 +130,8 @@ struct Up {
     /// Node that the client reaches load balancer and external IPs by
     #[arg(long, value_name = "NODE")]
     via: Option<String>,
+    #[command(flatten)]
+    agent: AgentOptions,
     /// Name of the lab, when it is not to be that of its file
     #[arg(long)]
     name: Option<String>,
@@ -179,6 +193,11 @@ fn run(command: Verb) -> Result<ExitCode, Error> {
         Verb::Down { lab, all } => down(lab, all),
         Verb::Ls { output } => ls(output.output),
         Verb::Status { lab, output } => status(lab, output.output),
+        Verb::Check {
+            lab,
+            requests,
+            output,
+        } => check(lab, requests.into(), output.output),
         Verb::Logs {
             follow,
             which,
@@ -232,6 +251,7 @@ fn up(arguments: &Up) -> Result<ExitCode, Error> {
         config,
         dataplane: arguments.dataplane,
         via: arguments.via.clone(),
+        agent: arguments.agent,
         keep: arguments.keep,
         progress: &progress,
         interrupted: &|| interrupted.load(Ordering::Relaxed),
@@ -369,6 +389,26 @@ fn status(lab: Option<String>, form: Form) -> Result<ExitCode, Error> {
         );
     }
     Ok(ExitCode::from(u8::from(broken.is_some())))
+}
+
+fn check(lab: Option<String>, requests: usize, form: Form) -> Result<ExitCode, Error> {
+    let interrupted = interrupts()?;
+    let (state, plan) = state_of(lab)?;
+    let folder = state::folder(&state.lab);
+    let snapshot = Snapshot::read(&folder.join("snapshot.yaml"))?;
+    let config = KubeProxyConfig::read(&folder.join("kube-proxy.yaml"))?;
+    let mut ways = everywhere::ways(&plan, &snapshot, &config, state.options.dataplane)?;
+    everywhere::make_all(&mut ways, requests, &|| interrupted.load(Ordering::Relaxed));
+    if interrupted.load(Ordering::Relaxed) {
+        return Err(Error::Interrupted);
+    }
+    match form {
+        Form::Json => screens::print_json(&screens::ways_json(&state, requests, &ways)),
+        Form::Table => print!("{}", screens::ways_table(&ways)),
+    }
+    Ok(ExitCode::from(u8::from(
+        !ways.iter().all(|way| way.is_fine()),
+    )))
 }
 
 fn logs(lab: Option<String>, host: &str, follow: bool) -> Result<ExitCode, Error> {

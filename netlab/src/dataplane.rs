@@ -4,7 +4,7 @@ use crate::namespace::Namespace;
 use crate::network::Network;
 use crate::plan::{Host, Plan};
 use crate::servers::{self, Started, beside_us, in_path};
-use crate::state::{self, Dataplane};
+use crate::state::{self, AgentOptions, Dataplane};
 use control::agent::socket::{Question, Status, ask};
 use control::netlink::write_sysctl;
 use std::io::{self, Write};
@@ -51,7 +51,12 @@ pub fn check(dataplane: Dataplane) -> Result<(), servers::Error> {
 }
 
 /// Starts the agents of all nodes.
-pub fn start_agents(lab: &str, plan: &Plan, network: &Network) -> Result<Vec<Started>, Error> {
+pub fn start_agents(
+    lab: &str,
+    plan: &Plan,
+    network: &Network,
+    options: AgentOptions,
+) -> Result<Vec<Started>, Error> {
     let start = |(name, host): (&str, &Host)| -> Result<Started, Error> {
         let namespace = network
             .namespace(&host.namespace)
@@ -60,7 +65,7 @@ pub fn start_agents(lab: &str, plan: &Plan, network: &Network) -> Result<Vec<Sta
                 program: "penstock node".to_owned(),
                 message: error.to_string(),
             })?;
-        Ok(servers::start_agent(lab, plan, host, namespace)?)
+        Ok(servers::start_agent(lab, plan, host, namespace, options)?)
     };
     plan.nodes().map(start).collect()
 }

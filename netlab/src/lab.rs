@@ -11,7 +11,8 @@ use crate::network::{self, Network};
 use crate::plan::{self, Host, Plan};
 use crate::process::{self, ProcessId};
 use crate::servers::{self, Started};
-use crate::state::{self, Dataplane, Lock, Options, Phase, State, write_whole};
+use crate::state::{self, AgentOptions, Dataplane, Lock, Options, Phase, State, write_whole};
+use control::compile::CompileError;
 use control::config::{ConfigError, KubeProxyConfig};
 use control::problem::Problems;
 use control::snapshot::{Snapshot, SnapshotError};
@@ -36,6 +37,9 @@ pub enum Error {
     /// The objects make no lab.
     #[error(transparent)]
     Plan(#[from] Problems),
+    /// A node of the lab has no table.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
     /// The user asked for what is not there.
     #[error("{0}")]
     Usage(String),
@@ -95,6 +99,8 @@ pub struct Request<'a> {
     pub dataplane: Dataplane,
     /// The node for traffic from outside.
     pub via: Option<String>,
+    /// How agents run.
+    pub agent: AgentOptions,
     /// Leaves the lab as it is when it does not come up.
     pub keep: bool,
     /// Tells the user.
@@ -173,6 +179,7 @@ pub fn up(request: &Request<'_>) -> Result<Running> {
         config: config_path.cloned(),
         dataplane: request.dataplane,
         via: request.via.clone(),
+        agent: request.agent,
     };
     let held = lock(request.name)?;
     let left = State::read(request.name).map_err(io_error("the lab's state"))?;
@@ -273,7 +280,7 @@ fn make(request: &Request<'_>, inputs: &Inputs, plan: Plan, state: &mut State) -
 
     let mut started = start_servers(state, plan.hosts.iter(), &network)?;
     if request.dataplane == Dataplane::Penstock {
-        let agents = dataplane::start_agents(lab, &plan, &network)?;
+        let agents = dataplane::start_agents(lab, &plan, &network, request.agent)?;
         state
             .processes
             .extend(agents.iter().map(|agent| agent.process.clone()));

@@ -241,6 +241,14 @@ impl Plan {
             .map(|(_, host)| host)
     }
 
+    /// What answers at an address.
+    pub fn server(&self, address: IpAddr) -> Option<&Server> {
+        let servers = self.hosts.iter().filter_map(|host| host.server.as_ref());
+        servers
+            .into_iter()
+            .find(|server| server.addresses.contains(&address))
+    }
+
     /// Nodes with their names.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &Host)> {
         self.hosts.iter().filter_map(|host| match &host.name {

@@ -2,16 +2,19 @@
 
 use crate::check::CheckedService;
 use crate::dataplane;
+use crate::everywhere::{Expected, Way};
 use crate::lab::Running;
 use crate::names::HostName;
-use crate::plan::{Host, Plan, Run};
+use crate::plan::{Host, Plan, Protocol, Run};
 use crate::state::{Dataplane, State};
 use comfy_table::{ContentArrangement, Table, presets};
 use control::agent::socket::Status;
 use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
 /// Prints one JSON document.
 pub(crate) fn print_json(value: &Value) {
@@ -88,7 +91,7 @@ fn runs(host: &Host, dataplane: Dataplane) -> String {
         Run::Nginx => "nginx".to_owned(),
         Run::Command(words) => words.join(" "),
     };
-    let port = |(protocol, port): &(crate::plan::Protocol, u16)| {
+    let port = |(protocol, port): &(Protocol, u16)| {
         format!("{port}/{}", format!("{protocol:?}").to_uppercase())
     };
     let ports: Vec<String> = server.ports.iter().map(port).collect();
@@ -184,9 +187,8 @@ fn try_next(running: &Running) -> [String; 3] {
             .services
             .iter()
             .flat_map(|service| &service.requests);
-        let mut http = requests.filter(|request| {
-            request.outcome.is_fine() && request.protocol == crate::plan::Protocol::Tcp
-        });
+        let mut http = requests
+            .filter(|request| request.outcome.is_fine() && request.protocol == Protocol::Tcp);
         http.find(|request| request.from.starts_with(from))
     };
     let curl = |request: &crate::check::Request| {
@@ -284,6 +286,78 @@ pub(crate) fn status_table(state: &State, plan: &Plan) -> String {
         );
     }
     text
+}
+
+/// Services and addresses down, hosts that ask across; below it what ended otherwise than it ought to.
+pub(crate) fn ways_table(ways: &[Way]) -> String {
+    let mut hosts: Vec<&str> = Vec::new();
+    let mut rows: BTreeMap<(&str, SocketAddr, Protocol), BTreeMap<&str, String>> = BTreeMap::new();
+    for way in ways {
+        if !hosts.contains(&way.from.as_str()) {
+            hosts.push(&way.from);
+        }
+        let row = rows
+            .entry((&way.service, way.to, way.protocol))
+            .or_default();
+        row.insert(&way.from, cell(way));
+    }
+    let mut table = table(&[&["SERVICE", "ADDRESS"], &hosts[..]].concat());
+    for ((service, to, protocol), cells) in rows {
+        let word = format!("{protocol:?}").to_uppercase();
+        let mut row = vec![service.to_owned(), format!("{to}/{word}")];
+        row.extend(
+            hosts
+                .iter()
+                .map(|host| cells.get(host).cloned().unwrap_or_default()),
+        );
+        table.add_row(row);
+    }
+    let mut text = trimmed(&table);
+    let (asked, fine) = (
+        ways.iter().map(|way| way.asked).sum::<usize>(),
+        ways.iter().map(|way| way.as_expected).sum::<usize>(),
+    );
+    let _ = writeln!(
+        text,
+        "\n{fine} of {asked} requests ended as explained, by {} ways",
+        ways.len()
+    );
+    for way in ways.iter().filter(|way| !way.is_fine()) {
+        let ends: Vec<&str> = way.otherwise.iter().map(String::as_str).collect();
+        let _ = writeln!(
+            text,
+            "not so: {} from {} to {}: {}; {}; answers {:?}",
+            way.service,
+            way.from,
+            way.to,
+            way.reason,
+            ends.join(", "),
+            way.answers
+        );
+    }
+    text
+}
+
+fn cell(way: &Way) -> String {
+    if way.skipped.is_some() {
+        return "skipped".to_owned();
+    }
+    match way.expected {
+        Expected::Answered { .. } => format!("{}/{}", way.as_expected, way.asked),
+        Expected::Refused => format!("{}/{} refused", way.as_expected, way.asked),
+        Expected::Silent => format!("{}/{} silent", way.as_expected, way.asked),
+    }
+}
+
+/// The same for programs.
+pub(crate) fn ways_json(state: &State, requests: usize, ways: &[Way]) -> Value {
+    json!({
+        "schemaVersion": 1,
+        "lab": state.lab,
+        "dataplane": state.options.dataplane,
+        "requests": requests,
+        "ways": ways,
+    })
 }
 
 /// What the agents count.

@@ -4,7 +4,7 @@ use crate::names::HostName;
 use crate::namespace::Namespace;
 use crate::plan::{Host, Plan, Protocol, Run, Server};
 use crate::process::ProcessId;
-use crate::state::{self, Process};
+use crate::state::{self, AgentOptions, Process};
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -138,6 +138,7 @@ pub fn start_agent(
     plan: &Plan,
     host: &Host,
     namespace: &Namespace,
+    options: AgentOptions,
 ) -> Result<Started, Error> {
     let HostName::Node(node) = &host.name else {
         return Err(start_error(
@@ -158,7 +159,8 @@ pub fn start_agent(
     command.args(["--pods", &plan.pod_interfaces]);
     command
         .arg("--control-socket")
-        .arg(control_socket(lab, node));
+        .arg(control_socket(lab, node))
+        .args(options.arguments());
     start(lab, host, namespace, ("agent", command, Ready::Line))
 }
 

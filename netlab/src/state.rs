@@ -61,6 +61,32 @@ pub struct Options {
     pub dataplane: Dataplane,
     /// The node that VIPs are routed to, if not chosen.
     pub via: Option<String>,
+    /// How the agents run.
+    pub agent: AgentOptions,
+}
+
+/// What `penstock node` is told besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
+pub struct AgentOptions {
+    /// Agents take complete checksums and packets no larger than the MTU
+    #[arg(long)]
+    pub no_offload: bool,
+    /// Agents refuse every packet, without the kernel's limit on ICMP errors
+    #[arg(long)]
+    pub no_reject_limit: bool,
+    /// Worker threads of each agent
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub workers: u8,
+}
+
+impl AgentOptions {
+    /// As arguments of `penstock node`.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["--workers".to_owned(), self.workers.to_string()];
+        arguments.extend(self.no_offload.then(|| "--no-offload".to_owned()));
+        arguments.extend(self.no_reject_limit.then(|| "--no-reject-limit".to_owned()));
+        arguments
+    }
 }
 
 /// What makes Services work.

@@ -70,7 +70,7 @@ impl fmt::Display for Outcome {
 }
 
 /// Makes a request, with `timeout` for each of its steps.
-pub(super) fn make(to: SocketAddr, protocol: Protocol, timeout: Duration) -> Outcome {
+pub(crate) fn make(to: SocketAddr, protocol: Protocol, timeout: Duration) -> Outcome {
     let started = Instant::now();
     let answer = match protocol {
         Protocol::Tcp => http(TcpStream::connect_timeout(&to, timeout), to, timeout),

@@ -207,7 +207,15 @@ fn links_of_pods(plan: &mut Plan) {
 fn vips(input: Input<'_>, placement: &Placement) -> BTreeMap<IpAddr, String> {
     let mut vips = BTreeMap::new();
     for service in &input.snapshot.services {
+        let is_of_node = |address: &IpAddr| {
+            let mut nodes = placement.nodes.iter();
+            nodes.any(|node| node.addresses.contains(address))
+        };
+        // An external IP that is a node's address leads to that node already.
         for address in addresses_outside(service) {
+            if is_of_node(&address) {
+                continue;
+            }
             let via = via_node(input.snapshot, service, input.via, |node| {
                 let placed = placement.nodes.iter().find(|placed| placed.name == node);
                 placed.is_some_and(|placed| {

@@ -5,6 +5,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
+mod streams;
+mod ways;
+
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

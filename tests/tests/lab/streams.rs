@@ -1,0 +1,80 @@
+//! Long streams through the dataplane: large files by their hash, iperf3, both families, offloads on and off.
+
+use super::{Lab, is_alive, lab, leftovers, pids, stderr, stdout};
+use serde_json::Value;
+use std::process::Command;
+
+const FILE_BYTES: usize = 100_000_000;
+
+fn iperf(lab: &Lab, address: &str, more: &[&str]) -> Value {
+    let command = ["iperf3", "--json", "--time", "2", "--client", address];
+    let output = lab.exec("client", &[&command[..], more].concat());
+    let text = stdout(&output);
+    assert!(output.status.success(), "{address} {more:?}: {text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+fn streams(name: &str, more: &[&str]) {
+    let (streams, _) = Lab::up(name, "streams", more);
+    let file = format!("/run/penstock/{name}/pods/default-files/html/big");
+    let make = format!("head -c {FILE_BYTES} /dev/urandom | tee {file} | sha256sum");
+    let made = stdout(&Command::new("sh").args(["-c", &make]).output().unwrap());
+    for address in ["203.0.113.31", "[2001:db8::31]"] {
+        let get = format!("curl -s -m 60 http://{address}/big | sha256sum");
+        let got = streams.exec("client", &["sh", "-c", &get]);
+        assert_eq!(stdout(&got), made, "{address} {more:?}");
+    }
+    for address in ["203.0.113.30", "2001:db8::30"] {
+        for direction in [&[][..], &["--reverse"]] {
+            let tcp = iperf(&streams, address, direction);
+            let bytes = tcp["end"]["sum_received"]["bytes"].as_u64();
+            assert!(
+                bytes > Some(1_000_000),
+                "{address} {direction:?}: {bytes:?}"
+            );
+        }
+        let udp = iperf(&streams, address, &["--udp", "--bitrate", "20M"]);
+        let sum = &udp["end"]["sum"];
+        assert!(sum["packets"].as_u64() > Some(1000), "{address}: {sum}");
+        assert!(
+            sum["lost_percent"].as_f64() < Some(50.0),
+            "{address}: {sum}"
+        );
+    }
+    drop(streams);
+    assert_eq!(leftovers(name), Vec::<String>::new());
+}
+
+#[test]
+fn root_streams_with_offloads() {
+    streams("t-streams", &[]);
+}
+
+#[test]
+fn root_streams_without_offloads() {
+    streams("t-plain-streams", &["--no-offload"]);
+}
+
+/// All processes of a lab die, agents too: `down --all` leaves nothing of it, and `up` begins anew.
+#[test]
+fn root_a_lab_whose_agents_were_killed_goes_down_and_comes_up_again() {
+    let name = "t-agents";
+    let (first, _) = Lab::up(name, "quickstart", &[]);
+    let killed = pids(name);
+    assert_eq!(killed.len(), 5, "two agents, two nginx and the echo");
+    for pid in &killed {
+        let kill = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        assert!(kill.unwrap().success());
+    }
+    let (again, _) = Lab::up(name, "quickstart", &[]);
+    let check = lab(&["check", name]);
+    assert_eq!(check.status.code(), Some(0), "{}", stderr(&check));
+    for pid in pids(name) {
+        let kill = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        assert!(kill.unwrap().success());
+    }
+    drop(again);
+    assert_eq!(leftovers(name), Vec::<String>::new());
+    assert!(!killed.into_iter().any(is_alive));
+    drop(first);
+}

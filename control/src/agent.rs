@@ -25,6 +25,7 @@ use anyhow::{Context as _, Result, bail};
 use arc_swap::ArcSwap;
 use dataplane::conntrack::{self, Conntrack};
 use dataplane::fragments::Fragments;
+use dataplane::notices::Notices;
 use dataplane::reject::RateLimit;
 use dataplane::select::Affinity;
 use dataplane::service::{Generation, ServiceTable};
@@ -289,6 +290,7 @@ fn shared(settings: &Settings, config: &KubeProxyConfig) -> Shared {
         facts: ArcSwap::from_pointee(NodeFacts::default()),
         affinity: Affinity::default(),
         fragments: Fragments::default(),
+        notices: Notices::default(),
         reject_limit: settings.limit_rejects.then(RateLimit::default),
         forward_invalid: config.conntrack.tcp_be_liberal,
     }

@@ -13,10 +13,15 @@
 //! Read first: [`crate::tuple`]; Linux `net/netfilter/nf_conntrack_core.c`.
 
 mod census;
+mod events;
 pub mod icmp;
+mod listing;
 pub(crate) mod pools;
+mod port_search;
+mod pressure;
 pub mod sctp;
 pub mod segment;
+mod settings;
 mod slots;
 mod state;
 mod statistics;
@@ -27,14 +32,18 @@ mod window;
 
 use crate::service::Generation;
 use crate::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
-use pools::Bitmap;
+use events::Farewell;
 use slots::{EntryId, Guard, InsertError, Meta, NewEntry, Slots, Snapshot, StateWords};
 use statistics::{Counter, PerWorker};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+pub use events::{Event, EventKind, Listener};
+pub use listing::{ConnectionState, EntryView};
+pub(crate) use port_search::PortSearch;
 pub use segment::{SctpChunk, SctpChunkKind, SctpPacket, TcpFlags, TcpOptions, TcpSegment};
+pub use settings::{Settings, Timeouts};
 pub use slots::TupleHash;
 pub use statistics::Statistics;
 pub use tcp::TcpSettings;
@@ -179,71 +188,6 @@ enum Outcome {
     End,
 }
 
-/// What an administrator may set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// `nf_conntrack_max`: entries, fixed for the life of the table.
-    pub capacity: usize,
-    /// TCP, timeouts included.
-    pub tcp: TcpSettings,
-    /// All other timeouts.
-    pub timeouts: Timeouts,
-    /// `nf_conntrack_acct`: count packets and bytes of each entry, for 32 more bytes each.
-    pub accounting: bool,
-    /// Entries that one source address may open, so that a scanner does not push out others. The kernel has none.
-    pub per_source: Option<u32>,
-}
-
-/// Timeouts of all protocols but TCP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// UDP and UDP-Lite.
-    pub udp: udp::Timeouts,
-    /// GRE.
-    pub gre: udp::Timeouts,
-    /// SCTP.
-    pub sctp: sctp::Timeouts,
-    /// `nf_conntrack_icmp_timeout`.
-    pub icmp: Duration,
-    /// `nf_conntrack_icmpv6_timeout`.
-    pub icmpv6: Duration,
-    /// `nf_conntrack_generic_timeout`.
-    pub generic: Duration,
-}
-
-impl Timeouts {
-    /// The kernel's defaults.
-    pub const KERNEL: Self = Self {
-        udp: udp::Timeouts::UDP,
-        gre: udp::Timeouts::GRE,
-        sctp: sctp::Timeouts::KERNEL,
-        icmp: Duration::from_secs(30),
-        icmpv6: Duration::from_secs(30),
-        generic: Duration::from_secs(600),
-    };
-}
-
-impl Settings {
-    /// The kernel's defaults.
-    pub fn kernel(capacity: usize) -> Self {
-        Self {
-            capacity,
-            tcp: TcpSettings::default(),
-            timeouts: Timeouts::KERNEL,
-            accounting: false,
-            per_source: None,
-        }
-    }
-
-    /// What kube-proxy sets when its configuration says nothing (`SetDefaults_KubeProxyConfiguration`).
-    pub fn kube_proxy(capacity: usize) -> Self {
-        let mut settings = Self::kernel(capacity);
-        settings.tcp.timeouts.established = Duration::from_secs(86_400);
-        settings.tcp.timeouts.close_wait = Duration::from_secs(3_600);
-        settings
-    }
-}
-
 /// Which svcport a connection was made for, and the table that last agreed with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceTag {
@@ -378,47 +322,6 @@ pub enum ConfirmError {
     SourceLimit,
 }
 
-/// A connection's state, for TCP and SCTP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectionState {
-    /// Of TCP.
-    Tcp(tcp::State),
-    /// Of SCTP.
-    Sctp(sctp::State),
-}
-
-impl fmt::Display for ConnectionState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(state) => state.fmt(f),
-            Self::Sctp(state) => state.fmt(f),
-        }
-    }
-}
-
-/// An entry as it is listed.
-#[derive(Clone, Copy, Debug)]
-pub struct EntryView {
-    /// Tuple of the first packet.
-    pub original: Tuple,
-    /// Tuple of the answer.
-    pub reply: Tuple,
-    /// State, for TCP and SCTP.
-    pub state: Option<ConnectionState>,
-    /// Time left.
-    pub timeout: Duration,
-    /// Status bits.
-    pub status: Status,
-    /// Packets by direction; zero without [`Settings::accounting`].
-    pub packets: [u64; 2],
-    /// Bytes by direction; zero without [`Settings::accounting`].
-    pub bytes: [u64; 2],
-    /// For whom the connection was made.
-    pub service: Option<ServiceTag>,
-    /// Identifies the entry while it lives (`-o id`).
-    pub id: u32,
-}
-
 /// Ticks are 2^20 ns, about a millisecond; deadlines are kept modulo 2^32 of them, 52 days.
 const TICK_BITS: u32 = 20;
 /// The longest timeout: deadlines must be less than 2^31 ticks away.
@@ -432,9 +335,10 @@ fn deadline(now: Timestamp, timeout: Duration) -> u32 {
     tick(now.after(timeout.min(LONGEST)))
 }
 
-/// Time until `deadline`, at least one tick for an entry that is not expired.
+/// Time until `deadline`; none when it has come.
 fn remaining(deadline: u32, now: Timestamp) -> Duration {
-    let ticks = u64::from(deadline.wrapping_sub(tick(now)));
+    let ticks = deadline.wrapping_sub(tick(now)) as i32;
+    let ticks = u64::from(ticks.max(0) as u32);
     Duration::from_nanos((ticks << TICK_BITS).saturating_sub(now.0 & ((1 << TICK_BITS) - 1)))
 }
 
@@ -442,13 +346,6 @@ fn remaining(deadline: u32, now: Timestamp) -> Duration {
 fn age(opened: u32, now: Timestamp) -> Duration {
     let ticks = tick(now).wrapping_sub(opened) as i32;
     Duration::from_nanos(u64::from(ticks.max(0) as u32) << TICK_BITS)
-}
-
-/// Which ports to search for a reply tuple: upwards from `start`, around inside `range`.
-pub(crate) struct PortSearch<'t> {
-    pub(crate) reply: &'t Tuple,
-    pub(crate) range: &'t std::ops::RangeInclusive<u16>,
-    pub(crate) start: u16,
 }
 
 /// The table of connections. Shared by all workers; nothing on a packet's way waits for another flow.
@@ -521,7 +418,7 @@ impl Conntrack {
     #[inline]
     pub fn find_hashed(&self, tuple: &Tuple, hash: TupleHash, now: Timestamp) -> Option<Found> {
         let (entry, direction) = self.slots.find(tuple, hash)?;
-        (!entry.meta.is_expired(tick(now))).then(|| Found::new(&entry, direction))
+        (!entry.meta.is_expired(now)).then(|| Found::new(&entry, direction))
     }
 
     /// Whether no live connection owns `reply`.
@@ -533,51 +430,6 @@ impl Conntrack {
         !taken
     }
 
-    /// A free port for a reply tuple from the destination's bitmap. `None`: it has none yet. `Some(None)`: all ports
-    /// are taken.
-    pub(crate) fn find_port(
-        &self,
-        search: &PortSearch<'_>,
-        reserved: Option<&Bitmap>,
-        now: Timestamp,
-    ) -> Option<Option<u16>> {
-        let is_free = |tuple: &Tuple| self.find(tuple, now).is_none();
-        let found = self.slots.pools().find(
-            search.reply,
-            (search.range, search.start),
-            reserved,
-            now,
-            &is_free,
-        )?;
-        self.statistics
-            .add(Counter::Found, u64::from(found.is_none()));
-        Some(found)
-    }
-
-    /// As [`Self::find_port`], with a bitmap that is made for it when there is none. One thread makes one at a time;
-    /// another that needs one meanwhile looks at the ports one by one.
-    pub(crate) fn open_pool(
-        &self,
-        search: &PortSearch<'_>,
-        reserved: Option<&Bitmap>,
-        now: Timestamp,
-    ) -> Option<u16> {
-        let is_free = |tuple: &Tuple| self.find(tuple, now).is_none();
-        if self.slots.pools().open(search.reply, now)
-            && let Some(found) = self.find_port(search, reserved, now)
-        {
-            return found;
-        }
-        let mut candidate = *search.reply;
-        let ports = (search.start..=*search.range.end()).chain(*search.range.start()..search.start);
-        ports
-            .filter(|&port| !reserved.is_some_and(|reserved| reserved.contains(port)))
-            .find(|&port| {
-                *candidate.leased_port_mut() = port;
-                is_free(&candidate)
-            })
-    }
-
     /// A further packet of a connection. When its entry has gone meanwhile the packet passes as `found` says.
     pub fn track(&self, found: &Found, headers: &Headers, now: Timestamp) -> Tracked {
         let Some(entry) = self.slots.lock(found.id) else {
@@ -585,13 +437,17 @@ impl Conntrack {
         };
         let mut meta = entry.meta();
         let mut status = Status(meta.status);
+        let state = state::bits_of_state(entry.word(state::DETAIL));
         let outcome = self.advance(&entry, headers, found.direction, &mut status, now);
         if !matches!(outcome, Outcome::Invalid(..) | Outcome::Restart) {
-            if found.direction == Direction::Reply {
+            // The kernel destroys an entry before it marks it.
+            if found.direction == Direction::Reply && outcome != Outcome::End {
                 status.set(Status::SEEN_REPLY);
             }
             self.account(found.id.index, found.direction, headers.length);
         }
+        let has_changed =
+            status.0 != meta.status || state::bits_of_state(entry.word(state::DETAIL)) != state;
         meta.status = status.0;
         match outcome {
             Outcome::Refresh(timeout) => meta.deadline = deadline(now, timeout),
@@ -606,7 +462,9 @@ impl Conntrack {
         }
         entry.set_meta(meta);
         if matches!(outcome, Outcome::End | Outcome::Restart) {
-            entry.remove();
+            entry.remove(Farewell::at(now));
+        } else if has_changed {
+            entry.tell(EventKind::Update, now);
         }
         match outcome {
             Outcome::Refresh(_) | Outcome::Keep | Outcome::End => Tracked::Accepted,
@@ -730,13 +588,14 @@ impl Conntrack {
     /// [`ConfirmError`]; the connection is not in the table then, and holds nothing.
     pub fn confirm(&self, tentative: Tentative, now: Timestamp) -> Result<Confirmed, ConfirmError> {
         let new = new_entry(&tentative, now);
-        let is_expired = |meta: Meta| meta.is_expired(tick(now));
         loop {
-            let result = self.slots.insert(&new, is_expired);
-            match result {
+            match self.slots.insert(&new, now) {
                 Ok(id) => {
                     self.open_account(id.index, tentative.length);
                     let entry = Snapshot::of_new(id, &new);
+                    if self.slots.events().is_heard() {
+                        self.slots.events().tell(EventKind::New, now, entry);
+                    }
                     return Ok(Confirmed::Inserted(Found::new(&entry, Direction::Original)));
                 }
                 Err(InsertError::OriginalTaken) => {
@@ -761,14 +620,23 @@ impl Conntrack {
         }
     }
 
-    fn full(&self, error: InsertError) -> ConfirmError {
-        if error == InsertError::BucketFull {
-            self.statistics.add(Counter::ChainTooLong, 1);
-            self.statistics.add(Counter::InsertFailed, 1);
-        }
+    /// Counts a packet that the path could not even look up, or an ICMP error that belongs to no connection.
+    pub(crate) fn count_invalid(&self, protocol: Protocol) {
+        let is_icmp = protocol.is_icmp();
+        self.statistics.add(
+            if is_icmp {
+                Counter::Error
+            } else {
+                Counter::Invalid
+            },
+            1,
+        );
+    }
+
+    /// Counts a first packet for which there was no port, as the kernel counts it when it fails to confirm.
+    pub(crate) fn count_no_port(&self) {
+        self.statistics.add(Counter::InsertFailed, 1);
         self.statistics.add(Counter::Drop, 1);
-        self.pressed.store(true, Relaxed);
-        ConfirmError::TableFull
     }
 
     fn open_account(&self, index: u32, length: u32) {
@@ -777,33 +645,6 @@ impl Conntrack {
                 word.store(value, Relaxed);
             }
         }
-    }
-
-    /// Makes room (kernel `early_drop`): of the eight buckets from the new tuple's on, in the first that holds any
-    /// entry which is not assured, all such go. Expired ones go in any case. False when nothing went.
-    fn early_drop(&self, tentative: &Tentative, error: InsertError, now: Timestamp) -> bool {
-        // When a bucket of the tuple is full, room elsewhere is of no use.
-        let reach = if error == InsertError::Full { 8 } else { 1 };
-        [&tentative.original, &tentative.reply]
-            .into_iter()
-            .any(|tuple| {
-                let hash = self.slots.hash(tuple);
-                (0..reach).any(|nth| self.drop_unassured(hash, nth, now) > 0)
-            })
-    }
-
-    fn drop_unassured(&self, hash: TupleHash, nth_bucket: usize, now: Timestamp) -> usize {
-        let is_expired = |meta: Meta| meta.is_expired(tick(now));
-        let may_go = |meta: Meta| is_expired(meta) || !Status(meta.status).has(Status::ASSURED);
-        let mut gone = 0;
-        for entry in self.slots.neighbours(hash, nth_bucket) {
-            if may_go(entry.meta) && self.slots.remove_if(entry.id, may_go) {
-                gone += 1;
-                self.statistics
-                    .add(Counter::EarlyDrop, u64::from(!is_expired(entry.meta)));
-            }
-        }
-        gone
     }
 
     /// Notes that the endpoint of a connection is still one of its Service's, as of `generation`.
@@ -817,43 +658,8 @@ impl Conntrack {
     }
 
     /// Ends a connection. False when it had gone already.
-    pub fn end(&self, found: &Found) -> bool {
-        self.slots.remove_if(found.id, |_| true)
-    }
-
-    /// Ends the connection with this original tuple (`conntrack -D`). False when there is none.
-    pub fn remove(&self, original: &Tuple, now: Timestamp) -> bool {
-        let found = self
-            .find(original, now)
-            .filter(|found| found.direction == Direction::Original);
-        found.is_some_and(|found| self.end(&found))
-    }
-
-    /// Removes expired entries, looking at no more than `budget` of the table. Returns how many it removed.
-    ///
-    /// When the table is at 95 % or more and nothing could be dropped early, closing connections go too, assured or
-    /// not (kernel `gc_worker_can_early_drop`).
-    pub fn expire(&self, now: Timestamp, budget: usize) -> usize {
-        let used = self.slots.used();
-        if used == 0 {
-            return 0;
-        }
-        let budget = budget.min(used);
-        let start = self.cursor.fetch_add(budget, Relaxed);
-        let nearly_full = self.len() as u64 * 100 >= self.capacity() as u64 * 95;
-        let takes_closing = nearly_full && self.pressed.swap(false, Relaxed);
-        let mut removed = 0;
-        for index in (start..start + budget).map(|position| (position % used) as u32) {
-            let Some(entry) = self.slots.at(index) else {
-                continue;
-            };
-            let is_closing = takes_closing && is_closing(&entry);
-            let may_go = |meta: Meta| is_closing || meta.is_expired(tick(now));
-            if may_go(entry.meta) && self.slots.remove_if(entry.id, may_go) {
-                removed += 1;
-            }
-        }
-        removed
+    pub fn end(&self, found: &Found, now: Timestamp) -> bool {
+        self.slots.remove_if(found.id, Farewell::at(now), |_| true)
     }
 
     /// Entries in the table, expired ones that were not swept yet included.
@@ -880,35 +686,6 @@ impl Conntrack {
     pub fn statistics(&self) -> Vec<Statistics> {
         self.statistics.read()
     }
-
-    /// Shows every live entry, in no order. Packets pass meanwhile.
-    pub fn for_each(&self, now: Timestamp, mut visit: impl FnMut(&EntryView)) {
-        for index in 0..self.slots.used() as u32 {
-            if let Some(entry) = self
-                .slots
-                .at(index)
-                .filter(|entry| !entry.meta.is_expired(tick(now)))
-            {
-                visit(&self.view(&entry, now));
-            }
-        }
-    }
-
-    fn view(&self, entry: &Snapshot, now: Timestamp) -> EntryView {
-        let account = self.accounts.get(entry.id.index as usize);
-        let count = |at: usize| account.map_or(0, |account| account[at].load(Relaxed));
-        EntryView {
-            original: entry.original,
-            reply: entry.reply,
-            state: connection_state(entry),
-            timeout: remaining(entry.meta.deadline, now),
-            status: Status(entry.meta.status),
-            packets: [count(0), count(2)],
-            bytes: [count(1), count(3)],
-            service: state::load_service(entry.hot),
-            id: entry.id.index,
-        }
-    }
 }
 
 fn new_entry(tentative: &Tentative, now: Timestamp) -> NewEntry {
@@ -923,22 +700,5 @@ fn new_entry(tentative: &Tentative, now: Timestamp) -> NewEntry {
             protocol: tentative.original.protocol,
         },
         state,
-    }
-}
-
-fn connection_state(entry: &Snapshot) -> Option<ConnectionState> {
-    let detail = entry.hot[state::DETAIL];
-    match entry.meta.protocol {
-        Protocol::TCP => Some(ConnectionState::Tcp(state::tcp_state(detail))),
-        Protocol::SCTP => Some(ConnectionState::Sctp(state::sctp_state(detail))),
-        _ => None,
-    }
-}
-
-fn is_closing(entry: &Snapshot) -> bool {
-    match connection_state(entry) {
-        Some(ConnectionState::Tcp(state)) => state.is_closing(),
-        Some(ConnectionState::Sctp(state)) => state.is_closing(),
-        None => false,
     }
 }

@@ -13,6 +13,7 @@ pub mod conntrack;
 pub mod fragments;
 pub mod frame;
 pub mod nat;
+pub mod notices;
 pub mod packet;
 pub mod path;
 pub mod ports;

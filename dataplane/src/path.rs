@@ -9,6 +9,7 @@ use crate::conntrack::{Tentative, Tracked};
 use crate::fragments::{self, Collected, Described, Fragments};
 use crate::frame::Frame;
 use crate::nat;
+use crate::notices::{Notice, Notices};
 use crate::packet::{self, Kind, Packet, Quote, Unparsed};
 use crate::ports::{self, Choice, ReservedPorts};
 use crate::select::{self, Affinity, Turn};
@@ -30,6 +31,8 @@ pub struct Context<'a> {
     pub reserved_ports: &'a ReservedPorts,
     /// Datagrams that arrive in fragments.
     pub fragments: &'a Fragments,
+    /// Where dropped connections are noted for the log.
+    pub notices: &'a Notices,
     /// Filled when the last fragment of a datagram arrived: all of its frames, which the verdict is about.
     pub datagram: Vec<Frame>,
     /// Whether INVALID packets go on untranslated (`tcpBeLiberal` takes kube-proxy's drop rule away).
@@ -52,6 +55,7 @@ pub fn process(context: &mut Context<'_>, origin: Origin, frame: &mut Frame) -> 
     }
     // As the kernel does, which verifies in PREROUTING only.
     if origin != Origin::Node && packet.has_bad_checksum() {
+        context.conntrack.count_invalid(packet.protocol());
         return invalid(context, origin, packet.destination());
     }
     match *packet.kind() {
@@ -82,7 +86,7 @@ fn established(
     found: Found,
 ) -> Verdict {
     if is_stale(context, headers, &found) {
-        context.conntrack.end(&found);
+        context.conntrack.end(&found, context.now);
         return new_flow(context, origin, packet, headers);
     }
     match context.conntrack.track(&found, headers, context.now) {
@@ -106,9 +110,9 @@ fn new_flow(
         Ok(masqueraded) => masqueraded,
         Err(verdict) => return verdict,
     };
-    match confirm(context, tentative, masqueraded) {
+    match confirm(context, &mut tentative, masqueraded) {
         Ok(found) => translate(packet, headers, &found),
-        Err(reason) => Verdict::Drop(reason),
+        Err(reason) => no_room(context, &tentative, reason),
     }
 }
 
@@ -122,6 +126,7 @@ fn related(
     let known = context.conntrack.find(&quote.tuple.inverse(), context.now);
     // An error travels to the sender of the quoted packet, or it is a forgery.
     let Some(found) = known.filter(|_| packet.destination() == quote.tuple.source) else {
+        context.conntrack.count_invalid(packet.protocol());
         return invalid(context, origin, packet.destination());
     };
     let Some(translation) = found.translation() else {
@@ -157,7 +162,10 @@ fn whole(context: &mut Context<'_>, origin: Origin, frames: &mut [Frame]) -> Ver
     };
     let mut packet = match Packet::parse(first) {
         Ok(packet) if !is_bad => packet,
-        Ok(packet) => return invalid(context, origin, packet.destination()),
+        Ok(packet) => {
+            context.conntrack.count_invalid(packet.protocol());
+            return invalid(context, origin, packet.destination());
+        }
         Err(unparsed) => return not_a_packet(context, origin, unparsed),
     };
     let verdict = match *packet.kind() {
@@ -221,7 +229,7 @@ fn plan(
 /// take the same port in between: then the search goes on.
 fn confirm(
     context: &mut Context<'_>,
-    mut tentative: Tentative,
+    tentative: &mut Tentative,
     masqueraded: bool,
 ) -> Result<Found, DropReason> {
     const ATTEMPTS: usize = 8;
@@ -249,6 +257,20 @@ fn confirm(
         }
     }
     Err(DropReason::NoFreePort)
+}
+
+/// A connection that is not made is counted, and noted for the log.
+fn no_room(context: &Context<'_>, tentative: &Tentative, reason: DropReason) -> Verdict {
+    if reason == DropReason::NoFreePort {
+        context.conntrack.count_no_port();
+    }
+    let (original, reply) = (tentative.original, tentative.reply);
+    context.notices.leave(Notice {
+        reason,
+        original,
+        reply,
+    });
+    Verdict::Drop(reason)
 }
 
 /// Whether a UDP flow must end because the newest table has no place for it: its endpoint is gone, or what went on

@@ -5,6 +5,7 @@
 use crate::conntrack::Conntrack;
 use crate::fragments::Fragments;
 use crate::frame::Frame;
+use crate::notices::Notices;
 use crate::path::{self, Context};
 use crate::ports::ReservedPorts;
 use crate::reject::{self, RateLimit, RejectSources};
@@ -54,6 +55,8 @@ pub struct Shared {
     pub affinity: Affinity,
     /// Datagrams in fragments.
     pub fragments: Fragments,
+    /// Connections that could not be made, for the log.
+    pub notices: Notices,
     /// The limit on refusals, unless it is switched off.
     pub reject_limit: Option<RateLimit>,
     /// See [`Context::forward_invalid`].
@@ -136,6 +139,7 @@ impl<'a, D: Device> Worker<'a, D> {
             affinity: &shared.affinity,
             reserved_ports: &facts.reserved_ports,
             fragments: &shared.fragments,
+            notices: &shared.notices,
             datagram: Vec::new(),
             forward_invalid: shared.forward_invalid,
             rng: &mut self.rng,

@@ -10,7 +10,7 @@ use dataplane::conntrack::{
 };
 use dataplane::service::Generation;
 use dataplane::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
-use flow::{ACK, Client, Flow, RST, SYN, SYN_ACK, Server, address, segment};
+use flow::{ACK, Client, Flow, RST, SYN, SYN_ACK, Server, address, remove, segment};
 use std::collections::HashMap;
 use std::sync::Barrier;
 use std::time::Duration;
@@ -53,19 +53,7 @@ fn confirm(
 }
 
 fn total(conntrack: &Conntrack) -> Statistics {
-    conntrack
-        .statistics()
-        .into_iter()
-        .fold(Statistics::default(), |sum, worker| Statistics {
-            found: sum.found + worker.found,
-            invalid: sum.invalid + worker.invalid,
-            insert_failed: sum.insert_failed + worker.insert_failed,
-            drop: sum.drop + worker.drop,
-            early_drop: sum.early_drop + worker.early_drop,
-            clash_resolve: sum.clash_resolve + worker.clash_resolve,
-            chain_too_long: sum.chain_too_long + worker.chain_too_long,
-            source_limit: sum.source_limit + worker.source_limit,
-        })
+    conntrack.statistics().into_iter().sum()
 }
 
 /// "What a packet is rewritten to": the inverse of the tuple of the other direction, both families.
@@ -122,8 +110,8 @@ fn translation_of_both_directions() {
                 generation: Generation(6)
             })
         );
-        assert!(conntrack.end(&found));
-        assert!(!conntrack.end(&found), "only once");
+        assert!(conntrack.end(&found, NOW));
+        assert!(!conntrack.end(&found, NOW), "only once");
         assert!(conntrack.find(&reply, NOW).is_none());
         assert!(conntrack.is_empty());
     }
@@ -251,7 +239,7 @@ fn reuse_never_shows_another_flow() {
                     let client = random.u32(..16);
                     let _ = confirm(conntrack, tuple(true, client), pod(client), NOW);
                     if let Some(found) = conntrack.find(&tuple(true, random.u32(..16)), NOW) {
-                        conntrack.end(&found);
+                        conntrack.end(&found, NOW);
                     }
                 }
             });
@@ -280,7 +268,7 @@ fn reuse_never_shows_another_flow() {
     conntrack.for_each(NOW, |entry| left.push(entry.original));
     assert_eq!(conntrack.len(), left.len());
     for original in left {
-        assert!(conntrack.remove(&original, NOW));
+        assert!(remove(&conntrack, &original, NOW));
     }
     assert!(conntrack.is_empty(), "no entry leaks");
 }
@@ -395,7 +383,7 @@ fn limit_per_source() {
     );
     assert!(confirm(&conntrack, port(2, 10), pod, NOW).is_ok());
     assert_eq!(total(&conntrack).source_limit, 1);
-    assert!(conntrack.remove(&port(1, 3), NOW));
+    assert!(remove(&conntrack, &port(1, 3), NOW));
     assert!(confirm(&conntrack, port(1, 10), pod, NOW).is_ok());
 }
 
@@ -475,7 +463,7 @@ fn equals_a_plain_model() {
                 2 => {
                     let is_there = model.remove(&original).is_some();
                     assert_eq!(
-                        conntrack.remove(&original, now),
+                        remove(&conntrack, &original, now),
                         is_there,
                         "seed {seed}, step {step}"
                     );

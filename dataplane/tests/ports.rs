@@ -7,7 +7,7 @@ mod flow;
 use dataplane::conntrack::{Confirmed, Conntrack, Headers, Settings, Transport};
 use dataplane::ports::{Blocks, Choice, NoPort, ReservedPorts, lease, lease_in};
 use dataplane::tuple::{Address, Protocol, Timestamp, Tuple};
-use flow::{FAMILIES, address};
+use flow::{FAMILIES, address, remove};
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -171,7 +171,7 @@ fn until_the_last_port() {
         for round in 0..200 {
             let victim = node.random.usize(..flows.len());
             let (original, port) = flows[victim];
-            assert!(node.conntrack.remove(&original, NOW));
+            assert!(remove(&node.conntrack, &original, NOW));
             flows[victim] = node.masquerade(ipv4, 200_000 + round, NOW).unwrap();
             assert_eq!(flows[victim].1, port, "the only one that is free");
         }
@@ -225,7 +225,7 @@ fn no_port_leaks() {
             if node.random.u8(..20) == 0 {
                 for _ in 0..node.random.usize(..=live.len()) {
                     let (original, _) = live.swap_remove(node.random.usize(..live.len()));
-                    assert!(node.conntrack.remove(&original, now));
+                    assert!(remove(&node.conntrack, &original, now));
                 }
             }
             // Live ones are kept alive.

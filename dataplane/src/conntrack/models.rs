@@ -7,7 +7,8 @@ use super::*;
 
 const DEADLINE: u32 = 100;
 const EXPIRED: u32 = 1;
-const NOW: u32 = 10;
+const NOW: Timestamp = Timestamp(10 << 20);
+const FAREWELL: Farewell = Farewell::at(NOW);
 
 /// Flow `nth` of one client, to endpoint `endpoint`. State word 0 says whose entry it is.
 fn flow(nth: u16, endpoint: u8) -> NewEntry {
@@ -53,7 +54,7 @@ fn table(capacity: usize) -> Slots {
 }
 
 fn insert(slots: &Slots, new: &NewEntry) -> Result<EntryId, InsertError> {
-    slots.insert(new, |meta| meta.is_expired(NOW))
+    slots.insert(new, NOW)
 }
 
 /// What a lookup of `tuple` gives, checked to be one flow's and that flow's.
@@ -82,7 +83,7 @@ fn check_and_empty(slots: &Slots) {
     for entry in &live {
         assert_eq!(look(slots, &entry.original), Some(entry.id));
         assert_eq!(look(slots, &entry.reply), Some(entry.id));
-        assert!(slots.remove_if(entry.id, |_| true));
+        assert!(slots.remove_if(entry.id, FAREWELL, |_| true));
     }
     let slot_words = slots.buckets.iter().flat_map(|bucket| &bucket.0);
     assert_eq!(
@@ -156,7 +157,7 @@ mod with_loom {
             let id = insert(&slots, &flow(1, 1)).unwrap();
             let other = Arc::clone(&slots);
             let thread = thread::spawn(move || {
-                assert!(other.remove_if(id, |_| true));
+                assert!(other.remove_if(id, FAREWELL, |_| true));
                 insert(&other, &flow(2, 2)).unwrap();
             });
             look(&slots, &flow(1, 1).original);
@@ -175,7 +176,8 @@ mod with_loom {
             let slots = Arc::new(table(1));
             let id = insert(&slots, &flow_until(1, 1, EXPIRED)).unwrap();
             let other = Arc::clone(&slots);
-            let thread = thread::spawn(move || other.remove_if(id, |meta| meta.is_expired(NOW)));
+            let thread =
+                thread::spawn(move || other.remove_if(id, FAREWELL, |meta| meta.is_expired(NOW)));
             let refreshed = slots.lock(id).map(|entry| {
                 let meta = entry.meta();
                 entry.set_meta(Meta {
@@ -214,18 +216,19 @@ mod with_shuttle {
                 let _ = insert(slots, &new);
             }
             4 => {
-                let _ = look(slots, &new.original).is_some_and(|id| slots.remove_if(id, |_| true));
+                let _ = look(slots, &new.original)
+                    .is_some_and(|id| slots.remove_if(id, FAREWELL, |_| true));
             }
             // The sweep.
             5 => {
                 for entry in (0..slots.used() as u32).filter_map(|index| slots.at(index)) {
-                    slots.remove_if(entry.id, |meta| meta.is_expired(NOW));
+                    slots.remove_if(entry.id, FAREWELL, |meta| meta.is_expired(NOW));
                 }
             }
             // Early drop.
             6 => {
                 for entry in slots.neighbours(slots.hash(&new.original), 0) {
-                    slots.remove_if(entry.id, |meta| meta.status == 0);
+                    slots.remove_if(entry.id, FAREWELL, |meta| meta.status == 0);
                 }
             }
             // A packet.

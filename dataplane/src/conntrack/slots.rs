@@ -34,9 +34,11 @@
 #![allow(unsafe_code)]
 
 use super::census::Census;
+use super::events::{EventKind, Events, Farewell};
 use super::pools::Pools;
 use super::sync::{AtomicU64, Ordering, fence, pause};
-use crate::tuple::{Address, Direction, Protocol, Tuple};
+use super::tick;
+use crate::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
 use std::hash::{BuildHasher, Hasher};
 
 /// Slots of a bucket: one cache line. Models use small ones.
@@ -100,8 +102,8 @@ impl Meta {
     }
 
     /// Whether the deadline has come. Right for deadlines less than 2^31 ticks away.
-    pub(super) const fn is_expired(self, now: u32) -> bool {
-        (self.deadline.wrapping_sub(now) as i32) <= 0
+    pub(super) const fn is_expired(self, now: Timestamp) -> bool {
+        (self.deadline.wrapping_sub(tick(now)) as i32) <= 0
     }
 }
 
@@ -194,6 +196,7 @@ pub(super) struct Slots {
     hash: ahash::RandomState,
     census: Census,
     pools: Pools,
+    events: Events,
 }
 
 /// Memory of zeros, which the operating system provides page by page when it is first touched.
@@ -222,6 +225,7 @@ impl Slots {
             fresh: AtomicU64::new(0),
             census: Census::new(per_source, hash.clone()),
             pools: Pools::new(hash.clone()),
+            events: Events::default(),
             hash,
         }
     }
@@ -229,6 +233,11 @@ impl Slots {
     /// Ports in use, kept with the entries.
     pub(super) fn pools(&self) -> &Pools {
         &self.pools
+    }
+
+    /// Those who listen to what becomes of entries.
+    pub(super) fn events(&self) -> &Events {
+        &self.events
     }
 
     /// Entries that are LIVE or on their way in.
@@ -374,13 +383,9 @@ impl Slots {
         })
     }
 
-    /// Makes an entry LIVE. `is_expired` says which LIVE entries no longer own their tuples: they are removed when
-    /// they are in the way.
-    pub(super) fn insert(
-        &self,
-        new: &NewEntry,
-        is_expired: impl Fn(Meta) -> bool,
-    ) -> Result<EntryId, InsertError> {
+    /// Makes an entry LIVE. Others that have expired no longer own their tuples: they are removed when they are in the
+    /// way.
+    pub(super) fn insert(&self, new: &NewEntry, now: Timestamp) -> Result<EntryId, InsertError> {
         if !self.census.may_admit(new.original.source) {
             return Err(InsertError::SourceLimit);
         }
@@ -389,7 +394,7 @@ impl Slots {
         self.census.admit(new.original.source);
         self.pools.take(&new.reply);
         let hashes = [self.hash(&new.original), self.hash(&new.reply)];
-        let result = self.settle(id, new, hashes, is_expired);
+        let result = self.settle(id, new, hashes, now);
         if result.is_err() {
             self.unlink(id, hashes);
             self.release(id);
@@ -405,10 +410,10 @@ impl Slots {
         id: EntryId,
         new: &NewEntry,
         hashes: [TupleHash; 2],
-        is_expired: impl Fn(Meta) -> bool,
+        now: Timestamp,
     ) -> Result<(), InsertError> {
         let mut round = 0;
-        while !self.contend(id, new, hashes, round, &is_expired)? {
+        while !self.contend(id, new, hashes, (round, now))? {
             self.unlink(id, hashes);
             pause(round);
             round += 1;
@@ -422,8 +427,7 @@ impl Slots {
         id: EntryId,
         new: &NewEntry,
         hashes: [TupleHash; 2],
-        round: u32,
-        is_expired: &impl Fn(Meta) -> bool,
+        (round, now): (u32, Timestamp),
     ) -> Result<bool, InsertError> {
         let control = &self.hot[id.index as usize].0[CONTROL];
         control.store(id.control(PENDING), Ordering::SeqCst);
@@ -442,7 +446,7 @@ impl Slots {
             .zip(hashes)
             .zip(taken)
         {
-            match self.rival(id, tuple, hash, round, is_expired) {
+            match self.rival(id, tuple, hash, (round, now)) {
                 Rival::None => {}
                 Rival::Live => return Err(error),
                 Rival::Pending => return Ok(false),
@@ -465,8 +469,7 @@ impl Slots {
         id: EntryId,
         tuple: &Tuple,
         hash: TupleHash,
-        round: u32,
-        is_expired: &impl Fn(Meta) -> bool,
+        (round, now): (u32, Timestamp),
     ) -> Rival {
         for other in self
             .candidates(hash)
@@ -477,10 +480,11 @@ impl Slots {
                 .filter(|snapshot| snapshot.owns(tuple).is_some())
             {
                 if snapshot.is_live {
-                    if !is_expired(snapshot.meta) {
+                    if !snapshot.meta.is_expired(now) {
                         return Rival::Live;
                     }
-                    self.remove_if(snapshot.id, is_expired);
+                    let is_expired = |meta: Meta| meta.is_expired(now);
+                    self.remove_if(snapshot.id, Farewell::at(now), is_expired);
                 } else if snapshot.id.index < id.index && round < ROUNDS {
                     return Rival::Pending;
                 } else {
@@ -542,14 +546,19 @@ impl Slots {
     }
 
     /// Removes a LIVE entry if `may_go` says so of what it holds now. False when it had gone or may stay.
-    pub(super) fn remove_if(&self, id: EntryId, may_go: impl Fn(Meta) -> bool) -> bool {
+    pub(super) fn remove_if(
+        &self,
+        id: EntryId,
+        farewell: Farewell,
+        may_go: impl Fn(Meta) -> bool,
+    ) -> bool {
         let Some(guard) = self.lock(id) else {
             return false;
         };
         if !may_go(guard.meta()) {
             return false;
         }
-        guard.remove();
+        guard.remove(farewell);
         true
     }
 
@@ -784,8 +793,19 @@ impl Guard<'_> {
         self.line()[STATE + nth].store(value, Ordering::Relaxed);
     }
 
+    /// Tells those who listen what became of the entry.
+    pub(super) fn tell(&self, kind: EventKind, now: Timestamp) {
+        if self.slots.events.is_heard()
+            && let Some(entry) = self.slots.snapshot(self.id)
+        {
+            self.slots.events.tell(kind, now, entry);
+        }
+    }
+
     /// Ends this life of the entry: nobody finds it from here on.
-    pub(super) fn remove(self) {
+    pub(super) fn remove(self, farewell: Farewell) {
+        let by_user = farewell.by_user;
+        self.tell(EventKind::Destroy { by_user }, farewell.now);
         let Self { slots, id } = self;
         std::mem::forget(self);
         // The tuples are still those of this life: we hold the lock.

@@ -115,8 +115,13 @@ pub(super) fn load_tcp(words: &StateWords) -> tcp::Connection {
     }
 }
 
+/// The state of TCP or SCTP; zero for other protocols.
+pub(super) const fn bits_of_state(detail: u64) -> usize {
+    (detail >> 6 & 0xf) as usize
+}
+
 pub(super) fn tcp_state(detail: u64) -> tcp::State {
-    tcp::State::ALL[(detail >> 6 & 0xf) as usize % tcp::State::ALL.len()]
+    tcp::State::ALL[bits_of_state(detail) % tcp::State::ALL.len()]
 }
 
 pub(super) fn store_sctp(words: &mut StateWords, association: &sctp::Association) {
@@ -140,7 +145,7 @@ pub(super) fn load_sctp(words: &StateWords) -> sctp::Association {
 }
 
 pub(super) fn sctp_state(detail: u64) -> sctp::State {
-    sctp::State::ALL[(detail >> 6 & 0xf) as usize % sctp::State::ALL.len()]
+    sctp::State::ALL[bits_of_state(detail) % sctp::State::ALL.len()]
 }
 
 /// Tick of the first packet, for UDP.

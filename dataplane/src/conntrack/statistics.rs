@@ -1,6 +1,5 @@
 //! Counters as `conntrack -S` prints them, one set per worker.
 
-use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// Sets of counters. Threads beyond that many share them, which costs time, not counts.
@@ -13,6 +12,8 @@ pub struct Statistics {
     pub found: u64,
     /// Packets of no connection.
     pub invalid: u64,
+    /// ICMP messages of no connection.
+    pub error: u64,
     /// Connections that could not be confirmed.
     pub insert_failed: u64,
     /// First packets dropped: for the table was full, or with `insert_failed`.
@@ -27,11 +28,28 @@ pub struct Statistics {
     pub source_limit: u64,
 }
 
+impl std::iter::Sum for Statistics {
+    fn sum<I: Iterator<Item = Self>>(workers: I) -> Self {
+        workers.fold(Self::default(), |sum, worker| Self {
+            found: sum.found + worker.found,
+            invalid: sum.invalid + worker.invalid,
+            error: sum.error + worker.error,
+            insert_failed: sum.insert_failed + worker.insert_failed,
+            drop: sum.drop + worker.drop,
+            early_drop: sum.early_drop + worker.early_drop,
+            clash_resolve: sum.clash_resolve + worker.clash_resolve,
+            chain_too_long: sum.chain_too_long + worker.chain_too_long,
+            source_limit: sum.source_limit + worker.source_limit,
+        })
+    }
+}
+
 /// Names a counter of [`Statistics`].
 #[derive(Clone, Copy)]
 pub(super) enum Counter {
     Found,
     Invalid,
+    Error,
     InsertFailed,
     Drop,
     EarlyDrop,
@@ -42,7 +60,7 @@ pub(super) enum Counter {
 
 #[derive(Default)]
 #[repr(align(64))]
-struct Counters([AtomicU64; 8]);
+struct Counters([AtomicU64; 9]);
 
 pub(super) struct PerWorker(Box<[Counters]>);
 
@@ -55,10 +73,10 @@ impl PerWorker {
         self.0[shard()].0[counter as usize].fetch_add(count, Relaxed);
     }
 
-    /// One for each thread that has used the table, in the order of their first use of any table.
+    /// One for each set that a thread has ever had.
     pub(super) fn read(&self) -> Vec<Statistics> {
-        let threads = NEXT_SHARD.load(Relaxed).min(SHARDS);
-        self.0[..threads].iter().map(Counters::read).collect()
+        let used = EVER_USED.load(Relaxed).min(SHARDS);
+        self.0[..used].iter().map(Counters::read).collect()
     }
 }
 
@@ -68,6 +86,7 @@ impl Counters {
         Statistics {
             found: of(Counter::Found),
             invalid: of(Counter::Invalid),
+            error: of(Counter::Error),
             insert_failed: of(Counter::InsertFailed),
             drop: of(Counter::Drop),
             early_drop: of(Counter::EarlyDrop),
@@ -78,18 +97,38 @@ impl Counters {
     }
 }
 
-static NEXT_SHARD: AtomicUsize = AtomicUsize::new(0);
+/// Which sets belong to a living thread.
+static IN_USE: AtomicU64 = AtomicU64::new(0);
+static EVER_USED: AtomicUsize = AtomicUsize::new(0);
 
-thread_local! {
-    static SHARD: Cell<usize> = const { Cell::new(usize::MAX) };
+/// A thread's set; the next thread may have it when this one ends.
+struct Shard(usize);
+
+impl Shard {
+    /// The first that nobody has; when all are taken, the first one is shared.
+    fn take() -> Self {
+        let free = |in_use: u64| (in_use != u64::MAX).then_some(in_use | (in_use + 1));
+        let taken = IN_USE
+            .fetch_update(Relaxed, Relaxed, free)
+            .map_or(0, |before| before.trailing_ones() as usize);
+        EVER_USED.fetch_max(taken + 1, Relaxed);
+        Self(taken)
+    }
 }
 
-/// The calling thread's set of counters.
+impl Drop for Shard {
+    fn drop(&mut self) {
+        // Who shares the first one may give it back early: it is then shared by two again, which is allowed.
+        IN_USE.fetch_and(!(1 << self.0), Relaxed);
+    }
+}
+
+thread_local! {
+    static SHARD: Shard = Shard::take();
+}
+
+/// The number of the calling thread's set of counters.
 pub(super) fn shard() -> usize {
-    SHARD.with(|shard| {
-        if shard.get() == usize::MAX {
-            shard.set(NEXT_SHARD.fetch_add(1, Relaxed) % SHARDS);
-        }
-        shard.get()
-    })
+    // While a thread ends, it may have given its set back already.
+    SHARD.try_with(|shard| shard.0).unwrap_or(0)
 }

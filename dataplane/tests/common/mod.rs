@@ -6,6 +6,7 @@
 use dataplane::conntrack::{Conntrack, Settings};
 use dataplane::fragments::Fragments;
 use dataplane::frame::Frame;
+use dataplane::notices::Notices;
 use dataplane::path::{self, Context};
 use dataplane::ports::ReservedPorts;
 use dataplane::select::Affinity;
@@ -280,6 +281,7 @@ pub(crate) struct Bed {
     pub affinity: Affinity,
     pub reserved_ports: ReservedPorts,
     pub fragments: Fragments,
+    pub notices: Notices,
     pub rng: Rng,
     pub now: Timestamp,
     /// The fragments of the last whole datagram.
@@ -294,6 +296,7 @@ impl Bed {
             affinity: Affinity::default(),
             reserved_ports: ReservedPorts::default(),
             fragments: Fragments::default(),
+            notices: Notices::default(),
             rng: Rng::with_seed(7),
             now: Timestamp::from_seconds(1000),
             datagram: Vec::new(),
@@ -317,6 +320,7 @@ impl Bed {
             affinity: &self.affinity,
             reserved_ports: &self.reserved_ports,
             fragments: &self.fragments,
+            notices: &self.notices,
             datagram: Vec::new(),
             forward_invalid: false,
             rng: &mut self.rng,

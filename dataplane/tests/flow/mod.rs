@@ -5,7 +5,8 @@ use dataplane::conntrack::{
     Confirmed, Conntrack, EntryView, Headers, Invalid, Settings, Status, TcpFlags, TcpOptions,
     TcpSegment, Tracked, Transport,
 };
-use dataplane::tuple::{Address, Protocol, Timestamp, Tuple};
+use dataplane::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
+use std::rc::Rc;
 use std::time::Duration;
 
 pub(crate) const SYN: TcpFlags = TcpFlags::SYN;
@@ -37,7 +38,7 @@ pub(crate) use Side::{Client, Server};
 
 /// client 40000 -> VIP 80, DNAT to pod 8080; packets of the server arrive as the pod sends them.
 pub(crate) struct Flow {
-    pub conntrack: Conntrack,
+    pub conntrack: Rc<Conntrack>,
     pub now: Timestamp,
     pub from_client: Tuple,
     pub from_server: Tuple,
@@ -51,6 +52,14 @@ pub(crate) fn address(ipv4: bool, last: u8) -> Address {
     octets[0] = 0xfd;
     octets[15] = last;
     Address::from_v6(octets)
+}
+
+/// Ends the connection with this original tuple. False when there is none.
+pub(crate) fn remove(conntrack: &Conntrack, original: &Tuple, now: Timestamp) -> bool {
+    let found = conntrack
+        .find(original, now)
+        .filter(|found| found.direction() == Direction::Original);
+    found.is_some_and(|found| conntrack.end(&found, now))
 }
 
 impl Flow {
@@ -74,7 +83,7 @@ impl Flow {
             protocol,
         };
         Self {
-            conntrack: Conntrack::new(settings, [1, 2, 3, 4]),
+            conntrack: Rc::new(Conntrack::new(settings, [1, 2, 3, 4])),
             now: Timestamp::from_seconds(1000),
             from_client,
             from_server,

@@ -1,0 +1,114 @@
+//! Entries as `conntrack -L` shows them.
+
+use super::events::Farewell;
+use super::slots::Snapshot;
+use super::{Conntrack, ServiceTag, Status, remaining, sctp, state, tcp};
+use crate::tuple::{Direction, Protocol, Timestamp, Tuple};
+use std::fmt;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// A connection's state, for TCP and SCTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// Of TCP.
+    Tcp(tcp::State),
+    /// Of SCTP.
+    Sctp(sctp::State),
+}
+
+impl fmt::Display for ConnectionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(state) => state.fmt(f),
+            Self::Sctp(state) => state.fmt(f),
+        }
+    }
+}
+
+/// An entry as it is listed.
+#[derive(Clone, Copy, Debug)]
+pub struct EntryView {
+    /// Tuple of the first packet.
+    pub original: Tuple,
+    /// Tuple of the answer.
+    pub reply: Tuple,
+    /// State, for TCP and SCTP.
+    pub state: Option<ConnectionState>,
+    /// Time left; zero in the event of an entry that has expired.
+    pub timeout: Duration,
+    /// Status bits.
+    pub status: Status,
+    /// Packets by direction; zero without [`super::Settings::accounting`].
+    pub packets: [u64; 2],
+    /// Bytes by direction; zero without [`super::Settings::accounting`].
+    pub bytes: [u64; 2],
+    /// For whom the connection was made.
+    pub service: Option<ServiceTag>,
+    /// Identifies the entry while it lives (`-o id`).
+    pub id: u32,
+}
+
+impl Conntrack {
+    /// Shows every live entry, in no order. Packets pass meanwhile.
+    pub fn for_each(&self, now: Timestamp, mut visit: impl FnMut(&EntryView)) {
+        for entry in self.live(now) {
+            visit(&self.view(&entry, now));
+        }
+    }
+
+    /// The connection with this original tuple (`conntrack -G`).
+    pub fn get(&self, original: &Tuple, now: Timestamp) -> Option<EntryView> {
+        let (entry, direction) = self.slots.find(original, self.hash(original))?;
+        let is_it = direction == Direction::Original && !entry.meta.is_expired(now);
+        is_it.then(|| self.view(&entry, now))
+    }
+
+    /// Ends, because somebody asks for it, every connection that `must_go` (`conntrack -D`, `-F`); shows those that it
+    /// ended to `removed`. Packets pass meanwhile, and may open others.
+    pub fn remove_each(
+        &self,
+        now: Timestamp,
+        must_go: impl Fn(&EntryView) -> bool,
+        mut removed: impl FnMut(&EntryView),
+    ) {
+        let farewell = Farewell { now, by_user: true };
+        for entry in self.live(now) {
+            let view = self.view(&entry, now);
+            if must_go(&view) && self.slots.remove_if(entry.id, farewell, |_| true) {
+                removed(&view);
+            }
+        }
+    }
+
+    fn live(&self, now: Timestamp) -> impl Iterator<Item = Snapshot> + '_ {
+        let entries = (0..self.slots.used() as u32).filter_map(|index| self.slots.at(index));
+        entries.filter(move |entry| !entry.meta.is_expired(now))
+    }
+
+    pub(super) fn view(&self, entry: &Snapshot, now: Timestamp) -> EntryView {
+        let account = self.accounts.get(entry.id.index as usize);
+        let count = |at: usize| account.map_or(0, |account| account[at].load(Relaxed));
+        EntryView {
+            original: entry.original,
+            reply: entry.reply,
+            state: connection_state(entry),
+            timeout: remaining(entry.meta.deadline, now),
+            status: Status(entry.meta.status),
+            packets: [count(0), count(2)],
+            bytes: [count(1), count(3)],
+            service: state::load_service(entry.hot),
+            // Another one for each life of an entry.
+            id: entry.id.index ^ entry.id.generation.rotate_left(24),
+        }
+    }
+}
+
+pub(super) fn connection_state(entry: &Snapshot) -> Option<ConnectionState> {
+    let detail = entry.hot[state::DETAIL];
+    match entry.meta.protocol {
+        Protocol::TCP => Some(ConnectionState::Tcp(state::tcp_state(detail))),
+        Protocol::SCTP => Some(ConnectionState::Sctp(state::sctp_state(detail))),
+        _ => None,
+    }
+}

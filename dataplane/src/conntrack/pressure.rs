@@ -1,0 +1,86 @@
+//! What keeps the table from overflowing: the sweep of what has expired, and early drop when it is full.
+
+use super::events::Farewell;
+use super::listing::connection_state;
+use super::slots::{InsertError, Meta, Snapshot, TupleHash};
+use super::{ConfirmError, ConnectionState, Conntrack, Counter, Status, Tentative};
+use crate::tuple::Timestamp;
+use std::sync::atomic::Ordering::Relaxed;
+
+impl Conntrack {
+    /// Removes expired entries, looking at no more than `budget` of the table. Returns how many it removed.
+    ///
+    /// When the table is at 95 % or more and nothing could be dropped early, closing connections go too, assured or
+    /// not (kernel `gc_worker_can_early_drop`).
+    pub fn expire(&self, now: Timestamp, budget: usize) -> usize {
+        let used = self.slots.used();
+        if used == 0 {
+            return 0;
+        }
+        let budget = budget.min(used);
+        let start = self.cursor.fetch_add(budget, Relaxed);
+        let nearly_full = self.len() as u64 * 100 >= self.capacity() as u64 * 95;
+        let takes_closing = nearly_full && self.pressed.swap(false, Relaxed);
+        let mut removed = 0;
+        for index in (start..start + budget).map(|position| (position % used) as u32) {
+            let Some(entry) = self.slots.at(index) else {
+                continue;
+            };
+            let is_closing = takes_closing && is_closing(&entry);
+            let may_go = |meta: Meta| is_closing || meta.is_expired(now);
+            if may_go(entry.meta) && self.slots.remove_if(entry.id, Farewell::at(now), may_go) {
+                removed += 1;
+            }
+        }
+        removed
+    }
+
+    /// Makes room (kernel `early_drop`): of the eight buckets from the new tuple's on, in the first that holds any
+    /// entry which is not assured, all such go. Expired ones go in any case. False when nothing went.
+    pub(super) fn early_drop(
+        &self,
+        tentative: &Tentative,
+        error: InsertError,
+        now: Timestamp,
+    ) -> bool {
+        // When a bucket of the tuple is full, room elsewhere is of no use.
+        let reach = if error == InsertError::Full { 8 } else { 1 };
+        [&tentative.original, &tentative.reply]
+            .into_iter()
+            .any(|tuple| {
+                let hash = self.slots.hash(tuple);
+                (0..reach).any(|nth| self.drop_unassured(hash, nth, now) > 0)
+            })
+    }
+
+    fn drop_unassured(&self, hash: TupleHash, nth_bucket: usize, now: Timestamp) -> usize {
+        let may_go = |meta: Meta| meta.is_expired(now) || !Status(meta.status).has(Status::ASSURED);
+        let mut gone = 0;
+        for entry in self.slots.neighbours(hash, nth_bucket) {
+            if may_go(entry.meta) && self.slots.remove_if(entry.id, Farewell::at(now), may_go) {
+                gone += 1;
+                self.statistics
+                    .add(Counter::EarlyDrop, u64::from(!entry.meta.is_expired(now)));
+            }
+        }
+        gone
+    }
+
+    pub(super) fn full(&self, error: InsertError) -> ConfirmError {
+        if error == InsertError::BucketFull {
+            self.statistics.add(Counter::ChainTooLong, 1);
+            self.statistics.add(Counter::InsertFailed, 1);
+        }
+        self.statistics.add(Counter::Drop, 1);
+        self.pressed.store(true, Relaxed);
+        ConfirmError::TableFull
+    }
+}
+
+fn is_closing(entry: &Snapshot) -> bool {
+    match connection_state(entry) {
+        Some(ConnectionState::Tcp(state)) => state.is_closing(),
+        Some(ConnectionState::Sctp(state)) => state.is_closing(),
+        None => false,
+    }
+}

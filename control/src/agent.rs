@@ -10,6 +10,7 @@
 mod events;
 mod facts;
 mod links;
+mod room;
 pub mod socket;
 pub mod steering;
 mod workers;
@@ -19,6 +20,7 @@ pub use links::LinkPattern;
 
 use crate::compile::compile;
 use crate::config::KubeProxyConfig;
+use crate::conntrack::Responder;
 use crate::netlink::{self, Netlink};
 use crate::snapshot::Snapshot;
 use anyhow::{Context as _, Result, bail};
@@ -39,7 +41,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use steering::{DEVICES, Plan, Steering};
-use workers::{Clock, Workers};
+pub(crate) use workers::Clock;
+use workers::Workers;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -94,6 +97,7 @@ struct Agent {
     devices: [u32; 3],
     generation: Generation,
     clock: Clock,
+    room: room::Log,
     sysctls: facts::Sysctls,
     rounds_since_count: usize,
 }
@@ -116,6 +120,7 @@ impl Agent {
         let mut agent = Self {
             shared: Arc::new(shared(&settings, &config)),
             sysctls: facts::Sysctls::default(),
+            room: room::Log::default(),
             rounds_since_count: 0,
             devices: [0; 3],
             generation: Generation(0),
@@ -148,7 +153,8 @@ impl Agent {
         let told = move |error| drop(failed.send(Event::WorkerFailed(error)));
         self.workers = Some(Workers::start(&self.shared, queues, self.clock, told)?);
         self.steer()?;
-        events::listen(&self.settings, events)
+        let responder = Responder::new(Arc::clone(&self.shared), self.clock);
+        events::listen(&self.settings, responder, events)
     }
 
     /// The three devices; element `i` of the result are the queues of worker `i`.
@@ -178,7 +184,7 @@ impl Agent {
                 Ok(Event::WorkerFailed(error)) => bail!("a worker failed: {error}"),
                 Ok(Event::ObjectsChanged) => self.reread(),
                 Ok(Event::LinksChanged) => self.relink()?,
-                Ok(Event::Asked(request)) => socket::answer(request, self),
+                Ok(Event::Asked(stream)) => socket::answer(stream, self),
                 Err(RecvTimeoutError::Timeout) => self.maintain(),
                 Err(RecvTimeoutError::Disconnected) => bail!("all event sources ended"),
             }
@@ -248,6 +254,7 @@ impl Agent {
         self.shared.conntrack.expire(now, MAINTENANCE_BUDGET);
         self.shared.affinity.expire(now);
         self.shared.fragments.expire(now);
+        self.room.write(&self.shared, now);
         self.recount(now);
     }
 

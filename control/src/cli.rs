@@ -1,5 +1,6 @@
 //! The command line. A subcommand is a module with `Arguments` and `run`, and a variant of [`Command`].
 
+mod conntrack;
 mod explain;
 mod inputs;
 mod node;
@@ -19,6 +20,8 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show or end a node's connections, as conntrack-tools do
+    Conntrack(Box<conntrack::Arguments>),
     /// Say what becomes of a new packet, and which rule of Kubernetes decides it
     Explain(explain::Arguments),
     /// Run a node in this network namespace, on links that are already there
@@ -30,6 +33,7 @@ enum Command {
 /// Runs the chosen subcommand.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
+        Command::Conntrack(arguments) => conntrack::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Node(arguments) => node::run(arguments),
         Command::Render(arguments) => render::run(&arguments),

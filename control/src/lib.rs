@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod compile;
 pub mod config;
+pub mod conntrack;
 pub mod endpoints;
 pub mod explain;
 pub mod model;

@@ -672,6 +672,11 @@ impl Conntrack {
         self.len() == 0
     }
 
+    /// What it was made with.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// How many entries the table can hold.
     pub fn capacity(&self) -> usize {
         self.slots.capacity()

@@ -154,6 +154,24 @@ pub fn lease_in(
     keep(reply, found)
 }
 
+/// Of the ports that a search for `reply` goes through: how many are in use towards its destination, and how many
+/// are reserved. Looks at each of them: for the log, not for the path.
+pub fn in_use(
+    conntrack: &Conntrack,
+    reserved: &ReservedPorts,
+    reply: &Tuple,
+    now: Timestamp,
+) -> (usize, usize) {
+    let mut candidate = *reply;
+    let (mut in_use, mut kept) = (0, 0);
+    for port in class(reply).into_iter().flatten() {
+        *candidate.leased_port_mut() = port;
+        in_use += usize::from(conntrack.find(&candidate, now).is_some());
+        kept += usize::from(reserved.contains(reply.protocol, port));
+    }
+    (in_use, kept)
+}
+
 fn keep(reply: &mut Tuple, port: Option<u16>) -> Result<(), NoPort> {
     *reply.leased_port_mut() = port.ok_or(NoPort::Exhausted)?;
     Ok(())

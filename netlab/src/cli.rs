@@ -2,6 +2,7 @@
 
 use crate::lab::{self, Error};
 use crate::lab_file::{self, SourceError};
+use crate::names::HostName;
 use crate::namespace::Namespace;
 use crate::plan::{Host, Plan};
 use crate::state::{self, AgentOptions, Dataplane, State};
@@ -94,6 +95,25 @@ enum Verb {
         /// The command; a shell when absent
         #[arg(last = true)]
         command: Vec<String>,
+    },
+    /// Show or end a node's connections, as conntrack-tools do
+    #[command(after_help = "Examples:
+  ./lab conntrack node-a -L -p tcp
+  ./lab conntrack node-a -E
+  ./lab conntrack node-a --top snat --watch
+  ./lab conntrack node-a --help              all that can be asked")]
+    Conntrack {
+        #[command(flatten)]
+        which: Which,
+        /// The node, or a prefix that only one has
+        node: String,
+        /// What conntrack is to do
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGUMENTS"
+        )]
+        arguments: Vec<String>,
     },
     /// Change the objects of a running lab: pods come and go, established connections stay
     Apply {
@@ -208,6 +228,11 @@ fn run(command: Verb) -> Result<ExitCode, Error> {
             host,
             command,
         } => exec(which.lab, &host, &command),
+        Verb::Conntrack {
+            which,
+            node,
+            arguments,
+        } => conntrack(which.lab, &node, &arguments),
         Verb::Apply {
             filename,
             prune,
@@ -456,6 +481,35 @@ fn exec(lab: Option<String>, host: &str, command: &[String]) -> Result<ExitCode,
     eprintln!("error: {program}: {failed}");
     // As shells say it.
     Ok(ExitCode::from(if found { 126 } else { 127 }))
+}
+
+/// Replaces this process by `penstock conntrack`; where the kernel is the dataplane, by its own `conntrack`.
+fn conntrack(lab: Option<String>, node: &str, arguments: &[String]) -> Result<ExitCode, Error> {
+    let (state, plan) = state_of(lab)?;
+    let host = find_host(&plan, node)?;
+    let HostName::Node(name) = &host.name else {
+        return Err(Error::Usage(format!("{} is no node", host.name)));
+    };
+    if state.options.dataplane != Dataplane::Penstock {
+        let command = ["conntrack".to_owned()]
+            .into_iter()
+            .chain(arguments.iter().cloned());
+        return exec(
+            Some(state.lab),
+            &host.name.to_string(),
+            &command.collect::<Vec<_>>(),
+        );
+    }
+    let failed = Command::new(servers::beside_us("penstock")?)
+        .arg("conntrack")
+        .args(["--node", name, "--control-socket"])
+        .arg(servers::control_socket(&state.lab, name))
+        .args(arguments)
+        .exec();
+    Err(Error::Io {
+        what: "penstock conntrack".to_owned(),
+        source: failed,
+    })
 }
 
 fn apply(lab: Option<String>, file: &Path, prune: bool) -> Result<ExitCode, Error> {

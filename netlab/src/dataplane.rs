@@ -5,7 +5,7 @@ use crate::network::Network;
 use crate::plan::{Host, Plan};
 use crate::servers::{self, Started, beside_us, in_path};
 use crate::state::{self, AgentOptions, Dataplane};
-use control::agent::socket::{Question, Status, ask};
+use control::agent::socket::{Status, ask};
 use control::netlink::write_sysctl;
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
@@ -72,7 +72,7 @@ pub fn start_agents(
 
 /// What the agents say of themselves, by node; `None` where none answers.
 pub fn agents(lab: &str, plan: &Plan) -> Vec<(String, Option<Status>)> {
-    let ask = |node: &str| ask(&servers::control_socket(lab, node), Question::Status).ok();
+    let ask = |node: &str| ask(&servers::control_socket(lab, node)).ok();
     plan.nodes()
         .map(|(node, _)| (node.to_owned(), ask(node)))
         .collect()

@@ -1,14 +1,15 @@
 //! The threads that tell the agent what happened.
 
 use super::Settings;
-use super::socket::{self, Request};
+use super::socket::{self, Question};
+use crate::conntrack::{self, Responder};
 use crate::netlink::Monitor;
 use anyhow::{Context as _, Result};
 use notify::{RecursiveMode, Watcher as _};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::thread;
@@ -25,19 +26,23 @@ pub enum Event {
     ObjectsChanged,
     /// Links or addresses changed.
     LinksChanged,
-    /// Somebody asks on the control socket.
-    Asked(Request),
+    /// Somebody asks on the control socket how the node is.
+    Asked(UnixStream),
 }
 
 /// Starts the threads. Each ends when the agent no longer listens.
 ///
 /// # Errors
 /// When a source of events cannot be opened.
-pub(super) fn listen(settings: &Settings, events: &Sender<Event>) -> Result<()> {
+pub(super) fn listen(
+    settings: &Settings,
+    responder: Responder,
+    events: &Sender<Event>,
+) -> Result<()> {
     listen_to_signals(events.clone())?;
     listen_to_links(events.clone())?;
     listen_to_files(&settings.snapshot, events.clone())?;
-    listen_to_questions(&settings.control_socket, events.clone())
+    listen_to_questions(&settings.control_socket, responder, events.clone())
 }
 
 fn listen_to_signals(events: Sender<Event>) -> Result<()> {
@@ -96,7 +101,7 @@ fn parent(file: &Path) -> PathBuf {
         .map_or_else(|| PathBuf::from("/"), Path::to_path_buf)
 }
 
-fn listen_to_questions(path: &Path, events: Sender<Event>) -> Result<()> {
+fn listen_to_questions(path: &Path, responder: Responder, events: Sender<Event>) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
@@ -110,11 +115,29 @@ fn listen_to_questions(path: &Path, events: Sender<Event>) -> Result<()> {
             let Some(request) = stream.ok().and_then(socket::read_request) else {
                 continue;
             };
-            if events.send(Event::Asked(request)).is_err() {
-                return;
+            let stream = request.stream;
+            match request.question {
+                Question::Status => {
+                    if events.send(Event::Asked(stream)).is_err() {
+                        return;
+                    }
+                }
+                Question::Conntrack(question) => answer(*question, stream, responder.clone()),
             }
         }
     })
+}
+
+/// Connections are many, and listening to events takes as long as somebody wants: each has a thread.
+fn answer(question: conntrack::Question, stream: UnixStream, responder: Responder) {
+    let spawned = spawn("conntrack", move || {
+        if let Err(error) = responder.answer(&question, &stream) {
+            tracing::debug!("who asked for {question:?} did not wait for the answer: {error}");
+        }
+    });
+    if let Err(error) = spawned {
+        tracing::warn!("cannot answer about connections: {error}");
+    }
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {

@@ -1,6 +1,7 @@
-//! The control socket of a node: one JSON request on a line, one JSON answer.
+//! The control socket of a node: one JSON request on a line, a JSON answer, or several on a line each.
 
 use super::Agent;
+use crate::conntrack;
 use dataplane::verdict::{Counts, DropReason};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -10,11 +11,13 @@ use std::path::Path;
 use std::time::Duration;
 
 /// What can be asked.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(tag = "ask", rename_all = "kebab-case")]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Question {
-    /// How the node is.
+    /// How the node is; answered with a [`Status`].
     Status,
+    /// About its connections; answered as [`conntrack`] says.
+    Conntrack(Box<conntrack::Question>),
 }
 
 /// How a node is.
@@ -74,24 +77,33 @@ impl From<&Counts> for Packets {
 /// A question with the connection to answer on.
 #[derive(Debug)]
 pub struct Request {
-    question: Question,
-    stream: UnixStream,
+    pub(super) question: Question,
+    pub(super) stream: UnixStream,
 }
 
 /// How long either side may keep the other waiting.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Asks the node whose control socket is at `path`.
+/// Asks the node whose control socket is at `path` how it is.
 ///
 /// # Errors
 /// When no agent listens there, or it does not answer.
-pub fn ask(path: &Path, question: Question) -> io::Result<Status> {
-    let mut stream = UnixStream::connect(path)?;
+pub fn ask(path: &Path) -> io::Result<Status> {
+    let stream = send(path, &Question::Status)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let mut line = serde_json::to_string(&question)?;
+    Ok(serde_json::from_reader(BufReader::new(stream))?)
+}
+
+/// Sends a question; the answer comes on the stream.
+///
+/// # Errors
+/// When no agent listens there.
+pub fn send(path: &Path, question: &Question) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(path)?;
+    let mut line = serde_json::to_string(question)?;
     line.push('\n');
     stream.write_all(line.as_bytes())?;
-    Ok(serde_json::from_reader(BufReader::new(stream))?)
+    Ok(stream)
 }
 
 /// Reads the question of a connection; who asks nothing sensible in time gets no answer.
@@ -104,15 +116,10 @@ pub fn read_request(stream: UnixStream) -> Option<Request> {
     Some(Request { question, stream })
 }
 
-pub(super) fn answer(mut request: Request, agent: &Agent) {
-    let result = match request.question {
-        Question::Status => serde_json::to_writer(&mut request.stream, &status(agent)),
-    };
-    if let Err(error) = result {
-        tracing::debug!(
-            "who asked {:?} did not wait for the answer: {error}",
-            request.question
-        );
+/// Tells `stream` how the node is.
+pub(super) fn answer(mut stream: UnixStream, agent: &Agent) {
+    if let Err(error) = serde_json::to_writer(&mut stream, &status(agent)) {
+        tracing::debug!("who asked for the status did not wait for it: {error}");
     }
 }
 

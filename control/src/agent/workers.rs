@@ -14,20 +14,20 @@ use std::time::Instant;
 
 /// The node's clock: monotonic, from the start of the agent.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Clock {
+pub(crate) struct Clock {
     start: Instant,
 }
 
 impl Clock {
     /// Starts it.
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self {
             start: Instant::now(),
         }
     }
 
     /// The time now.
-    pub(super) fn now(self) -> Timestamp {
+    pub(crate) fn now(self) -> Timestamp {
         Timestamp(self.start.elapsed().as_nanos() as u64)
     }
 }

@@ -17,12 +17,19 @@ pub enum ConnectionState {
     Sctp(sctp::State),
 }
 
+impl ConnectionState {
+    /// Name in `conntrack -L`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp(state) => state.name(),
+            Self::Sctp(state) => state.name(),
+        }
+    }
+}
+
 impl fmt::Display for ConnectionState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(state) => state.fmt(f),
-            Self::Sctp(state) => state.fmt(f),
-        }
+        f.write_str(self.name())
     }
 }
 

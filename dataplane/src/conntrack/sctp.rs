@@ -34,7 +34,8 @@ pub enum State {
 }
 
 impl State {
-    pub(super) const ALL: [Self; 9] = [
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 9] = [
         Self::None,
         Self::Closed,
         Self::CookieWait,

@@ -42,7 +42,8 @@ pub enum State {
 }
 
 impl State {
-    pub(super) const ALL: [Self; 10] = [
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 10] = [
         Self::None,
         Self::SynSent,
         Self::SynReceived,

@@ -11,6 +11,7 @@ mod events;
 mod facts;
 mod links;
 mod room;
+mod servers;
 pub mod socket;
 pub mod steering;
 mod workers;
@@ -18,11 +19,12 @@ mod workers;
 pub use events::Event;
 pub use links::LinkPattern;
 
-use crate::compile::compile;
+use crate::compile::compile_all;
 use crate::config::KubeProxyConfig;
 use crate::conntrack::Responder;
+use crate::metrics::Changes;
 use crate::netlink::{self, Netlink};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, Texts};
 use anyhow::{Context as _, Result, bail};
 use arc_swap::ArcSwap;
 use dataplane::conntrack::{self, Conntrack};
@@ -35,7 +37,8 @@ use dataplane::sys::tun::{self, Offloads, Queue};
 use dataplane::tuple::{Origin, Timestamp};
 use dataplane::verdict::Counts;
 use dataplane::worker::{NodeFacts, Shared};
-use std::hash::{BuildHasher, RandomState};
+use servers::{Servers, Telemetry};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -100,6 +103,12 @@ struct Agent {
     room: room::Log,
     sysctls: facts::Sysctls,
     rounds_since_count: usize,
+    telemetry: Arc<Telemetry>,
+    servers: Servers,
+    /// What the files with the objects held when they were looked at last.
+    seen: u64,
+    /// Why the objects that are in the files now are not those in the table.
+    refused: Option<String>,
 }
 
 /// How often connections, affinities and fragments are looked over.
@@ -109,7 +118,8 @@ const MAINTENANCE_BUDGET: usize = 20_000;
 
 impl Agent {
     fn start(settings: Settings, events: &Sender<Event>) -> Result<Self> {
-        let snapshot = Snapshot::read(&settings.snapshot)?;
+        let texts = Texts::read(&settings.snapshot)?;
+        let snapshot = Snapshot::of(&texts)?;
         let config = match &settings.config {
             Some(path) => KubeProxyConfig::read(path)?,
             None => KubeProxyConfig::default(),
@@ -117,8 +127,14 @@ impl Agent {
         let mut netlink = Netlink::open().context("cannot open rtnetlink")?;
         links::require(&mut netlink, &settings.uplinks)?;
         let clock = Clock::start();
+        let shared = Arc::new(shared(&settings, &config));
+        let telemetry = Arc::new(Telemetry::new(&config, Arc::clone(&shared), clock));
         let mut agent = Self {
-            shared: Arc::new(shared(&settings, &config)),
+            servers: Servers::start(&config, Arc::clone(&telemetry))?,
+            telemetry,
+            seen: digest(&texts),
+            refused: None,
+            shared,
             sysctls: facts::Sysctls::default(),
             room: room::Log::default(),
             rounds_since_count: 0,
@@ -133,7 +149,7 @@ impl Agent {
             clock,
         };
         // The table first: nothing is made when the objects do not compile.
-        agent.publish()?;
+        agent.publish(&Changes::between(&Snapshot::default(), &agent.snapshot))?;
         match agent.attach(events) {
             Ok(()) => Ok(agent),
             Err(error) => {
@@ -151,10 +167,12 @@ impl Agent {
         let queues = self.create_devices()?;
         let failed = events.clone();
         let told = move |error| drop(failed.send(Event::WorkerFailed(error)));
-        self.workers = Some(Workers::start(&self.shared, queues, self.clock, told)?);
+        let workers = Workers::start(&self.shared, queues, self.clock, told)?;
+        self.telemetry.follow_workers(workers.counters());
+        self.workers = Some(workers);
         self.steer()?;
         let responder = Responder::new(Arc::clone(&self.shared), self.clock);
-        events::listen(&self.settings, responder, events)
+        events::listen(&self.settings, responder, events, &self.telemetry)
     }
 
     /// The three devices; element `i` of the result are the queues of worker `i`.
@@ -193,36 +211,63 @@ impl Agent {
 
     /// Takes the objects anew. What cannot be read or compiled changes nothing.
     fn reread(&mut self) {
-        let read = Snapshot::read(&self.settings.snapshot);
-        let result = read.map_err(anyhow::Error::from).and_then(|snapshot| {
-            let old = std::mem::replace(&mut self.snapshot, snapshot);
-            self.publish()
-                .and_then(|()| self.steer())
-                .inspect_err(|_| self.snapshot = old)
-        });
+        let result = self.try_reread();
+        self.telemetry.settled(result.is_err());
         match result {
-            Ok(()) => tracing::info!(generation = self.generation.0, "published"),
-            Err(error) => tracing::error!("the objects stay as they were: {error:#}"),
+            Ok(Reread::Same) => {}
+            Ok(Reread::Published) => {
+                self.refused = None;
+                tracing::info!(generation = self.generation.0, "published");
+            }
+            Err(error) => {
+                tracing::error!("the objects stay as they were: {error:#}");
+                self.refused = Some(format!("{error:#}"));
+            }
         }
+    }
+
+    fn try_reread(&mut self) -> Result<Reread> {
+        let texts = Texts::read(&self.settings.snapshot)?;
+        // One change of a file makes several events.
+        let seen = digest(&texts);
+        if seen == self.seen {
+            return Ok(Reread::Same);
+        }
+        self.seen = seen;
+        let snapshot = Snapshot::of(&texts)?;
+        let changes = Changes::between(&self.snapshot, &snapshot);
+        let old = std::mem::replace(&mut self.snapshot, snapshot);
+        self.publish(&changes)
+            .and_then(|()| self.steer())
+            .inspect_err(|_| self.snapshot = old)?;
+        Ok(Reread::Published)
     }
 
     /// Links or addresses changed: masquerade addresses, local addresses and rules depend on them.
     fn relink(&mut self) -> Result<()> {
-        self.publish()?;
+        self.publish(&Changes::default())?;
         self.steer()
     }
 
     /// Compiles and publishes a whole table.
-    fn publish(&mut self) -> Result<()> {
+    fn publish(&mut self, changes: &Changes) -> Result<()> {
+        let start = self.telemetry.moment();
         let generation = Generation(self.generation.0 + 1);
         let network = facts::node_network(&mut self.netlink)?;
         let node = &self.settings.node;
-        let parts = compile(&self.snapshot, &self.config, &network, node, generation)?;
+        let compiled = compile_all(&self.snapshot, &self.config, &network, node, generation)?;
         let facts = facts::node_facts(&network, &self.snapshot, node);
         self.shared.facts.store(Arc::new(facts));
-        let table = ServiceTable::following(parts, &self.shared.services.load());
-        self.shared.services.store(Arc::new(table));
+        let table = ServiceTable::following(compiled.parts, &self.shared.services.load());
+        let table = Arc::new(table);
+        self.shared.services.store(Arc::clone(&table));
         self.generation = generation;
+        self.telemetry
+            .published(start, changes, compiled.without_local);
+        if let Some(node) = self.snapshot.node(node) {
+            self.telemetry.health().follow_node(node);
+        }
+        self.servers.follow(compiled.health_checks, table.parts());
         Ok(())
     }
 
@@ -256,6 +301,7 @@ impl Agent {
         self.shared.fragments.expire(now);
         self.room.write(&self.shared, now);
         self.recount(now);
+        self.servers.retry();
     }
 
     /// Counts connections for least-connections, the less often the more there are.
@@ -286,6 +332,18 @@ impl Agent {
         let _ = std::fs::remove_file(&self.settings.control_socket);
         Ok(steering.unwrap_or(Ok(()))?)
     }
+}
+
+/// What came of looking at the objects again.
+enum Reread {
+    Same,
+    Published,
+}
+
+fn digest(texts: &Texts) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    texts.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn shared(settings: &Settings, config: &KubeProxyConfig) -> Shared {

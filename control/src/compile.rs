@@ -6,6 +6,8 @@
 
 use crate::config::{DetectLocal, KubeProxyConfig, NodePortAddresses as ConfiguredAddresses};
 use crate::endpoints::EndpointSets;
+use crate::health::{self, HealthCheck, ServiceName};
+use crate::metrics::WithoutLocal;
 use crate::model::{self, Family, ServicePort, TrafficPolicy, Transport};
 use crate::node_network::NodeNetwork;
 use crate::problem::did_you_mean;
@@ -18,7 +20,7 @@ use dataplane::service::{
 };
 use dataplane::tuple::{Address, Protocol};
 use ipnet::IpNet;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 /// Why there is no table.
@@ -40,6 +42,9 @@ pub enum CompileError {
 }
 
 /// What the Services of `snapshot` mean on `node_name`, whose addresses and routes are `network`.
+///
+/// # Errors
+/// [`CompileError`].
 pub fn compile(
     snapshot: &Snapshot,
     config: &KubeProxyConfig,
@@ -47,6 +52,32 @@ pub fn compile(
     node_name: &str,
     generation: Generation,
 ) -> Result<Parts, CompileError> {
+    let compiled = compile_all(snapshot, config, network, node_name, generation)?;
+    Ok(compiled.parts)
+}
+
+/// All that follows from a snapshot on a node.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// For the table.
+    pub parts: Parts,
+    /// What load balancers ask.
+    pub health_checks: BTreeMap<ServiceName, HealthCheck>,
+    /// For the metrics.
+    pub without_local: WithoutLocal,
+}
+
+/// [`compile`], with what an agent serves beside the table.
+///
+/// # Errors
+/// [`CompileError`].
+pub fn compile_all(
+    snapshot: &Snapshot,
+    config: &KubeProxyConfig,
+    network: &NodeNetwork,
+    node_name: &str,
+    generation: Generation,
+) -> Result<Compiled, CompileError> {
     let node = find_node(snapshot, node_name)?;
     let mut compiler = Compiler {
         config,
@@ -58,13 +89,21 @@ pub fn compile(
         masquerade_addresses: HashMap::new(),
         parts: empty_parts(generation, config, network, node)?,
     };
+    let mut health_checks = BTreeMap::new();
+    let mut without_local = WithoutLocal::default();
     for family in [Family::V4, Family::V6] {
-        compiler.family(
-            family,
-            &resolve::service_ports(snapshot, config, node_name, family),
-        );
+        let service_ports = resolve::service_ports(snapshot, config, node_name, family);
+        compiler.family(family, &service_ports);
+        without_local += WithoutLocal::count(&service_ports, node.zone());
+        for (name, check) in health::health_checks(&service_ports) {
+            health_checks.entry(name).or_insert(check);
+        }
     }
-    Ok(compiler.parts)
+    Ok(Compiled {
+        parts: compiler.parts,
+        health_checks,
+        without_local,
+    })
 }
 
 /// The node of that name, or a message that helps to find it.

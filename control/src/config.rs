@@ -5,6 +5,7 @@
 //! refused. Source: Kubernetes 1.30 `pkg/proxy/apis/config/v1alpha1/{types,defaults}.go`.
 
 mod duration;
+mod effective;
 mod fields;
 mod wire;
 

@@ -64,16 +64,55 @@ pub enum SnapshotError {
     Empty(String),
 }
 
+/// Objects as text, not looked at yet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Texts {
+    /// What was asked for.
+    path: String,
+    /// Name and content of each file.
+    files: Vec<(String, String)>,
+}
+
+impl Texts {
+    /// Reads a file, or all `.yaml`, `.yml` and `.json` files of a folder.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Unreadable`].
+    pub fn read(path: &Path) -> Result<Self, SnapshotError> {
+        let read = |file: PathBuf| -> Result<_, SnapshotError> {
+            let text = std::fs::read_to_string(&file).map_err(unreadable(&file))?;
+            Ok((file.display().to_string(), text))
+        };
+        Ok(Self {
+            path: path.display().to_string(),
+            files: files(path)?
+                .into_iter()
+                .map(read)
+                .collect::<Result<_, SnapshotError>>()?,
+        })
+    }
+}
+
 impl Snapshot {
     /// Reads a file, or all `.yaml`, `.yml` and `.json` files of a folder (KubeProxyConfiguration documents are
     /// skipped).
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
     pub fn read(path: &Path) -> Result<Self, SnapshotError> {
+        Self::of(&Texts::read(path)?)
+    }
+
+    /// The objects in `texts`.
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub fn of(texts: &Texts) -> Result<Self, SnapshotError> {
         let mut reader = Reader::default();
-        for file in files(path)? {
-            let text = std::fs::read_to_string(&file).map_err(unreadable(&file))?;
-            reader.add(&file.display().to_string(), &text);
+        for (file, text) in &texts.files {
+            reader.add(file, text);
         }
-        reader.finish(&path.display().to_string())
+        reader.finish(&texts.path)
     }
 
     /// Reads `text`; `name` stands for it in messages.

@@ -1,6 +1,7 @@
 //! The threads that tell the agent what happened.
 
 use super::Settings;
+use super::servers::Telemetry;
 use super::socket::{self, Question};
 use crate::conntrack::{self, Responder};
 use crate::netlink::Monitor;
@@ -8,9 +9,11 @@ use anyhow::{Context as _, Result};
 use notify::{RecursiveMode, Watcher as _};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
@@ -38,10 +41,11 @@ pub(super) fn listen(
     settings: &Settings,
     responder: Responder,
     events: &Sender<Event>,
+    telemetry: &Arc<Telemetry>,
 ) -> Result<()> {
     listen_to_signals(events.clone())?;
     listen_to_links(events.clone())?;
-    listen_to_files(&settings.snapshot, events.clone())?;
+    listen_to_files(&settings.snapshot, events.clone(), Arc::clone(telemetry))?;
     listen_to_questions(&settings.control_socket, responder, events.clone())
 }
 
@@ -71,29 +75,70 @@ fn listen_to_links(events: Sender<Event>) -> Result<()> {
     })
 }
 
-/// Watches the folder, because editors and ConfigMaps replace files rather than write them.
-fn listen_to_files(snapshot: &Path, events: Sender<Event>) -> Result<()> {
-    let snapshot = snapshot.canonicalize()?;
-    let folder = if snapshot.is_dir() {
-        snapshot.clone()
-    } else {
-        parent(&snapshot)
-    };
+/// Watches folders, because editors and ConfigMaps replace files rather than write them: that of the file as it was
+/// named, and that of the file behind it when it is a link.
+fn listen_to_files(
+    snapshot: &Path,
+    events: Sender<Event>,
+    telemetry: Arc<Telemetry>,
+) -> Result<()> {
+    let watched = Watched::new(snapshot)?;
     let (changes, changed) = std::sync::mpsc::channel();
     let mut watcher = notify::recommended_watcher(changes)?;
-    watcher.watch(&folder, RecursiveMode::NonRecursive)?;
+    for folder in &watched.folders {
+        watcher.watch(folder, RecursiveMode::NonRecursive)?;
+    }
     spawn("files", move || {
         let _watching = watcher;
         for change in changed {
-            let Ok(change) = change else { continue };
-            let concerns = snapshot.is_dir() || change.paths.contains(&snapshot);
-            let is_new =
-                change.kind.is_create() || change.kind.is_modify() || change.kind.is_remove();
-            if concerns && is_new && events.send(Event::ObjectsChanged).is_err() {
+            // An error is a lost message: everything may have changed.
+            if change.is_ok_and(|change| !watched.concerns(&change)) {
+                continue;
+            }
+            telemetry.queued();
+            if events.send(Event::ObjectsChanged).is_err() {
                 return;
             }
         }
     })
+}
+
+/// What to watch for changes of the objects.
+struct Watched {
+    folders: BTreeSet<PathBuf>,
+    /// `None`: any file in the folders.
+    files: Option<[PathBuf; 2]>,
+}
+
+impl Watched {
+    fn new(snapshot: &Path) -> io::Result<Self> {
+        let target = snapshot.canonicalize()?;
+        if target.is_dir() {
+            return Ok(Self {
+                folders: BTreeSet::from([target]),
+                files: None,
+            });
+        }
+        let named = std::path::absolute(snapshot)?;
+        let folder = parent(&named).canonicalize()?;
+        let below = named.file_name().map(|name| folder.join(name));
+        let named = below.unwrap_or(named);
+        Ok(Self {
+            folders: BTreeSet::from([folder, parent(&target)]),
+            files: Some([named, target]),
+        })
+    }
+
+    fn concerns(&self, change: &notify::Event) -> bool {
+        let kind = change.kind;
+        let is_new = kind.is_create() || kind.is_modify() || kind.is_remove();
+        // `..data` is the link by which a mounted ConfigMap replaces all its files at once.
+        let is_ours = |files: &[PathBuf; 2]| {
+            let mut paths = change.paths.iter();
+            paths.any(|path| files.contains(path) || path.ends_with("..data"))
+        };
+        is_new && self.files.as_ref().is_none_or(is_ours)
+    }
 }
 
 fn parent(file: &Path) -> PathBuf {

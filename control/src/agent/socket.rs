@@ -36,6 +36,9 @@ pub struct Status {
     pub capacity: usize,
     /// Verdicts since the start.
     pub packets: Packets,
+    /// Why the objects in the files are not those in the table, if they were refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// Verdicts since the start.
@@ -131,5 +134,6 @@ fn status(agent: &Agent) -> Status {
         connections: agent.shared.conntrack.len(),
         capacity: agent.shared.conntrack.capacity(),
         packets: Packets::from(&agent.counts()),
+        refused: agent.refused.clone(),
     }
 }

@@ -76,6 +76,11 @@ impl Workers {
         Ok(workers)
     }
 
+    /// The counters of each worker.
+    pub(super) fn counters(&self) -> &[Arc<Counters>] {
+        &self.counters
+    }
+
     /// The counts of all workers together.
     pub(super) fn counts(&self) -> Counts {
         let mut total = Counts::default();

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Name, labels and annotations of an object, and where it was read.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+/// Name, labels and annotations of an object, and where it was read, which makes no difference to what it is.
+#[derive(Clone, Debug, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Metadata {
     /// Name.
@@ -35,6 +35,24 @@ pub struct Metadata {
     /// Where it was read.
     #[serde(skip, default = "nowhere")]
     pub location: Location,
+}
+
+impl PartialEq for Metadata {
+    fn eq(&self, other: &Self) -> bool {
+        let Self {
+            name,
+            namespace,
+            labels,
+            annotations,
+            deletion_timestamp,
+            location: _,
+        } = self;
+        *name == other.name
+            && *namespace == other.namespace
+            && *labels == other.labels
+            && *annotations == other.annotations
+            && *deletion_timestamp == other.deletion_timestamp
+    }
 }
 
 fn nowhere() -> Location {

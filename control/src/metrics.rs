@@ -1,0 +1,378 @@
+//! What a node tells Prometheus: kube-proxy's metrics by their names, and ours beside them.
+//!
+//! Source: Kubernetes 1.30 `pkg/proxy/metrics/metrics.go`. Counts of packets and connections are read where they are
+//! kept when somebody asks; only what belongs to the control plane is kept here.
+
+mod exposition;
+
+pub use exposition::{Exposition, Histogram, Kind};
+
+use crate::endpoints::EndpointSets;
+use crate::health::ProxyHealth;
+use crate::model::{ServicePort, TrafficPolicy};
+use crate::snapshot::{EndpointSlice, Snapshot};
+use dataplane::conntrack::{Conntrack, Statistics, Status};
+use dataplane::tuple::{Timestamp, Tuple};
+use dataplane::verdict::{Counts, DropReason};
+use jiff::Timestamp as Wall;
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// Says when the change that made a slice what it is was triggered.
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
+/// What happened in the control plane since the start.
+#[derive(Clone, Debug)]
+pub struct SyncMetrics {
+    started: Wall,
+    duration: Histogram,
+    network_programming: Histogram,
+    last_sync: Option<Wall>,
+    last_queued: Option<Wall>,
+    service_changes: u64,
+    endpoint_changes: u64,
+    failures: u64,
+    without_local: WithoutLocal,
+}
+
+/// Svcports whose policy is Local, that have endpoints somewhere, but none on this node. Both families add up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WithoutLocal {
+    /// By `internalTrafficPolicy`.
+    pub internal: usize,
+    /// By `externalTrafficPolicy`.
+    pub external: usize,
+}
+
+impl WithoutLocal {
+    /// Counts in svcports of a node in `zone`.
+    pub fn count(service_ports: &[ServicePort], zone: Option<&str>) -> Self {
+        let mut count = Self::default();
+        for service_port in service_ports {
+            let (internal, external) = (
+                service_port.internal_traffic_policy,
+                service_port.external_traffic_policy,
+            );
+            if internal != TrafficPolicy::Local && external != TrafficPolicy::Local {
+                continue;
+            }
+            let sets = EndpointSets::of(service_port, zone);
+            count.internal += usize::from(sets.has && !sets.has_internal);
+            let is_external = service_port.is_externally_accessible();
+            count.external += usize::from(is_external && sets.has && !sets.has_external);
+        }
+        count
+    }
+}
+
+impl std::ops::AddAssign for WithoutLocal {
+    fn add_assign(&mut self, other: Self) {
+        self.internal += other.internal;
+        self.external += other.external;
+    }
+}
+
+/// What changed between two snapshots, for counting.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Services.
+    pub services: usize,
+    /// Slices.
+    pub slices: usize,
+    /// When the changes of slices were triggered, where they say so.
+    pub triggered: Vec<Wall>,
+}
+
+impl Changes {
+    /// From one snapshot to another. Where an object was read does not matter.
+    pub fn between(old: &Snapshot, new: &Snapshot) -> Self {
+        let key = |slice: &EndpointSlice| {
+            (
+                slice.metadata.namespace.clone(),
+                slice.metadata.name.clone(),
+            )
+        };
+        let services = changed(&old.services, &new.services, |service| {
+            let metadata = &service.metadata;
+            (metadata.namespace.clone(), metadata.name.clone())
+        });
+        let slices = changed(&old.endpoint_slices, &new.endpoint_slices, key);
+        let triggered =
+            |slice: &EndpointSlice| slice.metadata.annotations.get(TRIGGER_TIME)?.parse().ok();
+        Self {
+            services: services.0,
+            slices: slices.0,
+            triggered: slices.1.into_iter().filter_map(triggered).collect(),
+        }
+    }
+}
+
+/// How many objects came, went or changed, and those that came or changed. Both lists are sorted by `key`.
+fn changed<'n, T: PartialEq, K: Ord>(
+    old: &[T],
+    new: &'n [T],
+    key: impl Fn(&T) -> K,
+) -> (usize, Vec<&'n T>) {
+    let mut old = old.iter().peekable();
+    let mut gone = 0;
+    let mut found = Vec::new();
+    for object in new {
+        while old
+            .next_if(|candidate| key(candidate) < key(object))
+            .is_some()
+        {
+            gone += 1;
+        }
+        let same = old.next_if(|candidate| key(candidate) == key(object));
+        if same != Some(object) {
+            found.push(object);
+        }
+    }
+    (gone + old.count() + found.len(), found)
+}
+
+impl SyncMetrics {
+    /// Of a process that started at `started`.
+    pub fn new(started: Wall) -> Self {
+        let doubling = (0..15).map(|power| 0.001 * f64::from(1 << power));
+        let seconds = (1..60)
+            .chain((60..120).step_by(5))
+            .chain((120..=300).step_by(30));
+        let programming = [0.25, 0.5].into_iter().chain(seconds.map(f64::from));
+        Self {
+            started,
+            duration: Histogram::new(doubling.collect()),
+            network_programming: Histogram::new(programming.collect()),
+            last_sync: None,
+            last_queued: None,
+            service_changes: 0,
+            endpoint_changes: 0,
+            failures: 0,
+            without_local: WithoutLocal::default(),
+        }
+    }
+
+    /// Somebody asked for a sync.
+    pub const fn queued(&mut self, now: Wall) {
+        self.last_queued = Some(now);
+    }
+
+    /// A table was published, `duration` after the start of the sync.
+    pub fn published(
+        &mut self,
+        now: Wall,
+        duration: Duration,
+        changes: &Changes,
+        without_local: WithoutLocal,
+    ) {
+        self.duration.observe(duration.as_secs_f64());
+        self.last_sync = Some(now);
+        self.service_changes += changes.services as u64;
+        self.endpoint_changes += changes.slices as u64;
+        self.without_local = without_local;
+        let ours = changes
+            .triggered
+            .iter()
+            .filter(|time| **time > self.started);
+        for triggered in ours {
+            let age = now.duration_since(*triggered).as_secs_f64();
+            self.network_programming.observe(age.max(0.0));
+        }
+    }
+
+    /// A change was refused.
+    pub const fn refused(&mut self) {
+        self.failures += 1;
+    }
+
+    /// Kube-proxy's metrics.
+    pub fn write(&self, page: &mut Exposition, health: &ProxyHealth) {
+        use Kind::{Counter, Gauge};
+        let name = |rest: &str| format!("kubeproxy_sync_proxy_rules_{rest}");
+        let seconds =
+            |time: Option<Wall>| time.map_or(0.0, |time| time.as_nanosecond() as f64 / 1e9);
+        let help = "SyncProxyRules latency in seconds";
+        page.histogram(&name("duration_seconds"), help, &self.duration);
+        let help = "SyncProxyRules latency in seconds for full resyncs (every sync is one)";
+        page.histogram(
+            "kubeproxy_sync_full_proxy_rules_duration_seconds",
+            help,
+            &self.duration,
+        );
+        let help = "In Cluster Network Programming Latency in seconds";
+        page.histogram(
+            "kubeproxy_network_programming_duration_seconds",
+            help,
+            &self.network_programming,
+        );
+        let help = "The last time proxy rules were successfully synced";
+        page.single(
+            Gauge,
+            &name("last_timestamp_seconds"),
+            help,
+            seconds(self.last_sync),
+        );
+        let help = "The last time a sync of proxy rules was queued";
+        page.single(
+            Gauge,
+            &name("last_queued_timestamp_seconds"),
+            help,
+            seconds(self.last_queued),
+        );
+        let help = "Cumulative proxy rules Service changes";
+        page.single(
+            Counter,
+            &name("service_changes_total"),
+            help,
+            self.service_changes,
+        );
+        let help = "Pending proxy rules Service changes (changes are taken at once)";
+        page.single(Gauge, &name("service_changes_pending"), help, 0);
+        let help = "Cumulative proxy rules Endpoint changes";
+        page.single(
+            Counter,
+            &name("endpoint_changes_total"),
+            help,
+            self.endpoint_changes,
+        );
+        let help = "Pending proxy rules Endpoint changes (changes are taken at once)";
+        page.single(Gauge, &name("endpoint_changes_pending"), help, 0);
+        let help = "Cumulative proxy iptables restore failures (here: changes that were refused)";
+        page.single(
+            Counter,
+            &name("iptables_restore_failures_total"),
+            help,
+            self.failures,
+        );
+        let help = "Number of services with a Local traffic policy and no endpoints";
+        let counts = [
+            ("internal", self.without_local.internal),
+            ("external", self.without_local.external),
+        ];
+        page.labelled(
+            Gauge,
+            &name("no_local_endpoints_total"),
+            help,
+            "traffic_policy",
+            counts,
+        );
+        let (healthz, livez) = health.answers();
+        let help = "Cumulative proxy healthz HTTP status";
+        page.labelled(
+            Counter,
+            "kubeproxy_proxy_healthz_total",
+            help,
+            "code",
+            healthz.read(),
+        );
+        let help = "Cumulative proxy livez HTTP status";
+        page.labelled(
+            Counter,
+            "kubeproxy_proxy_livez_total",
+            help,
+            "code",
+            livez.read(),
+        );
+    }
+}
+
+/// Writes the verdicts of all workers.
+pub fn write_packets(page: &mut Exposition, counts: &Counts) {
+    let verdicts = [
+        ("forward", counts.forward),
+        ("pass", counts.pass),
+        ("reject", counts.reject),
+        ("hold", counts.hold),
+        ("drop", counts.drop.iter().sum()),
+    ];
+    let help = "Packets by verdict";
+    page.labelled(
+        Kind::Counter,
+        "penstock_packets_total",
+        help,
+        "verdict",
+        verdicts,
+    );
+    let help = "Packets dropped, by reason";
+    let reasons = DropReason::ALL.iter();
+    let reasons = reasons.map(|reason| (reason.name(), counts.dropped(*reason)));
+    page.labelled(
+        Kind::Counter,
+        "penstock_dropped_packets_total",
+        help,
+        "reason",
+        reasons,
+    );
+    let help = "Frames that a device did not take";
+    page.single(
+        Kind::Counter,
+        "penstock_send_failures_total",
+        help,
+        counts.send_failure,
+    );
+}
+
+/// Writes how full the table of connections and the ports of masquerading are.
+pub fn write_connections(page: &mut Exposition, conntrack: &Conntrack, now: Timestamp) {
+    let help = "Entries in the table of connections";
+    page.single(
+        Kind::Gauge,
+        "penstock_conntrack_entries",
+        help,
+        conntrack.len(),
+    );
+    let help = "Entries that the table of connections can hold";
+    page.single(
+        Kind::Gauge,
+        "penstock_conntrack_entries_limit",
+        help,
+        conntrack.capacity(),
+    );
+    let help = "What conntrack -S counts, by its names there";
+    let events = events(&conntrack.statistics());
+    page.labelled(
+        Kind::Counter,
+        "penstock_conntrack_events_total",
+        help,
+        "event",
+        events,
+    );
+    let (in_use, most) = source_ports(conntrack, now);
+    let help = "Source ports that masquerading has leased, over all destinations";
+    page.single(Kind::Gauge, "penstock_source_ports_in_use", help, in_use);
+    let help = "Source ports leased towards the one destination that has most; there are 64512";
+    page.single(Kind::Gauge, "penstock_source_ports_in_use_max", help, most);
+}
+
+fn events(workers: &[Statistics]) -> Vec<(&'static str, u64)> {
+    let sum = |of: fn(&Statistics) -> u64| workers.iter().map(of).sum();
+    vec![
+        ("found", sum(|counted| counted.found)),
+        ("invalid", sum(|counted| counted.invalid)),
+        ("insert_failed", sum(|counted| counted.insert_failed)),
+        ("drop", sum(|counted| counted.drop)),
+        ("early_drop", sum(|counted| counted.early_drop)),
+        ("clash_resolve", sum(|counted| counted.clash_resolve)),
+        ("chaintoolong", sum(|counted| counted.chain_too_long)),
+        ("source_limit", sum(|counted| counted.source_limit)),
+    ]
+}
+
+/// Leased ports in all, and towards the destination that has most of them.
+fn source_ports(conntrack: &Conntrack, now: Timestamp) -> (u64, u64) {
+    let mut by_destination: HashMap<Tuple, u64> = HashMap::new();
+    conntrack.for_each(now, |entry| {
+        if entry.status.has(Status::SRC_NAT) {
+            let without_port = Tuple {
+                destination_port: 0,
+                ..entry.reply
+            };
+            *by_destination.entry(without_port).or_default() += 1;
+        }
+    });
+    let counts = by_destination.values();
+    (counts.clone().sum(), counts.copied().max().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,355 @@
+//! `penstock node` on links of its own: what it serves, and how it follows its files. Needs root.
+//!
+//! Each test runs in a thread in a network namespace of its own, and so do the agent and all sockets.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+use control::agent::socket::{Status, ask};
+use control::netlink::{Netlink, VethEnd};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const NODE: &str = "
+apiVersion: v1
+kind: Node
+metadata: {name: node-a}
+status: {addresses: [{type: InternalIP, address: 172.18.0.2}]}
+";
+
+const SERVICE: &str = "---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.10
+  externalTrafficPolicy: Local
+  healthCheckNodePort: 31000
+  ports: [{port: 80, nodePort: 30080}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints: [{addresses: [10.244.0.1], nodeName: node-a}]
+";
+
+/// Runs `test` in a thread of its own in a new network namespace, which goes with the thread.
+fn in_fresh_namespace<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            dataplane::sys::netns::unshare_network().expect("needs root");
+            test()
+        });
+        inside.join().unwrap()
+    })
+}
+
+/// A running agent and its files; all of it goes with this.
+struct Agent {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may have ended by itself, which the test has noticed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Agent {
+    /// `snapshot` is a path below the agent's folder, which `prepare` fills.
+    fn start(snapshot: &str, config: &str, prepare: impl FnOnce(&Path)) -> Self {
+        let name = std::thread::current().id();
+        let folder = format!("penstock-agent-{}-{name:?}", std::process::id());
+        let folder = std::env::temp_dir().join(folder.replace(['(', ')'], ""));
+        std::fs::create_dir_all(&folder).unwrap();
+        prepare(&folder);
+        let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+        std::fs::write(folder.join("kube-proxy.yaml"), format!("{head}{config}")).unwrap();
+        links();
+        let mut command = Command::new(program());
+        command
+            .arg("node")
+            .args(["--node", "node-a", "--uplink", "eth0"]);
+        command.arg("--snapshot").arg(folder.join(snapshot));
+        command.arg("--config").arg(folder.join("kube-proxy.yaml"));
+        command.arg("--control-socket").arg(folder.join("socket"));
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let agent = Self { child, folder };
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        agent
+    }
+
+    fn with_file(text: &str, config: &str) -> Self {
+        Self::start("objects.yaml", config, |folder| {
+            std::fs::write(folder.join("objects.yaml"), text).unwrap();
+        })
+    }
+
+    /// Replaces a file as editors do: writes another one and renames it.
+    fn replace(&self, text: &str) {
+        let new = self.folder.join("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, self.folder.join("objects.yaml")).unwrap();
+    }
+
+    fn status(&self) -> Status {
+        ask(&self.folder.join("socket")).unwrap()
+    }
+
+    /// Waits until the agent says so.
+    #[track_caller]
+    fn wait_until(&self, what: impl Fn(&Status) -> bool) -> Status {
+        let start = Instant::now();
+        loop {
+            let status = self.status();
+            if what(&status) {
+                return status;
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "{status:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn links() {
+    let mut netlink = Netlink::open().unwrap();
+    let end = |name| VethEnd {
+        name,
+        namespace: None,
+        hardware_address: None,
+    };
+    netlink.add_veth(end("eth0"), end("peer")).unwrap();
+    for name in ["lo", "eth0", "peer"] {
+        let index = netlink.link_index(name).unwrap();
+        netlink.set_up(index, true).unwrap();
+    }
+    let index = netlink.link_index("eth0").unwrap();
+    let address = "172.18.0.2/16".parse().unwrap();
+    netlink.add_address(index, address).unwrap();
+}
+
+fn program() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    // target/PROFILE/deps/agent-HASH
+    let beside = own.parent().and_then(Path::parent).unwrap().to_owned();
+    let folder = std::env::var_os("PENSTOCK_PROGRAMS").map_or(beside, PathBuf::from);
+    folder.join("penstock")
+}
+
+/// Status code, headers and body.
+#[track_caller]
+fn get(address: &str, path: &str) -> (u16, String, String) {
+    let address: SocketAddr = address.parse().unwrap();
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (code, head.to_owned(), body.to_owned())
+}
+
+fn is_open(address: &str, port: u16) -> bool {
+    let address = SocketAddr::new(address.parse::<IpAddr>().unwrap(), port);
+    TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
+}
+
+fn with_endpoints(list: &str) -> String {
+    let last = SERVICE.rsplit_once("endpoints:").unwrap().0;
+    format!("{NODE}{last}endpoints: [{list}]\n")
+}
+
+#[test]
+fn root_a_load_balancer_is_told_of_local_endpoints() {
+    in_fresh_namespace(|| {
+        let agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
+        let (code, head, body) = get("172.18.0.2:31000", "/anything");
+        let expected = "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\
+                        \t\"localEndpoints\": 1,\n\t\"serviceProxyHealthy\": true\n}";
+        assert_eq!((code, body.as_str()), (200, expected));
+        for header in [
+            "Content-Type: application/json",
+            "X-Content-Type-Options: nosniff",
+            "X-Load-Balancing-Endpoint-Weight: 1",
+        ] {
+            assert!(head.lines().any(|line| line == header), "{head}");
+        }
+        agent.replace(&with_endpoints(
+            "{addresses: [10.244.1.1], nodeName: node-b}",
+        ));
+        agent.wait_until(|status| status.generation > 1);
+        let (code, head, body) = get("172.18.0.2:31000", "/");
+        assert_eq!(code, 503);
+        assert!(
+            head.contains("X-Load-Balancing-Endpoint-Weight: 0"),
+            "{head}"
+        );
+        assert!(body.contains("\"localEndpoints\": 0"), "{body}");
+        // Another port: the old one is closed.
+        let moved = format!("{NODE}{SERVICE}").replace("31000", "31001");
+        agent.replace(&moved);
+        agent.wait_until(|status| status.generation > 2);
+        assert_eq!(get("172.18.0.2:31001", "/").0, 200);
+        assert!(!is_open("172.18.0.2", 31000));
+    });
+}
+
+#[test]
+fn root_health_and_metrics_are_served_where_the_configuration_says() {
+    in_fresh_namespace(|| {
+        let config = "healthzBindAddress: 172.18.0.2:10300\nmetricsBindAddress: 127.0.0.1\n\
+                      nodePortAddresses: [127.0.0.0/8]\nmode: iptables\n";
+        let agent = Agent::with_file(&format!("{NODE}{SERVICE}"), config);
+        let (code, head, body) = get("172.18.0.2:10300", "/healthz");
+        assert_eq!(code, 200);
+        assert!(head.contains("Content-Type: application/json"), "{head}");
+        assert!(body.ends_with(", \"nodeEligible\": true}"), "{body}");
+        assert_eq!(get("172.18.0.2:10300", "/livez").0, 200);
+        assert_eq!(get("172.18.0.2:10300", "/metrics").0, 404);
+        assert!(!is_open("127.0.0.1", 10300));
+        assert_eq!(get("127.0.0.1:10249", "/healthz").2, "ok");
+        assert_eq!(get("127.0.0.1:10249", "/proxyMode").2, "iptables");
+        assert_eq!(get("127.0.0.1:31000", "/").0, 200);
+        assert!(!is_open("172.18.0.2", 31000));
+        let configz: serde_json::Value =
+            serde_json::from_str(&get("127.0.0.1:10249", "/configz").2).unwrap();
+        let config = &configz["kubeproxy.config.k8s.io"];
+        assert_eq!(config["healthzBindAddress"], "172.18.0.2:10300");
+        let (_, head, page) = get("127.0.0.1:10249", "/metrics");
+        assert!(
+            head.contains("Content-Type: text/plain; version=0.0.4"),
+            "{head}"
+        );
+        for line in [
+            "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
+            "kubeproxy_proxy_livez_total{code=\"200\"} 1",
+            "kubeproxy_sync_proxy_rules_service_changes_total 1",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total 1",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"external\"} 0",
+            "kubeproxy_sync_proxy_rules_iptables_restore_failures_total 0",
+            "penstock_services 1",
+            "penstock_dropped_packets_total{reason=\"no-local-endpoint\"} 0",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line}\n{page}");
+        }
+        for name in [
+            "kubeproxy_sync_proxy_rules_duration_seconds_count",
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+            "kubeproxy_network_programming_duration_seconds_count",
+            "penstock_packets_total{verdict=\"forward\"}",
+            "penstock_conntrack_entries",
+            "penstock_source_ports_in_use",
+        ] {
+            assert!(page.contains(name), "{name}\n{page}");
+        }
+        drop(agent);
+    });
+}
+
+#[test]
+fn root_a_node_that_is_going_away_is_not_eligible() {
+    in_fresh_namespace(|| {
+        let agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
+        assert_eq!(get("127.0.0.1:10256", "/healthz").0, 200);
+        let taint = "spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}\n";
+        agent.replace(&format!("{NODE}{taint}{SERVICE}"));
+        agent.wait_until(|status| status.generation > 1);
+        let (code, _, body) = get("127.0.0.1:10256", "/healthz");
+        assert_eq!(code, 503);
+        assert!(body.ends_with("\"nodeEligible\": false}"), "{body}");
+        assert_eq!(get("127.0.0.1:10256", "/livez").0, 200);
+    });
+}
+
+#[test]
+fn root_a_bad_file_changes_nothing_and_is_told_of() {
+    in_fresh_namespace(|| {
+        let agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
+        let before = agent.status();
+        assert_eq!((before.services, before.refused), (1, None));
+        agent.replace(&format!("{NODE}{SERVICE}").replace("port: 80,", "port: 80000,"));
+        let status = agent.wait_until(|status| status.refused.is_some());
+        assert_eq!(status.generation, before.generation);
+        let refused = status.refused.unwrap();
+        assert!(refused.contains("objects.yaml:"), "{refused}");
+        assert!(
+            refused.contains("Service shop/web: spec.ports[0].port: "),
+            "{refused}"
+        );
+        let failures = "kubeproxy_sync_proxy_rules_iptables_restore_failures_total 1\n";
+        assert!(get("127.0.0.1:10249", "/metrics").2.contains(failures));
+        assert_eq!(get("127.0.0.1:10256", "/healthz").0, 200);
+        // Gone for a moment, and a folder without the node: refused as well.
+        std::fs::remove_file(agent.folder.join("objects.yaml")).unwrap();
+        agent.wait_until(|status| {
+            status
+                .refused
+                .as_ref()
+                .is_some_and(|text| text.contains("No such file"))
+        });
+        agent.replace(&NODE.replace("node-a", "node-b"));
+        agent.wait_until(|status| {
+            status
+                .refused
+                .as_ref()
+                .is_some_and(|text| text.contains("no Node node-a"))
+        });
+        agent.replace(&format!("{NODE}{SERVICE}# the end\n"));
+        let status = agent.wait_until(|status| status.refused.is_none());
+        assert_eq!(status.generation, before.generation + 1);
+    });
+}
+
+#[test]
+fn root_files_of_a_folder_and_links_are_followed() {
+    let second = SERVICE
+        .replace("web", "two")
+        .replace("31000", "31002")
+        .replace("30080", "30082");
+    in_fresh_namespace(|| {
+        let agent = Agent::start("objects", "", |folder| {
+            let objects = folder.join("objects");
+            std::fs::create_dir(&objects).unwrap();
+            std::fs::write(objects.join("node.yaml"), NODE).unwrap();
+        });
+        assert_eq!(agent.status().services, 0);
+        let objects = agent.folder.join("objects");
+        std::fs::write(objects.join("one.yaml"), SERVICE).unwrap();
+        agent.wait_until(|status| status.services == 1);
+        let hidden = agent.folder.join("two");
+        std::fs::write(&hidden, second.replace("10.96.0.10", "10.96.0.11")).unwrap();
+        std::fs::rename(hidden, objects.join("two.yaml")).unwrap();
+        agent.wait_until(|status| status.services == 2);
+        std::fs::remove_file(objects.join("one.yaml")).unwrap();
+        agent.wait_until(|status| status.services == 1);
+    });
+    // As a ConfigMap is mounted: the file is a link through a folder that is a link, which is replaced.
+    in_fresh_namespace(|| {
+        let agent = Agent::start("objects.yaml", "", |folder| {
+            for (version, text) in [("v1", NODE.to_owned()), ("v2", format!("{NODE}{SERVICE}"))] {
+                std::fs::create_dir(folder.join(version)).unwrap();
+                std::fs::write(folder.join(version).join("objects.yaml"), text).unwrap();
+            }
+            std::os::unix::fs::symlink("v1", folder.join("..data")).unwrap();
+            let target = Path::new("..data").join("objects.yaml");
+            std::os::unix::fs::symlink(target, folder.join("objects.yaml")).unwrap();
+        });
+        assert_eq!(agent.status().services, 0);
+        std::os::unix::fs::symlink("v2", agent.folder.join("..new")).unwrap();
+        std::fs::rename(agent.folder.join("..new"), agent.folder.join("..data")).unwrap();
+        agent.wait_until(|status| status.services == 1);
+    });
+}

@@ -9,7 +9,7 @@
 
 use crate::checksum;
 use crate::frame::Frame;
-use crate::packet::{Fragment, Packet};
+use crate::packet::{self, Fragment, Packet};
 use crate::tuple::{Address, Protocol, Timestamp};
 use crate::verdict::DropReason;
 use std::collections::HashMap;
@@ -20,8 +20,8 @@ use std::time::Duration;
 const LIFETIME: Duration = Duration::from_secs(30);
 /// Bytes held at most (`ipfrag_high_thresh`).
 const MAXIMUM_BYTES: usize = 4 << 20;
-/// Fragments of one datagram at most: 64 KiB in pieces of the smallest MTU.
-const MAXIMUM_FRAGMENTS: usize = 128;
+/// Fragments of one datagram at most: 64 KiB in pieces of the smallest MTU of all (RFC 791).
+const MAXIMUM_FRAGMENTS: usize = 1366;
 
 /// The incomplete datagrams.
 #[derive(Debug, Default)]
@@ -105,12 +105,15 @@ pub struct Described {
     key: Key,
     fragment: Fragment,
     length: u32,
+    /// Whether a first fragment of IPv6 has all headers, as RFC 8200, section 4.5 asks.
+    has_headers: bool,
 }
 
 impl Described {
     /// `None` when the packet is no fragment.
     pub fn of(packet: &Packet<'_>) -> Option<Self> {
         let fragment = packet.fragment()?;
+        let is_first_of_v6 = fragment.offset == 0 && !packet.source().is_ipv4();
         Some(Self {
             key: Key {
                 source: packet.source(),
@@ -119,7 +122,8 @@ impl Described {
                 identification: fragment.identification,
             },
             fragment,
-            length: packet.payload_length() as u32,
+            length: (packet.length() - fragment.data) as u32,
+            has_headers: !is_first_of_v6 || packet.has_transport_header(),
         })
     }
 }
@@ -127,6 +131,9 @@ impl Described {
 impl Held {
     fn collect(&mut self, frame: &Frame, described: &Described, now: Timestamp) -> Collected {
         self.expire_one(&described.key, now);
+        if !described.has_headers {
+            return Collected::Dropped(DropReason::HeadersInFragments);
+        }
         let size = frame.bytes().len();
         let datagram = self
             .datagrams
@@ -238,37 +245,84 @@ impl Piece {
     }
 }
 
-/// Whether the checksum of a whole datagram is wrong. Fragments are cut at multiples of eight bytes, so that their sums
-/// add up. UDP without a checksum is fine.
-pub fn has_bad_checksum(frames: &mut [Frame]) -> bool {
-    let mut total = 0;
-    let mut length = 0;
-    let mut first = None;
-    for frame in frames {
-        let Ok(packet) = Packet::parse(frame) else {
-            return true;
-        };
-        if first.is_none() {
-            let is_unchecked_udp =
-                packet.protocol() == Protocol::UDP && packet.transport().get(6..8) == Some(&[0, 0]);
-            if is_unchecked_udp {
-                return false;
-            }
-            first = Some((packet.source(), packet.destination(), packet.protocol()));
+/// The whole datagram of `fragments`, behind the IP header of the first one. `None` when that is more than an IP packet
+/// can be.
+pub fn join(fragments: &mut [Frame]) -> Option<Frame> {
+    let mut bytes = Vec::new();
+    for fragment in fragments.iter_mut() {
+        let (data, end) = extent(fragment)?;
+        if bytes.is_empty() {
+            bytes = header(fragment);
         }
-        total = checksum::add(total, checksum::sum(packet.transport()));
-        length += packet.payload_length() as u32;
+        bytes.extend_from_slice(&fragment.packet()[data..end]);
     }
-    match first {
-        Some((_, _, Protocol::ICMP)) => total != 0xffff,
-        Some((
-            source,
-            destination,
-            protocol @ (Protocol::TCP | Protocol::UDP | Protocol::ICMPV6),
-        )) => {
-            let pseudo = checksum::pseudo_header(source, destination, protocol.0, length);
-            checksum::add(total, pseudo) != 0xffff
+    if bytes.len() > MAXIMUM_LENGTH || bytes.is_empty() {
+        return None;
+    }
+    if bytes[0] >> 4 == 4 {
+        let length = bytes.len() as u16;
+        bytes[2..4].copy_from_slice(&length.to_be_bytes());
+        bytes[6..8].fill(0);
+        bytes[10..12].fill(0);
+        let header = usize::from(bytes[0] & 0xf) * 4;
+        let checksum = !checksum::sum(&bytes[..header]);
+        bytes[10..12].copy_from_slice(&checksum.to_be_bytes());
+    } else {
+        let length = (bytes.len() - IPV6_HEADER) as u16;
+        bytes[4..6].copy_from_slice(&length.to_be_bytes());
+    }
+    Some(Frame::from_packet(&bytes))
+}
+
+const MAXIMUM_LENGTH: usize = 65_535;
+const IPV6_HEADER: usize = 40;
+
+/// Where a fragment's part of the datagram begins and ends in its packet.
+fn extent(fragment: &mut Frame) -> Option<(usize, usize)> {
+    let packet = Packet::parse(fragment).ok()?;
+    Some((packet.fragment()?.data, packet.length()))
+}
+
+/// The IP header of the datagram: that of its first fragment, without a fragment header.
+fn header(first: &mut Frame) -> Vec<u8> {
+    let Some(described) = Packet::parse(first)
+        .ok()
+        .and_then(|packet| packet.fragment())
+    else {
+        return Vec::new();
+    };
+    let packet = first.packet();
+    if packet[0] >> 4 == 4 {
+        return packet[..described.data].to_vec();
+    }
+    let fragment_header = described.data - FRAGMENT_HEADER;
+    let mut header = packet[..fragment_header].to_vec();
+    header[described.protocol_at] = packet[fragment_header];
+    header
+}
+
+const FRAGMENT_HEADER: usize = 8;
+
+/// Gives each fragment its part of the translated datagram, and its addresses.
+pub fn spread(whole: &mut Frame, fragments: &mut [Frame]) {
+    let Ok(packet) = Packet::parse(whole) else {
+        return;
+    };
+    let (source, destination, length) = (packet.source(), packet.destination(), packet.length());
+    let data: usize = fragments
+        .iter_mut()
+        .filter_map(|fragment| extent(fragment).map(|(start, end)| end - start))
+        .sum();
+    let mut at = length.saturating_sub(data);
+    for fragment in fragments {
+        let Some((start, end)) = extent(fragment) else {
+            return;
+        };
+        let part = at..at + (end - start);
+        at = part.end;
+        if let Some(part) = whole.packet().get(part) {
+            fragment.packet_mut()[start..end].copy_from_slice(part);
         }
-        _ => false,
+        packet::write_addresses(fragment.packet_mut(), source, destination);
     }
 }

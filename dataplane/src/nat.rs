@@ -61,11 +61,6 @@ pub fn rewrite(packet: &mut Packet<'_>, headers: &Headers, translation: &Transla
     }
 }
 
-/// Rewrites only the addresses: what a later fragment needs.
-pub fn rewrite_addresses(packet: &mut Packet<'_>, translation: &Translation) {
-    packet.set_addresses(translation.source, translation.destination);
-}
-
 /// Rewrites an ICMP error about a translated connection. `translation` is that of the direction in which the error
 /// travels. Its source becomes the translated address whoever sent it, and the quoted packet becomes what the
 /// receiver once sent (Linux `nf_nat_icmp_reply_translation`).

@@ -27,8 +27,8 @@ pub enum Kind {
     Flow(Headers),
     /// An ICMP error about the packet that it quotes.
     Error(Quote),
-    /// A fragment without transport header.
-    LaterFragment,
+    /// Part of a datagram, which alone says what it is.
+    Fragment,
 }
 
 /// The packet that an ICMP error quotes.
@@ -59,6 +59,10 @@ pub struct Fragment {
     pub offset: u32,
     /// Whether more follow.
     pub more: bool,
+    /// Where its part of the datagram begins in its packet.
+    pub data: usize,
+    /// Offset of the byte that names the protocol of the data: in IPv6 that is not always the fixed header's.
+    pub(crate) protocol_at: usize,
 }
 
 /// Where the parts of an IP packet are. Offsets are from its first byte.
@@ -128,11 +132,6 @@ impl<'a> Packet<'a> {
         self.ip.end
     }
 
-    /// Bytes behind the IP header and its extensions.
-    pub const fn payload_length(&self) -> usize {
-        self.ip.end - self.ip.transport
-    }
-
     /// The state of the transport checksum.
     pub const fn checksum_state(&self) -> ChecksumState {
         self.checksum
@@ -148,9 +147,9 @@ impl<'a> Packet<'a> {
         &mut self.bytes[self.ip.transport..]
     }
 
-    /// Whether the transport checksum is wrong. One that is partial, verified or spread over fragments is not.
+    /// Whether the transport checksum is wrong. One that is partial or verified is not.
     pub fn has_bad_checksum(&self) -> bool {
-        if self.checksum != ChecksumState::Unverified || self.ip.fragment.is_some() {
+        if self.checksum != ChecksumState::Unverified {
             return false;
         }
         let transport = self.transport();
@@ -174,6 +173,25 @@ impl<'a> Packet<'a> {
         let protocol = self.ip.protocol.0;
         let pseudo = checksum::pseudo_header(source, destination, protocol, covered as u32);
         checksum::add(pseudo, checksum::sum(&transport[..covered]))
+    }
+
+    /// Whether the smallest transport header is all there (Linux `ipv6frag_thdr_truncated`).
+    pub fn has_transport_header(&self) -> bool {
+        let least = match self.ip.protocol {
+            Protocol::TCP => 20,
+            Protocol::UDP | Protocol::ICMPV6 => 8,
+            _ => 1,
+        };
+        self.transport().len() >= least
+    }
+
+    /// Whether it is an ICMP redirect.
+    pub fn is_redirect(&self) -> bool {
+        let kind = self.transport().first();
+        matches!(
+            (self.ip.protocol, kind),
+            (Protocol::ICMP, Some(5)) | (Protocol::ICMPV6, Some(137))
+        )
     }
 
     /// Replaces the addresses, keeping the IPv4 header checksum right. The transport checksum is the caller's.
@@ -282,6 +300,8 @@ impl IpLayout {
                 identification,
                 offset,
                 more,
+                data: transport,
+                protocol_at: 9,
             }),
         })
     }
@@ -311,8 +331,10 @@ impl IpLayout {
         const ROUTING: u8 = 43;
         const FRAGMENT: u8 = 44;
         const DESTINATION_OPTIONS: u8 = 60;
+        let mut protocol_at = 6;
         for _ in 0..MAXIMUM_EXTENSION_HEADERS {
-            if self.fragment.is_some_and(|fragment| fragment.offset != 0) {
+            // What follows is part of the datagram.
+            if self.fragment.is_some() {
                 return Ok(());
             }
             let kind = self.protocol.0;
@@ -325,8 +347,9 @@ impl IpLayout {
             self.protocol = Protocol(header[0]);
             if kind == FRAGMENT {
                 self.transport += 8;
-                self.fragment = fragment_header(header);
+                self.fragment = fragment_header(header, self.transport, protocol_at);
             } else {
+                protocol_at = self.transport;
                 self.transport += 8 + usize::from(header[1]) * 8;
             }
         }
@@ -335,19 +358,21 @@ impl IpLayout {
 }
 
 /// RFC 8200, section 4.5. An atomic fragment (RFC 6946) is none.
-fn fragment_header(header: &[u8]) -> Option<Fragment> {
+fn fragment_header(header: &[u8], data: usize, protocol_at: usize) -> Option<Fragment> {
     let field = word(header, 2);
     let fragment = Fragment {
         identification: u32::from_be_bytes(array(header, 4)),
         offset: u32::from(field & 0xfff8),
         more: field & 1 != 0,
+        data,
+        protocol_at,
     };
     (fragment.more || fragment.offset != 0).then_some(fragment)
 }
 
 fn kind_of(bytes: &[u8], ip: &IpLayout) -> Result<Kind, Unparsed> {
-    if ip.fragment.is_some_and(|fragment| fragment.offset != 0) {
-        return Ok(Kind::LaterFragment);
+    if ip.fragment.is_some() {
+        return Ok(Kind::Fragment);
     }
     let invalid = Unparsed::Invalid(ip.destination);
     let transport = &bytes[ip.transport..];
@@ -365,8 +390,7 @@ fn kind_of(bytes: &[u8], ip: &IpLayout) -> Result<Kind, Unparsed> {
         destination_port,
         protocol: ip.protocol,
     };
-    let is_whole = ip.fragment.is_none();
-    let transport = transport_of(ip.protocol, transport, is_whole).ok_or(invalid)?;
+    let transport = transport_of(ip.protocol, transport).ok_or(invalid)?;
     Ok(Kind::Flow(Headers {
         tuple,
         transport,
@@ -374,7 +398,7 @@ fn kind_of(bytes: &[u8], ip: &IpLayout) -> Result<Kind, Unparsed> {
     }))
 }
 
-fn transport_of(protocol: Protocol, bytes: &[u8], is_whole: bool) -> Option<Transport> {
+fn transport_of(protocol: Protocol, bytes: &[u8]) -> Option<Transport> {
     match protocol {
         Protocol::TCP => {
             let header_length = usize::from(*bytes.get(12)? >> 4) * 4;
@@ -388,7 +412,7 @@ fn transport_of(protocol: Protocol, bytes: &[u8], is_whole: bool) -> Option<Tran
         }
         Protocol::UDP => {
             let length = usize::from(word(bytes.get(..8)?, 4));
-            (length >= 8 && (length <= bytes.len() || !is_whole)).then_some(Transport::Udp)
+            (length >= 8 && length <= bytes.len()).then_some(Transport::Udp)
         }
         Protocol::SCTP => SctpPacket::parse(bytes).ok().map(Transport::Sctp),
         Protocol::ICMP | Protocol::ICMPV6 => Some(Transport::Icmp),

@@ -46,13 +46,17 @@ pub struct Context<'a> {
 /// Decides on the packet in `frame`, which came from `origin`, and translates it in place.
 pub fn process(context: &mut Context<'_>, origin: Origin, frame: &mut Frame) -> Verdict {
     packet::give_back_hop(frame.packet_mut());
-    let mut packet = match Packet::parse(frame) {
+    let packet = match Packet::parse(frame) {
         Ok(packet) => packet,
         Err(unparsed) => return not_a_packet(context, origin, unparsed),
     };
-    if let Some(described) = Described::of(&packet) {
-        return datagram(context, origin, frame, &described);
+    match Described::of(&packet) {
+        Some(described) => datagram(context, origin, frame, &described),
+        None => whole(context, origin, packet),
     }
+}
+
+fn whole(context: &mut Context<'_>, origin: Origin, mut packet: Packet<'_>) -> Verdict {
     // As the kernel does, which verifies in PREROUTING only.
     if origin != Origin::Node && packet.has_bad_checksum() {
         context.conntrack.count_invalid(packet.protocol());
@@ -61,7 +65,7 @@ pub fn process(context: &mut Context<'_>, origin: Origin, frame: &mut Frame) -> 
     match *packet.kind() {
         Kind::Flow(headers) => flow(context, origin, &mut packet, &headers),
         Kind::Error(quote) => related(context, origin, &mut packet, &quote),
-        Kind::LaterFragment => invalid(context, origin, packet.destination()),
+        Kind::Fragment => invalid(context, origin, packet.destination()),
     }
 }
 
@@ -132,17 +136,20 @@ fn related(
     let Some(translation) = found.translation() else {
         return Verdict::Pass;
     };
+    if packet.is_redirect() {
+        return Verdict::Drop(DropReason::Redirect);
+    }
     match nat::rewrite_error(packet, quote, &translation) {
         Ok(()) => Verdict::Forward,
         Err(reason) => Verdict::Drop(reason),
     }
 }
 
-/// A fragment: waits until its datagram is whole; then all fragments go the way of the first.
+/// A fragment: waits until its datagram is whole. What becomes of the datagram becomes of all of its fragments.
 fn datagram(
     context: &mut Context<'_>,
     origin: Origin,
-    frame: &Frame,
+    frame: &mut Frame,
     described: &Described,
 ) -> Verdict {
     let mut frames = match context.fragments.collect(frame, described, context.now) {
@@ -150,34 +157,20 @@ fn datagram(
         Collected::Dropped(reason) => return Verdict::Drop(reason),
         Collected::Whole(frames) => frames,
     };
-    let verdict = whole(context, origin, &mut frames);
-    context.datagram = frames;
-    verdict
-}
-
-fn whole(context: &mut Context<'_>, origin: Origin, frames: &mut [Frame]) -> Verdict {
-    let is_bad = origin != Origin::Node && fragments::has_bad_checksum(frames);
-    let Some((first, later)) = frames.split_first_mut() else {
+    let Some(mut joined) = fragments::join(&mut frames) else {
         return Verdict::Drop(DropReason::Malformed);
     };
-    let mut packet = match Packet::parse(first) {
-        Ok(packet) if !is_bad => packet,
-        Ok(packet) => {
-            context.conntrack.count_invalid(packet.protocol());
-            return invalid(context, origin, packet.destination());
-        }
-        Err(unparsed) => return not_a_packet(context, origin, unparsed),
+    let verdict = match Packet::parse(&mut joined) {
+        Ok(packet) => whole(context, origin, packet),
+        Err(unparsed) => not_a_packet(context, origin, unparsed),
     };
-    let verdict = match *packet.kind() {
-        Kind::Flow(headers) => flow(context, origin, &mut packet, &headers),
-        Kind::Error(_) | Kind::LaterFragment => invalid(context, origin, packet.destination()),
-    };
-    if verdict == Verdict::Forward {
-        let (source, destination) = (packet.source(), packet.destination());
-        for frame in later {
-            packet::write_addresses(frame.packet_mut(), source, destination);
-        }
+    match verdict {
+        Verdict::Forward => fragments::spread(&mut joined, &mut frames),
+        // A refusal quotes the datagram.
+        Verdict::Reject(_) => frame.set_packet(joined.packet()),
+        Verdict::Pass | Verdict::Drop(_) | Verdict::Hold => {}
     }
+    context.datagram = frames;
     verdict
 }
 

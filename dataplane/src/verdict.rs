@@ -70,8 +70,12 @@ reasons! {
     SourceLimit = "source-limit",
     /// An ICMP error quotes too little of a translated packet to be translated.
     QuoteTooShort = "quote-too-short",
+    /// An ICMP redirect about a translated connection would lead its packets past the translation.
+    Redirect = "redirect",
     /// Too many fragments wait for the first one of their datagram.
     TooManyFragments = "too-many-fragments",
+    /// The first fragment of an IPv6 datagram lacks a part of the headers.
+    HeadersInFragments = "headers-in-fragments",
     /// A fragment overlaps another of its datagram.
     OverlappingFragment = "overlapping-fragment",
 }

@@ -467,7 +467,7 @@ fn a_datagram_with_overlap_or_without_a_fragment_goes_nowhere() {
 fn too_many_fragments_of_one_datagram_are_given_up() {
     let n = &FAMILIES[0];
     let mut bed = Bed::new(services(n));
-    let whole = udp(&[7; 2000])
+    let whole = udp(&[7; 11_000])
         .from(&at(n.other_pod, 40000))
         .to(&at(n.cluster_ip, 80))
         .bytes();
@@ -477,6 +477,96 @@ fn too_many_fragments_of_one_datagram_are_given_up() {
         .map(|piece| bed.send_bytes(Origin::Pod, piece).0)
         .collect();
     assert!(verdicts.contains(&Verdict::Drop(DropReason::TooManyFragments)));
+}
+
+#[test]
+fn tracking_sees_the_data_of_all_fragments() {
+    let n = &FAMILIES[0];
+    let mut bed = Bed::new(services(n));
+    let (client, service, pod) = (
+        at(n.other_pod, 40000),
+        at(n.cluster_ip, 80),
+        at(n.pod, 8080),
+    );
+    let (to, back) = ((&client, &service), (&pod, &client));
+    let segment = |flags, sequence, (from, to): (&String, &String)| {
+        tcp(flags).sequence(sequence, 5001).from(from).to(to)
+    };
+    let _ = bed.send(Origin::Pod, &tcp(SYN).sequence(1000, 0).from(to.0).to(to.1));
+    let answer = tcp(SYN | ACK).sequence(5000, 1001).from(back.0).to(back.1);
+    let _ = bed.send(Origin::Outside, &answer);
+    let _ = bed.send(Origin::Pod, &segment(ACK, 1001, to));
+    let data = segment(ACK, 1001, to).data(&[7; 100]).bytes();
+    for piece in fragments_of(&data, 48) {
+        let _ = bed.send_bytes(Origin::Pod, &piece);
+    }
+    // All hundred bytes were seen: the pod may acknowledge them.
+    let acknowledgement = tcp(ACK).sequence(5001, 1101).from(back.0).to(back.1);
+    assert_eq!(
+        bed.send(Origin::Outside, &acknowledgement).0,
+        Verdict::Forward
+    );
+}
+
+#[test]
+fn an_error_in_fragments_is_translated() {
+    let n = &FAMILIES[0];
+    let mut bed = Bed::new(services(n));
+    let question = udp(&[7; 40])
+        .from(&at(n.other_pod, 40000))
+        .to(&at(n.cluster_ip, 80));
+    let (_, out) = bed.send(Origin::Pod, &question);
+    let error = |quote: &[u8]| icmp_error(3, 3, quote);
+    let sent = error(&out).from(n.pod).to(n.other_pod).bytes();
+    let expected = error(&question.hops(64).bytes());
+    let expected = expected.from(n.cluster_ip).to(n.other_pod).hops(64).bytes();
+    let pieces = fragments_of(&sent, 32);
+    assert_eq!(bed.send_bytes(Origin::Pod, &pieces[0]).0, Verdict::Hold);
+    for piece in &pieces[1..] {
+        let _ = bed.send_bytes(Origin::Pod, piece);
+    }
+    assert_eq!(bed.datagram, fragments_of(&expected, 32));
+}
+
+#[test]
+fn a_first_fragment_of_ipv6_without_its_headers_is_dropped() {
+    let n = &FAMILIES[1];
+    let mut bed = Bed::new(services(n));
+    let whole = tcp(SYN)
+        .from(&at(n.other_pod, 40000))
+        .to(&at(n.cluster_ip, 80))
+        .bytes();
+    let first = first_fragment_v6(&whole, 16);
+    let missing = Verdict::Drop(DropReason::HeadersInFragments);
+    assert_eq!(bed.send_bytes(Origin::Pod, &first).0, missing);
+    let whole = udp(&[7; 40])
+        .from(&at(n.other_pod, 40000))
+        .to(&at(n.cluster_ip, 80))
+        .bytes();
+    let first = first_fragment_v6(&whole, 16);
+    assert_eq!(bed.send_bytes(Origin::Pod, &first).0, Verdict::Hold);
+}
+
+/// The first `size` bytes of an IPv6 packet's payload behind a fragment header.
+fn first_fragment_v6(packet: &[u8], size: usize) -> Vec<u8> {
+    let header = [packet[6], 0, 0, 1, 0, 0, 0, 9];
+    let mut fragment = [&packet[..40], &header, &packet[40..40 + size]].concat();
+    fragment[4..6].copy_from_slice(&(8 + size as u16).to_be_bytes());
+    fragment[6] = 44;
+    fragment
+}
+
+#[test]
+fn a_redirect_about_a_translated_packet_is_dropped() {
+    let n = &FAMILIES[0];
+    let mut bed = Bed::new(services(n));
+    let question = udp(b"q")
+        .from(&at(n.other_pod, 40000))
+        .to(&at(n.cluster_ip, 80));
+    let (_, out) = bed.send(Origin::Pod, &question);
+    let redirect = icmp_error(5, 1, &out).from(n.router).to(n.other_pod);
+    let dropped = Verdict::Drop(DropReason::Redirect);
+    bed.expect_untouched(Origin::Outside, &redirect, dropped);
 }
 
 /// Cuts an IPv4 packet into fragments of `size` bytes of payload.

@@ -131,6 +131,14 @@ impl Build {
         self
     }
 
+    /// The data of a TCP segment.
+    pub(crate) fn data(mut self, data: &[u8]) -> Self {
+        if let Body::Tcp { payload, .. } = &mut self.body {
+            *payload = data.to_vec();
+        }
+        self
+    }
+
     pub(crate) fn hops(mut self, hops: u8) -> Self {
         self.hops = hops;
         self

@@ -215,6 +215,22 @@ fn first_packets() {
     }
 }
 
+/// Only an assured connection outlives a RST that is not exact (`nf_conntrack_tcp_established`).
+#[test]
+fn a_reset_ends_what_is_not_assured_yet() {
+    for ipv4 in FAMILIES {
+        let mut flow = Flow::new(ipv4, Protocol::TCP);
+        flow.tcp(Client, ACK, 5000, 70_000);
+        flow.tcp(Server, ACK, 70_000, 5000);
+        assert_eq!(flow.listed(), "299 ESTABLISHED");
+        assert_eq!(flow.tcp(Client, RST, 5050, 0), Class::Accepted);
+        assert_eq!(flow.listed(), "9 CLOSE");
+        let mut flow = Flow::established(ipv4);
+        assert_eq!(flow.tcp(Client, RST, 1050, 0), Class::Accepted);
+        assert_eq!(flow.listed(), "9 ESTABLISHED [ASSURED]");
+    }
+}
+
 /// Samples section 1, "loose pickup"; rule 9.
 #[test]
 fn loose_pick_up() {

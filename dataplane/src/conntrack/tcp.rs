@@ -598,16 +598,17 @@ impl Connection {
         }
         let sequence = arrival.segment.sequence;
         let receiver = &self.peers[arrival.direction.opposite() as usize];
+        // `nf_conntrack_tcp_established`.
+        let is_established = old == State::Established && status.has(Status::ASSURED);
         let mut new = State::Close;
         if receiver.has(Peer::MAX_ACK_SET) && self.last.kind != Kind::Syn {
-            if sequence == 0 && old != State::Established {
+            if sequence == 0 && !is_established {
                 return Step::check(old, new);
             }
             if window::before(sequence, receiver.max_ack) && !settings.ignore_invalid_reset {
                 return Step::Stop(Outcome::Invalid(Invalid::TcpReset, None));
             }
-            if old != State::Established || sequence == receiver.max_ack || self.ends_train(arrival)
-            {
+            if !is_established || sequence == receiver.max_ack || self.ends_train(arrival) {
                 return Step::check(old, new);
             }
             // Inside the window but not exact: the peer may answer with RFC 5961's challenge ACK.

@@ -14,10 +14,13 @@ mod room;
 mod servers;
 pub mod socket;
 pub mod steering;
+mod stepped;
 mod workers;
 
 pub use events::Event;
+pub use facts::node_network;
 pub use links::LinkPattern;
+pub use stepped::Stepped;
 
 use crate::compile::compile_all;
 use crate::config::KubeProxyConfig;
@@ -124,6 +127,19 @@ impl Agent {
             Some(path) => KubeProxyConfig::read(path)?,
             None => KubeProxyConfig::default(),
         };
+        let mut agent = Self::prepare(settings, snapshot, config)?;
+        agent.seen = digest(&texts);
+        match agent.attach(events) {
+            Ok(()) => Ok(agent),
+            Err(error) => {
+                agent.stop()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// An agent with its first table. Nothing is made when the objects do not compile.
+    fn prepare(settings: Settings, snapshot: Snapshot, config: KubeProxyConfig) -> Result<Self> {
         let mut netlink = Netlink::open().context("cannot open rtnetlink")?;
         links::require(&mut netlink, &settings.uplinks)?;
         let clock = Clock::start();
@@ -132,7 +148,7 @@ impl Agent {
         let mut agent = Self {
             servers: Servers::start(&config, Arc::clone(&telemetry))?,
             telemetry,
-            seen: digest(&texts),
+            seen: 0,
             refused: None,
             shared,
             sysctls: facts::Sysctls::default(),
@@ -148,23 +164,13 @@ impl Agent {
             netlink,
             clock,
         };
-        // The table first: nothing is made when the objects do not compile.
         agent.publish(&Changes::between(&Snapshot::default(), &agent.snapshot))?;
-        match agent.attach(events) {
-            Ok(()) => Ok(agent),
-            Err(error) => {
-                agent.stop()?;
-                Err(error)
-            }
-        }
+        Ok(agent)
     }
 
     /// Devices, workers, routing, and the threads that tell of events.
     fn attach(&mut self, events: &Sender<Event>) -> Result<()> {
-        let steering = Netlink::open().context("cannot open rtnetlink")?;
-        self.steering = Some(Steering::start(steering)?);
-        self.sysctls.prepare_node()?;
-        let queues = self.create_devices()?;
+        let queues = self.open()?;
         let failed = events.clone();
         let told = move |error| drop(failed.send(Event::WorkerFailed(error)));
         let workers = Workers::start(&self.shared, queues, self.clock, told)?;
@@ -173,6 +179,14 @@ impl Agent {
         self.steer()?;
         let responder = Responder::new(Arc::clone(&self.shared), self.clock);
         events::listen(&self.settings, responder, events, &self.telemetry)
+    }
+
+    /// What the devices need, and the devices themselves.
+    fn open(&mut self) -> Result<Vec<Vec<(Origin, Queue)>>> {
+        let steering = Netlink::open().context("cannot open rtnetlink")?;
+        self.steering = Some(Steering::start(steering)?);
+        self.sysctls.prepare_node()?;
+        self.create_devices()
     }
 
     /// The three devices; element `i` of the result are the queues of worker `i`.
@@ -235,12 +249,16 @@ impl Agent {
         }
         self.seen = seen;
         let snapshot = Snapshot::of(&texts)?;
+        self.take(snapshot)?;
+        Ok(Reread::Published)
+    }
+
+    fn take(&mut self, snapshot: Snapshot) -> Result<()> {
         let changes = Changes::between(&self.snapshot, &snapshot);
         let old = std::mem::replace(&mut self.snapshot, snapshot);
         self.publish(&changes)
             .and_then(|()| self.steer())
-            .inspect_err(|_| self.snapshot = old)?;
-        Ok(Reread::Published)
+            .inspect_err(|_| self.snapshot = old)
     }
 
     /// Links or addresses changed: masquerade addresses, local addresses and rules depend on them.
@@ -253,10 +271,11 @@ impl Agent {
     fn publish(&mut self, changes: &Changes) -> Result<()> {
         let start = self.telemetry.moment();
         let generation = Generation(self.generation.0 + 1);
-        let network = facts::node_network(&mut self.netlink)?;
+        let network = node_network(&mut self.netlink)?;
         let node = &self.settings.node;
         let compiled = compile_all(&self.snapshot, &self.config, &network, node, generation)?;
-        let facts = facts::node_facts(&network, &self.snapshot, node);
+        let pod_links = links::indexes(&self.netlink.links()?, &self.settings.pods);
+        let facts = facts::node_facts(&network, &self.snapshot, node, &pod_links);
         self.shared.facts.store(Arc::new(facts));
         let table = ServiceTable::following(compiled.parts, &self.shared.services.load());
         let table = Arc::new(table);
@@ -282,7 +301,7 @@ impl Agent {
 
     fn plan(&mut self) -> netlink::Result<Plan> {
         let links = self.netlink.links()?;
-        let network = facts::node_network(&mut self.netlink)?;
+        let network = node_network(&mut self.netlink)?;
         let sources = facts::sources(&network, &self.snapshot, &self.settings.node);
         let named = |patterns: &[LinkPattern]| links::matching(&links, patterns);
         let services = self.shared.services.load();

@@ -75,11 +75,15 @@ pub fn port_unreachable(
     if origin != Origin::Node && !is_node_address {
         take_hop(&mut quoted);
     }
-    let answer = if source.is_ipv4() {
+    let mut answer = if source.is_ipv4() {
         answer_v4(source, sender, &quoted)
     } else {
         answer_v6(source, sender, &quoted)
     };
+    if origin != Origin::Node {
+        // The way from the device to the sender takes one.
+        crate::packet::give_back_hop(&mut answer);
+    }
     frame.set_packet(&answer);
     true
 }

@@ -102,6 +102,11 @@ impl<'a, D: Device> Worker<'a, D> {
         &self.devices
     }
 
+    /// Begins a new sequence of random choices, for who must foretell them.
+    pub fn reseed(&mut self, rng: Rng) {
+        self.rng = rng;
+    }
+
     /// Takes all that has arrived, until every device is empty.
     ///
     /// # Errors
@@ -186,9 +191,6 @@ fn refuse(
     origin: Origin,
     frame: &mut Frame,
 ) -> bool {
-    if let Some(first) = context.datagram.first() {
-        frame.set_packet(first.packet());
-    }
     let Some((sender, destination)) = reject::ends(frame) else {
         return false;
     };

@@ -19,7 +19,7 @@ use std::ops::RangeInclusive;
 ///
 /// # Errors
 /// Those of netlink.
-pub(super) fn node_network(netlink: &mut Netlink) -> netlink::Result<NodeNetwork> {
+pub fn node_network(netlink: &mut Netlink) -> netlink::Result<NodeNetwork> {
     let addresses = netlink
         .addresses()?
         .into_iter()
@@ -58,8 +58,13 @@ const fn scope(scope: netlink::Scope) -> Scope {
     }
 }
 
-/// Facts for the packet's path.
-pub(super) fn node_facts(network: &NodeNetwork, snapshot: &Snapshot, node: &str) -> NodeFacts {
+/// Facts for the packet's path. `pod_links` are the indexes of the links of pods.
+pub(super) fn node_facts(
+    network: &NodeNetwork,
+    snapshot: &Snapshot,
+    node: &str,
+    pod_links: &[u32],
+) -> NodeFacts {
     let sources = sources(network, snapshot, node);
     let of = |family| {
         sources
@@ -71,12 +76,28 @@ pub(super) fn node_facts(network: &NodeNetwork, snapshot: &Snapshot, node: &str)
         of(Family::V4).map(Address::from),
         of(Family::V6).map(Address::from),
     ];
+    // What the kernel sends to a pod has the address of the pod's link, where it has one.
+    let on_link = |link: u32, family| {
+        let mut own = network.addresses.iter().filter(|own| {
+            let is_global = own.scope == Scope::Global;
+            is_global && own.interface == link && Family::of(own.network.addr()) == family
+        });
+        own.next().map(|own| Address::from(own.network.addr()))
+    };
+    let on_pod_links = |family| {
+        let all: Option<Vec<_>> = pod_links
+            .iter()
+            .map(|link| on_link(*link, family))
+            .collect();
+        all?.first().copied()
+    };
+    let pod = [
+        on_pod_links(Family::V4).or(outside[0]),
+        on_pod_links(Family::V6).or(outside[1]),
+    ];
     NodeFacts {
         reserved_ports: listening_ports(),
-        reject_sources: RejectSources {
-            pod: outside,
-            outside,
-        },
+        reject_sources: RejectSources { pod, outside },
     }
 }
 

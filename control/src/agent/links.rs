@@ -48,12 +48,18 @@ impl fmt::Display for LinkPattern {
 
 /// Names of the links that match a pattern, in the kernel's order.
 pub(super) fn matching(links: &[Link], patterns: &[LinkPattern]) -> Vec<String> {
-    let wanted = |link: &&Link| patterns.iter().any(|pattern| pattern.matches(&link.name));
-    links
-        .iter()
-        .filter(wanted)
-        .map(|link| link.name.clone())
-        .collect()
+    let wanted = wanted(links, patterns);
+    wanted.map(|link| link.name.clone()).collect()
+}
+
+/// Indexes of the links that match a pattern.
+pub(super) fn indexes(links: &[Link], patterns: &[LinkPattern]) -> Vec<u32> {
+    wanted(links, patterns).map(|link| link.index).collect()
+}
+
+fn wanted<'a>(links: &'a [Link], patterns: &'a [LinkPattern]) -> impl Iterator<Item = &'a Link> {
+    let is_wanted = |link: &&Link| patterns.iter().any(|pattern| pattern.matches(&link.name));
+    links.iter().filter(is_wanted)
 }
 
 /// Checks that every pattern of an uplink names a link.

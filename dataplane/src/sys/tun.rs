@@ -67,6 +67,16 @@ impl Queue {
         check(result)
     }
 
+    /// Lets the device stay when its queues are closed; it then goes with its network namespace, many at once.
+    ///
+    /// # Errors
+    /// Those of `TUNSETPERSIST`.
+    pub fn persist(&self) -> io::Result<()> {
+        // SAFETY: TUNSETPERSIST takes its flag by value.
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETPERSIST, 1) };
+        check(result)
+    }
+
     fn set_header_length(&self) -> io::Result<()> {
         let length = VIRTIO_HEADER_LENGTH as libc::c_int;
         // SAFETY: TUNSETVNETHDRSZ reads one int from a live address.

@@ -1,5 +1,7 @@
 //! Commands of `penstock-lab`, which people call `./lab`.
 
+mod diff;
+
 use crate::lab::{self, Error};
 use crate::lab_file::{self, SourceError};
 use crate::names::HostName;
@@ -126,6 +128,8 @@ enum Verb {
         #[command(flatten)]
         which: Which,
     },
+    /// Send the same packets through the kernel and through us, and compare
+    Diff(diff::Arguments),
     /// Print a script that completes commands in a shell
     Completions {
         /// The shell
@@ -238,6 +242,7 @@ fn run(command: Verb) -> Result<ExitCode, Error> {
             prune,
             which,
         } => apply(which.lab, &filename, prune),
+        Verb::Diff(arguments) => diff::run(&arguments),
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "lab", &mut io::stdout());
             Ok(ExitCode::SUCCESS)

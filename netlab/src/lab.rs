@@ -46,6 +46,9 @@ pub enum Error {
     /// The machine or the user may not.
     #[error("{0}")]
     Unable(String),
+    /// A comparison could not be made.
+    #[error("{0}")]
+    Failed(String),
     /// The lab is not up.
     #[error("{0}")]
     NotUp(String),

@@ -9,6 +9,7 @@
 pub mod check;
 pub mod cli;
 pub mod dataplane;
+pub mod diff;
 pub mod everywhere;
 pub mod lab;
 pub mod lab_file;

@@ -39,6 +39,18 @@ impl Namespace {
         Self::open(name)
     }
 
+    /// Makes an empty namespace that has no name and goes with its last process or descriptor.
+    pub fn unnamed() -> io::Result<Self> {
+        let file = in_new_thread(|| {
+            dataplane::sys::netns::unshare_network()?;
+            File::open(OWN)
+        })?;
+        Ok(Self {
+            name: String::new(),
+            file,
+        })
+    }
+
     /// Opens the namespace mounted at `/run/netns/NAME`.
     pub fn open(name: &str) -> io::Result<Self> {
         let file = File::open(path(name))?;
@@ -55,7 +67,7 @@ impl Namespace {
         })
     }
 
-    /// Its name under `/run/netns`.
+    /// Its name under `/run/netns`, empty when it has none.
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -1,0 +1,430 @@
+//! Random conversations, by people who know the protocols and do not always keep to them.
+
+use super::super::case::{Body, Flow, Order, Packet, Segment, Shape, Step};
+use super::super::wire::{ICMP, ICMPV6, SCTP, TCP, UDP};
+use super::cluster::pick;
+use super::layout::{Layout, Target};
+use control::model::Family;
+use fastrand::Rng;
+use std::net::IpAddr;
+
+/// One conversation; its flows are added to `flows`.
+pub(super) fn random(layout: &Layout, flows: &mut Vec<Flow>, rng: &mut Rng) -> Vec<Step> {
+    let target = target(layout, rng);
+    let Some((from, source)) = layout.client(Family::of(target.address), rng) else {
+        return Vec::new();
+    };
+    let icmp = if target.address.is_ipv4() {
+        ICMP
+    } else {
+        ICMPV6
+    };
+    let protocol = if rng.u8(..12) == 0 {
+        icmp
+    } else {
+        target.protocol
+    };
+    flows.push(Flow {
+        from,
+        protocol,
+        source,
+        source_port: source_port(rng),
+        destination: target.address,
+        destination_port: target.port,
+    });
+    if rng.u8(..10) == 0 && flows.len() > 1 {
+        // The port of another conversation, towards another destination.
+        let last = flows.len() - 1;
+        let other = flows[rng.usize(..last)];
+        if Family::of(other.source) == Family::of(source) {
+            flows[last] = Flow {
+                source: other.source,
+                from: other.from,
+                source_port: other.source_port,
+                ..flows[last]
+            };
+        }
+    }
+    let mut talk = Talk {
+        flow: flows.len() - 1,
+        steps: Vec::new(),
+        rng,
+        protocol,
+        six: source.is_ipv6(),
+    };
+    talk.hold();
+    talk.steps
+}
+
+fn target(layout: &Layout, rng: &mut Rng) -> Target {
+    let anything = Target {
+        address: IpAddr::from([10, 96, 200, 1]),
+        protocol: TCP,
+        port: 80,
+    };
+    if layout.targets.is_empty() {
+        return anything;
+    }
+    let mut target = *pick(rng, &layout.targets);
+    match rng.u8(..20) {
+        // Another port, another protocol, nobody's address.
+        0 => target.port = target.port.wrapping_add(7),
+        1 => target.protocol = *pick(rng, &[TCP, UDP, SCTP, 47, 50]),
+        2 if target.address.is_ipv4() => target.address = anything.address,
+        _ => {}
+    }
+    target
+}
+
+fn source_port(rng: &mut Rng) -> u16 {
+    match rng.u8(..12) {
+        0 => rng.u16(1..512),
+        1 => rng.u16(512..1024),
+        _ => rng.u16(1024..),
+    }
+}
+
+struct Talk<'r> {
+    flow: usize,
+    steps: Vec<Step>,
+    rng: &'r mut Rng,
+    protocol: u8,
+    six: bool,
+}
+
+impl Talk<'_> {
+    fn hold(&mut self) {
+        match (self.protocol, self.rng.u8(..10)) {
+            (TCP, 0..4) => self.tcp_in_order(),
+            (TCP, _) => self.tcp_anyhow(),
+            (UDP, _) => self.udp(),
+            (ICMP | ICMPV6, _) => self.icmp(),
+            (SCTP, _) => self.sctp(),
+            _ => self.other(),
+        }
+    }
+
+    fn client(&mut self, body: Body) {
+        let packet = self.packed(body);
+        self.steps.push(Step::Client(self.flow, packet));
+    }
+
+    fn server(&mut self, body: Body) {
+        let packet = self.packed(body);
+        self.steps.push(Step::Server(self.flow, packet));
+    }
+
+    /// From either end.
+    fn either(&mut self, body: Body) {
+        if self.rng.bool() {
+            self.client(body);
+        } else {
+            self.server(body);
+        }
+    }
+
+    /// Packed as most packets are, or not.
+    fn packed(&mut self, body: Body) -> Packet {
+        let mut shape = Shape::default();
+        let rng = &mut *self.rng;
+        if rng.u8(..4) == 0 {
+            match rng.u8(..10) {
+                0 => shape.ttl = *pick(rng, &[1, 2, 3, 255]),
+                1 | 2 => shape.tos = rng.u8(..),
+                3 => shape.dont_fragment = false,
+                4 => shape.options = *pick(rng, &[4, 8, 40]),
+                5 => shape.wrong_checksum = true,
+                6 if rng.bool() => shape.cut = Some(rng.u16(..40)),
+                7 | 8 => {
+                    let sizes: &[u16] = if self.six {
+                        &[1232, 1240, 1232, 64]
+                    } else {
+                        &[8, 16, 24, 64, 512]
+                    };
+                    shape.fragment = Some(*pick(rng, sizes));
+                    shape.dont_fragment = rng.bool();
+                    shape.order = *pick(
+                        rng,
+                        &[
+                            Order::Forward,
+                            Order::Forward,
+                            Order::Backward,
+                            Order::Incomplete,
+                        ],
+                    );
+                }
+                _ => {}
+            }
+        }
+        Packet { body, shape }
+    }
+
+    fn length(&mut self) -> u16 {
+        *pick(self.rng, &[0, 1, 7, 100, 101, 512, 1200, 1400])
+    }
+
+    fn udp(&mut self) {
+        for _ in 0..self.rng.usize(1..8) {
+            let body = Body::Udp {
+                data: self.length(),
+                no_checksum: !self.six && self.rng.u8(..8) == 0,
+            };
+            if self.rng.u8(..3) == 0 {
+                self.server(body);
+            } else {
+                self.client(body);
+            }
+            self.perhaps_an_error();
+        }
+        if self.rng.u8(..60) == 0 {
+            self.steps.push(Step::Wait(2200));
+            self.server(Body::Udp {
+                data: 5,
+                no_checksum: false,
+            });
+            self.client(Body::Udp {
+                data: 5,
+                no_checksum: false,
+            });
+        }
+    }
+
+    fn icmp(&mut self) {
+        let (request, reply) = if self.six { (128, 129) } else { (8, 0) };
+        for _ in 0..self.rng.usize(1..6) {
+            let data = self.length();
+            match self.rng.u8(..10) {
+                0..5 => self.client(Body::Query {
+                    kind: request,
+                    code: 0,
+                    data,
+                }),
+                5..8 => self.server(Body::Query {
+                    kind: reply,
+                    code: 0,
+                    data,
+                }),
+                8 if !self.six => {
+                    // Not 13: the node itself would answer with the time.
+                    let kind = *pick(self.rng, &[15, 17, 9, 10, 14, 16, 18, 30, 200]);
+                    self.client(Body::Query {
+                        kind,
+                        code: 0,
+                        data: 12,
+                    });
+                }
+                8 => {
+                    let kind = *pick(self.rng, &[139, 140, 141, 200]);
+                    self.client(Body::Query {
+                        kind,
+                        code: 0,
+                        data: 12,
+                    });
+                }
+                _ => self.client(Body::Query {
+                    kind: reply,
+                    code: 0,
+                    data,
+                }),
+            }
+            self.perhaps_an_error();
+        }
+    }
+
+    fn other(&mut self) {
+        for _ in 0..self.rng.usize(1..4) {
+            // In one piece: what does not come by our side is not put together either.
+            let mut packet = self.packed(Body::Other { data: 100 });
+            packet.shape.fragment = None;
+            let step = if self.rng.bool() {
+                Step::Client
+            } else {
+                Step::Server
+            };
+            self.steps.push(step(self.flow, packet));
+        }
+    }
+
+    /// Somebody on either side has something to say about the last packet.
+    fn perhaps_an_error(&mut self) {
+        if self.rng.u8(..6) != 0 {
+            return;
+        }
+        let (kind, code) = if self.six {
+            *pick(self.rng, &[(1, 4), (1, 0), (2, 0), (3, 0), (4, 1)])
+        } else {
+            *pick(
+                self.rng,
+                &[(3, 3), (3, 1), (3, 4), (11, 0), (12, 0), (4, 0), (5, 1)],
+            )
+        };
+        let router = match self.rng.u8(..3) {
+            0 if self.six => "2001:db8:ee::1".parse().ok(),
+            0 => "192.0.2.254".parse().ok(),
+            _ => None,
+        };
+        let word = if matches!((kind, code), (3, 4) | (2, 0)) {
+            1280
+        } else {
+            0
+        };
+        let quote = *pick(self.rng, &[8, 8, 20, 20, 28, 200, 4]);
+        self.either(Body::Error {
+            kind,
+            code,
+            word,
+            quote,
+            router,
+        });
+    }
+
+    fn sctp(&mut self) {
+        const ORDERLY: [(bool, u8); 8] = [
+            (true, 1),
+            (false, 2),
+            (true, 10),
+            (false, 11),
+            (true, 0),
+            (false, 3),
+            (true, 7),
+            (false, 8),
+        ];
+        for (number, (from_client, chunk)) in ORDERLY.into_iter().enumerate() {
+            let chunk = if self.rng.u8(..12) == 0 {
+                self.rng.u8(..15)
+            } else {
+                chunk
+            };
+            let initiate = if from_client { 0x1111 } else { 0x2222 };
+            // INIT carries no tag; all others carry what the other end asked for.
+            let tag = if number == 0 { 0 } else { 0x3333 - initiate };
+            let body = Body::Sctp {
+                chunk,
+                tag,
+                initiate,
+            };
+            if from_client {
+                self.client(body);
+            } else {
+                self.server(body);
+            }
+            if self.rng.u8(..12) == 0 {
+                return;
+            }
+        }
+        self.client(Body::Sctp {
+            chunk: 14,
+            tag: 0x2222,
+            initiate: 0,
+        });
+    }
+
+    /// Handshake, data both ways, and one of several ends.
+    fn tcp_in_order(&mut self) {
+        let scale = (self.rng.bool()).then(|| self.rng.u8(..15));
+        let segment = |flags: &str, sequence, acknowledgement, data| Segment {
+            flags: flags.to_owned(),
+            sequence,
+            acknowledgement,
+            window: 64_240,
+            data,
+            scale: None,
+            sack: None,
+        };
+        let with_scale = |segment: Segment| Body::Tcp(Segment { scale, ..segment });
+        self.client(with_scale(segment("S", 0, 0, 0)));
+        self.server(with_scale(segment("SA", 0, 1, 0)));
+        self.client(Body::Tcp(segment("A", 1, 1, 0)));
+        let (mut sent, mut answered) = (1, 1);
+        for _ in 0..self.rng.usize(..6) {
+            let data = self.length();
+            let is_client = self.rng.bool();
+            let retransmitted = self.rng.u8(..5) == 0;
+            for _ in 0..1 + usize::from(retransmitted) {
+                if is_client {
+                    self.client(Body::Tcp(segment("PA", sent, answered, data)));
+                } else {
+                    self.server(Body::Tcp(segment("PA", answered, sent, data)));
+                }
+            }
+            if is_client {
+                sent += i64::from(data);
+                self.server(Body::Tcp(segment("A", answered, sent, 0)));
+            } else {
+                answered += i64::from(data);
+                self.client(Body::Tcp(segment("A", sent, answered, 0)));
+            }
+            self.perhaps_an_error();
+        }
+        match self.rng.u8(..5) {
+            0 => self.client(Body::Tcp(segment("RA", sent, answered, 0))),
+            1 => self.server(Body::Tcp(segment("R", answered, 0, 0))),
+            2 => {
+                // Half-closed: the server goes on.
+                self.client(Body::Tcp(segment("FA", sent, answered, 0)));
+                self.server(Body::Tcp(segment("PA", answered, sent + 1, 100)));
+                self.client(Body::Tcp(segment("A", sent + 1, answered + 100, 0)));
+            }
+            _ => {
+                self.client(Body::Tcp(segment("FA", sent, answered, 0)));
+                self.server(Body::Tcp(segment("FA", answered, sent + 1, 0)));
+                self.client(Body::Tcp(segment("A", sent + 1, answered + 1, 0)));
+            }
+        }
+        if self.rng.u8(..3) == 0 {
+            // The same port again.
+            self.client(with_scale(segment("S", 500_000, 0, 0)));
+            self.server(with_scale(segment("SA", 700_000, 500_001, 0)));
+            self.client(Body::Tcp(segment("A", 500_001, 700_001, 0)));
+        }
+    }
+
+    /// Segments that may or may not fit together.
+    fn tcp_anyhow(&mut self) {
+        const FLAGS: [&str; 14] = [
+            "S", "S", "SA", "SA", "A", "A", "A", "PA", "FA", "FA", "R", "RA", "SAF", "",
+        ];
+        const OFFSETS: [i64; 12] = [
+            0, 0, 1, 1, 1, 2, 101, 60_000, 65_000, 130_000, -5_000, -100_000,
+        ];
+        if self.rng.bool() {
+            self.client(plain("S", 0, 0));
+            if self.rng.bool() {
+                self.server(plain("SA", 0, 1));
+                if self.rng.bool() {
+                    self.client(plain("A", 1, 1));
+                }
+            }
+        }
+        for _ in 0..self.rng.usize(1..10) {
+            let data = if self.rng.u8(..4) == 0 {
+                self.length()
+            } else {
+                0
+            };
+            let sack = (self.rng.u8(..12) == 0).then_some((50, 101));
+            let segment = Segment {
+                flags: (*pick(self.rng, &FLAGS)).to_owned(),
+                sequence: *pick(self.rng, &OFFSETS),
+                acknowledgement: *pick(self.rng, &OFFSETS),
+                window: *pick(self.rng, &[64_240, 64_240, 64_240, 1000, 0]),
+                data,
+                scale: (self.rng.u8(..4) == 0).then_some(7),
+                sack,
+            };
+            self.either(Body::Tcp(segment));
+        }
+    }
+}
+
+fn plain(flags: &str, sequence: i64, acknowledgement: i64) -> Body {
+    Body::Tcp(Segment {
+        flags: flags.to_owned(),
+        sequence,
+        acknowledgement,
+        window: 64_240,
+        data: 0,
+        scale: None,
+        sack: None,
+    })
+}

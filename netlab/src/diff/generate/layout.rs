@@ -1,0 +1,281 @@
+//! The node that objects are about: its links, who can talk there, and what there is to talk to.
+
+use super::super::case::{Link, Place, Route};
+use super::cluster::pick;
+use anyhow::{Context as _, Result};
+use control::config::{DetectLocal, KubeProxyConfig};
+use control::model::{Family, Transport};
+use control::node_network::NodeNetwork;
+use control::render::Proxiers;
+use control::snapshot::{Node, Snapshot};
+use fastrand::Rng;
+use ipnet::IpNet;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// Links of single pods; more pods share one.
+const POD_LINKS: usize = 6;
+
+/// A node and its surroundings.
+pub(super) struct Layout {
+    pub(super) links: Vec<Link>,
+    pub(super) clients: Vec<(Place, IpAddr)>,
+    pub(super) targets: Vec<Target>,
+}
+
+/// An address and port that may mean something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Target {
+    pub(super) address: IpAddr,
+    pub(super) protocol: u8,
+    pub(super) port: u16,
+}
+
+impl Layout {
+    pub(super) fn of(
+        snapshot: &Snapshot,
+        config: &KubeProxyConfig,
+        name: &str,
+        rng: &mut Rng,
+    ) -> Result<Self> {
+        let node = snapshot
+            .node(name)
+            .context("the node is not in the snapshot")?;
+        let own: Vec<IpAddr> = node.internal_ips().collect();
+        let proxiers = Proxiers::new(snapshot, config, &NodeNetwork::from_snapshot(node), name)?;
+        let services = || proxiers.v4.services.iter().chain(&proxiers.v6.services);
+        let mut pods = BTreeSet::new();
+        for endpoint in services().flat_map(|service| &service.endpoints) {
+            if endpoint.is_local && !own.contains(&endpoint.address) {
+                pods.insert(endpoint.address);
+            }
+        }
+        // A pod that is no endpoint.
+        pods.extend(
+            pod_ranges(node)
+                .iter()
+                .filter_map(|range| range.hosts().nth(200)),
+        );
+        let pods: Vec<IpAddr> = pods.into_iter().collect();
+        let mut links = vec![uplink(snapshot, node, rng)];
+        links.extend(pod_links(node, &pods, config, rng));
+        let node_addresses: Vec<IpAddr> = links
+            .iter()
+            .flat_map(|link| &link.addresses)
+            .map(IpNet::addr)
+            .collect();
+        let mut targets = Vec::new();
+        for service in services() {
+            let protocol = number(service.name.protocol);
+            let mut add = |address: IpAddr, port| {
+                if Family::of(address) == service.family {
+                    targets.push(Target {
+                        address,
+                        protocol,
+                        port,
+                    });
+                }
+            };
+            add(service.cluster_ip, service.port);
+            for address in service
+                .external_ips
+                .iter()
+                .chain(&service.load_balancer_vips)
+            {
+                add(*address, service.port);
+            }
+            for address in service.node_port.iter().flat_map(|_| &node_addresses) {
+                add(*address, service.node_port.unwrap_or_default());
+            }
+            for endpoint in &service.endpoints {
+                add(endpoint.address, endpoint.port);
+            }
+        }
+        targets.sort();
+        targets.dedup();
+        let clients = clients(&links, &pods, snapshot, node);
+        Ok(Self {
+            links,
+            clients,
+            targets,
+        })
+    }
+
+    /// Clients of a family.
+    pub(super) fn client(&self, family: Family, rng: &mut Rng) -> Option<(Place, IpAddr)> {
+        let of: Vec<_> = self
+            .clients
+            .iter()
+            .filter(|(_, address)| Family::of(*address) == family)
+            .collect();
+        (!of.is_empty()).then(|| **pick(rng, &of))
+    }
+}
+
+pub(super) const fn number(transport: Transport) -> u8 {
+    match transport {
+        Transport::Tcp => 6,
+        Transport::Udp => 17,
+        Transport::Sctp => 132,
+    }
+}
+
+fn pod_ranges(node: &Node) -> Vec<IpNet> {
+    let ranges: Vec<IpNet> = node.pod_cidrs().collect();
+    if ranges.is_empty() {
+        vec![IpNet::new_assert(IpAddr::from([10, 200, 0, 0]), 24)]
+    } else {
+        ranges
+    }
+}
+
+/// The subnet of a node's address.
+fn subnet(address: IpAddr) -> IpNet {
+    IpNet::new_assert(address, if address.is_ipv4() { 24 } else { 64 })
+}
+
+fn uplink(snapshot: &Snapshot, node: &Node, rng: &mut Rng) -> Link {
+    let own: Vec<IpAddr> = node.internal_ips().collect();
+    let mut addresses: Vec<IpNet> = own.iter().map(|address| subnet(*address)).collect();
+    if let Some(IpAddr::V4(first)) = own.iter().find(|address| address.is_ipv4())
+        && rng.u8(..3) != 0
+    {
+        let [a, b, c, _] = first.octets();
+        addresses.push(subnet([a, b, c, 102].into()));
+    }
+    let mut routes = Vec::new();
+    for address in &own {
+        let everything = if address.is_ipv4() {
+            "0.0.0.0/0"
+        } else {
+            "::/0"
+        };
+        let gateway = subnet(*address).hosts().find(|host| !own.contains(host));
+        // Two fixed texts.
+        routes.extend(everything.parse().ok().map(|to| Route { to, via: gateway }));
+    }
+    routes.dedup_by_key(|route| route.to);
+    for other in snapshot
+        .nodes
+        .iter()
+        .filter(|other| other.metadata.name != node.metadata.name)
+    {
+        for range in other.pod_cidrs() {
+            let via = other
+                .internal_ips()
+                .find(|address| Family::of(*address) == Family::of(range.addr()))
+                .filter(|via| addresses.iter().any(|own| own.contains(via)));
+            routes.push(Route { to: range, via });
+        }
+    }
+    Link {
+        name: "eth0".to_owned(),
+        addresses,
+        routes,
+    }
+}
+
+/// One link with all pods, as a bridge is, or one per pod, with or without an address of the node's on it.
+fn pod_links(node: &Node, pods: &[IpAddr], config: &KubeProxyConfig, rng: &mut Rng) -> Vec<Link> {
+    let (prefix, bridge) = match &config.detect_local {
+        DetectLocal::InterfaceNamePrefix(prefix) => (prefix.as_str(), None),
+        DetectLocal::BridgeInterface(bridge) => ("veth", Some(bridge.as_str())),
+        _ if rng.bool() => ("veth", Some("cni0")),
+        _ => ("veth", None),
+    };
+    let gateways = || {
+        pod_ranges(node).into_iter().filter_map(|range| {
+            let gateway = range.hosts().next()?;
+            IpNet::new(gateway, range.prefix_len()).ok()
+        })
+    };
+    let host = |pod: &IpAddr| Route {
+        to: IpNet::from(*pod),
+        via: None,
+    };
+    let on_bridge = |pods: &[IpAddr]| {
+        let outside = pods
+            .iter()
+            .filter(|pod| !gateways().any(|range| range.contains(*pod)));
+        outside.map(host).collect()
+    };
+    if let Some(bridge) = bridge {
+        let link = Link {
+            name: bridge.to_owned(),
+            addresses: gateways().collect(),
+            routes: on_bridge(pods),
+        };
+        return vec![link];
+    }
+    let with_address = rng.bool();
+    let mut links: Vec<Link> = Vec::new();
+    let mut four_and_six: Vec<Vec<IpAddr>> = vec![Vec::new(); POD_LINKS.min(pods.len())];
+    for (number, pod) in pods.iter().enumerate() {
+        let turn = number % four_and_six.len();
+        four_and_six[turn].push(*pod);
+    }
+    for (number, pods) in four_and_six.iter().enumerate() {
+        let addresses = if with_address {
+            gateways()
+                .map(|gateway| IpNet::from(gateway.addr()))
+                .collect()
+        } else {
+            Vec::new()
+        };
+        links.push(Link {
+            name: format!("{prefix}{number}"),
+            addresses,
+            routes: pods.iter().map(host).collect(),
+        });
+    }
+    links
+}
+
+fn clients(
+    links: &[Link],
+    pods: &[IpAddr],
+    snapshot: &Snapshot,
+    node: &Node,
+) -> Vec<(Place, IpAddr)> {
+    let outside = [
+        "192.0.2.5",
+        "192.0.2.77",
+        "198.18.0.7",
+        "2001:db8:ffff::5",
+        "2001:db8:eeee::5",
+    ];
+    let mut clients: Vec<(Place, IpAddr)> = outside
+        .iter()
+        .filter_map(|address| Some((Place::Link(0), address.parse().ok()?)))
+        .collect();
+    for other in snapshot
+        .nodes
+        .iter()
+        .filter(|other| other.metadata.name != node.metadata.name)
+    {
+        clients.extend(
+            other
+                .internal_ips()
+                .map(|address| (Place::Link(0), address)),
+        );
+        let pod = other.pod_cidrs().filter_map(|range| range.hosts().nth(9));
+        clients.extend(pod.map(|address| (Place::Link(0), address)));
+    }
+    for pod in pods {
+        let link = links.iter().position(|link| {
+            let routed = link
+                .routes
+                .iter()
+                .any(|route| route.to == IpNet::from(*pod));
+            routed
+                || link
+                    .addresses
+                    .iter()
+                    .any(|own| own.contains(pod) && link.name != "eth0")
+        });
+        // Pods count twice: there is more to decide about them.
+        clients.extend(link.map(|link| (Place::Link(link), *pod)));
+        clients.extend(link.map(|link| (Place::Link(link), *pod)));
+    }
+    clients
+}

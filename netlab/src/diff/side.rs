@@ -1,0 +1,92 @@
+//! What both sides of a comparison are: a node that packets go into and come out of, and its connections.
+
+use super::case::Case;
+use super::world::World;
+use anyhow::{Context as _, Result};
+use control::config::KubeProxyConfig;
+use control::snapshot::Snapshot;
+use serde_json::{Value, json};
+use std::net::IpAddr;
+
+/// A side.
+pub(super) trait Side {
+    /// Its node.
+    fn world(&mut self) -> &mut World;
+
+    /// Lets everything that was sent come out.
+    fn work(&mut self) -> Result<()>;
+
+    /// Is told what the other side, which went first, made of a first packet.
+    fn follow(&mut self, choice: &Choice);
+
+    /// Takes other objects.
+    fn change(&mut self, snapshot: &Snapshot) -> Result<()>;
+
+    /// The connections that it tracks.
+    fn entries(&mut self) -> Result<Vec<Entry>>;
+
+    /// Where it led the first packet of a connection that went to the node itself, if it still knows.
+    fn endpoint(&mut self, choice: &Choice) -> Result<Option<(IpAddr, u16)>> {
+        let is_it = |entry: &Entry| {
+            let Tuple {
+                source,
+                source_port,
+                destination,
+                destination_port,
+            } = entry.original;
+            entry.protocol == choice.protocol
+                && (source, source_port) == choice.source
+                && (destination, destination_port) == choice.destination
+        };
+        let entry = self.entries()?.into_iter().find(is_it);
+        Ok(entry.map(|entry| (entry.reply.source, entry.reply.source_port)))
+    }
+}
+
+/// What became of a client's packet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Choice {
+    pub(super) link: Option<usize>,
+    pub(super) protocol: u8,
+    pub(super) source: (IpAddr, u16),
+    pub(super) destination: (IpAddr, u16),
+    /// Where it went; to the node itself when that cannot be seen.
+    pub(super) endpoint: Option<(IpAddr, u16)>,
+}
+
+/// Addresses and ports of one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Tuple {
+    pub(super) source: IpAddr,
+    pub(super) source_port: u16,
+    pub(super) destination: IpAddr,
+    pub(super) destination_port: u16,
+}
+
+/// A tracked connection.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Entry {
+    pub(super) protocol: u8,
+    pub(super) original: Tuple,
+    pub(super) reply: Tuple,
+    /// Of TCP and SCTP.
+    pub(super) state: String,
+    pub(super) is_replied: bool,
+    pub(super) is_assured: bool,
+    /// Whole seconds left.
+    pub(super) timeout: u64,
+    /// It ends at its next packet, because the objects changed.
+    pub(super) is_stale: bool,
+}
+
+/// Objects as the agent reads them.
+pub(super) fn snapshot(objects: &[Value]) -> Result<Snapshot> {
+    let list = json!({ "apiVersion": "v1", "kind": "List", "items": objects });
+    Snapshot::parse("case", &list.to_string()).context("the objects of the case")
+}
+
+/// The configuration of a case.
+pub(super) fn config(case: &Case) -> Result<KubeProxyConfig> {
+    KubeProxyConfig::parse("case", &case.config.to_string())
+        .context("the configuration of the case")
+}

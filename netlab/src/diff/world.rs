@@ -1,0 +1,131 @@
+//! A node of a case: a network namespace whose links end in this process, so that nothing else answers on them.
+//!
+//! The links are TUN devices. The kernel takes a frame that is written to one all the way to the next device before the
+//! write returns, so that whatever comes out at once is there to be read. Invariant: the namespace has no name and goes
+//! with its last descriptor.
+
+use super::case::Link;
+use crate::namespace::Namespace;
+use control::model::Family;
+use control::netlink::{Netlink, Route, write_sysctl};
+use dataplane::frame::Frame;
+use dataplane::sys::tun::{self, Offloads, Queue};
+use dataplane::worker::Device;
+use std::io;
+
+/// A packet that came out, and the number of the link that it came out of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Output {
+    pub(super) link: usize,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// The namespace of a node with its links.
+pub(super) struct World {
+    namespace: Namespace,
+    links: Vec<Queue>,
+    frame: Frame,
+}
+
+impl World {
+    /// A node with `links`, and nothing that handles Services.
+    pub(super) fn create(links: &[Link]) -> io::Result<Self> {
+        let namespace = Namespace::unnamed()?;
+        let queues = namespace.run(|| {
+            set_defaults().map_err(io::Error::other)?;
+            let mut netlink = Netlink::open()?;
+            let lo = netlink.link_index("lo").map_err(io::Error::other)?;
+            netlink.set_up(lo, true).map_err(io::Error::other)?;
+            links
+                .iter()
+                .map(|link| create_link(&mut netlink, link))
+                .collect::<io::Result<Vec<Queue>>>()
+        })?;
+        Ok(Self {
+            namespace,
+            links: queues,
+            frame: Frame::new(),
+        })
+    }
+
+    pub(super) const fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Lets `packet` arrive on a link.
+    pub(super) fn send(&mut self, link: usize, packet: &[u8]) -> io::Result<()> {
+        self.frame.set_packet(packet);
+        match self.links[link].send(&self.frame) {
+            // The kernel takes nothing that is shorter than an IP header.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Everything that came out and was not taken yet, link by link.
+    pub(super) fn take(&mut self, outputs: &mut Vec<Output>) -> io::Result<()> {
+        for (link, queue) in self.links.iter_mut().enumerate() {
+            while queue.receive(&mut self.frame)? {
+                let bytes = self.frame.packet().to_vec();
+                if !is_noise(&bytes) {
+                    outputs.push(Output { link, bytes });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the kernel sends by itself when links come up: multicast listener reports, router solicitations.
+fn is_noise(packet: &[u8]) -> bool {
+    packet.first().is_some_and(|first| first >> 4 == 6) && packet.get(24) == Some(&0xff)
+}
+
+/// No rate limits, no filters but those of Services, the same for both sides.
+fn set_defaults() -> control::netlink::Result<()> {
+    for (name, value) in [
+        ("ipv4/ip_forward", "1"),
+        ("ipv4/conf/all/rp_filter", "0"),
+        ("ipv4/conf/default/rp_filter", "0"),
+        ("ipv4/conf/all/send_redirects", "0"),
+        ("ipv4/conf/default/send_redirects", "0"),
+        ("ipv4/icmp_ratemask", "0"),
+        ("ipv4/icmp_ratelimit", "0"),
+        ("ipv6/conf/all/disable_ipv6", "0"),
+        ("ipv6/conf/all/forwarding", "1"),
+        ("ipv6/conf/default/forwarding", "1"),
+        ("ipv6/conf/default/accept_ra", "0"),
+        ("ipv6/conf/default/addr_gen_mode", "1"),
+        ("ipv6/icmp/ratelimit", "0"),
+        // No type is limited.
+        ("ipv6/icmp/ratemask", ""),
+    ] {
+        write_sysctl(name, value)?;
+    }
+    Ok(())
+}
+
+fn create_link(netlink: &mut Netlink, link: &Link) -> io::Result<Queue> {
+    let mut queues = tun::create(&link.name, 1, Offloads::Off)?;
+    let queue = queues.pop().ok_or_else(|| io::Error::other("no queue"))?;
+    let mut configure = || {
+        let index = netlink.link_index(&link.name)?;
+        netlink.set_up(index, true)?;
+        for address in &link.addresses {
+            netlink.add_address(index, *address)?;
+        }
+        for route in &link.routes {
+            netlink.add_route(&Route {
+                oif: Some(index),
+                gateway: route.via,
+                onlink: route.via.is_some() && Family::of(route.to.addr()) == Family::V4,
+                ..Route::new(route.to)
+            })?;
+        }
+        Ok::<(), control::netlink::Error>(())
+    };
+    configure().map_err(io::Error::other)?;
+    // Taking a device down takes longer than a case; the namespace takes all of its own down at once.
+    queue.persist()?;
+    Ok(queue)
+}

@@ -1,21 +1,17 @@
-//! Properties of decisions over random snapshots.
+//! Random objects, and packets that have something to do with them.
 
-#![expect(clippy::unwrap_used, reason = "a test may")]
-
-use control::compile::compile;
 use control::config::KubeProxyConfig;
-use control::explain::{Explainer, Packet, Verdict};
+use control::explain::Packet;
 use control::model::Transport;
-use control::node_network::NodeNetwork;
 use control::snapshot::Snapshot;
-use dataplane::service::Generation;
+use dataplane::service::Selection;
 use dataplane::tuple::Origin;
 use proptest::prelude::*;
-use proptest::sample::{Index, select};
+use proptest::sample::select;
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
 
-const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
+pub(crate) const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 
 fn node((index, name): (usize, &&str)) -> Value {
     json!({
@@ -37,6 +33,7 @@ prop_compose! {
         ranges in select(vec![vec![], vec!["172.18.0.0/24"], vec!["203.0.113.0/24"], vec!["fd00::/8"]]),
         affinity in select(vec!["None", "ClientIP"]),
         hints in select(vec!["", "Auto", "disabled"]),
+        selection in select(Selection::NAMES.map(|(name, _)| name).to_vec()),
         node_port in any::<bool>(),
     ) -> Value {
         let ingress: Vec<Value> = vip.iter().map(|last| json!({"ip": format!("192.0.2.{last}")})).collect();
@@ -45,7 +42,10 @@ prop_compose! {
             "apiVersion": "v1", "kind": "Service",
             "metadata": {
                 "name": format!("s{index}"), "namespace": "demo",
-                "annotations": {"service.kubernetes.io/topology-mode": hints},
+                "annotations": {
+                    "service.kubernetes.io/topology-mode": hints,
+                    "penstock.dev/load-balancing": selection,
+                },
             },
             "spec": {
                 "type": kind, "clusterIP": format!("10.96.0.{}", index + 1),
@@ -96,7 +96,7 @@ fn objects(index: usize) -> impl Strategy<Value = Vec<Value>> {
     })
 }
 
-fn snapshot_objects() -> impl Strategy<Value = Vec<Value>> {
+pub(crate) fn snapshot_objects() -> impl Strategy<Value = Vec<Value>> {
     let services: Vec<_> = (0..4).map(objects).collect();
     services.prop_map(|services| {
         let nodes = NODES.iter().enumerate().map(node);
@@ -105,7 +105,7 @@ fn snapshot_objects() -> impl Strategy<Value = Vec<Value>> {
 }
 
 prop_compose! {
-    fn packet()(
+    pub(crate) fn packet()(
         source in select(vec!["10.244.0.5", "10.244.1.200", "172.18.0.1", "172.18.0.2", "203.0.113.9", "127.0.0.1", "192.0.2.1"]),
         destination in select(vec![
             "10.96.0.1", "10.96.0.2", "10.96.0.3", "10.96.0.4", "192.0.2.0", "192.0.2.1", "192.0.2.2",
@@ -126,74 +126,15 @@ prop_compose! {
     }
 }
 
-fn snapshot(objects: &[Value]) -> Snapshot {
+pub(crate) fn snapshot(objects: &[Value]) -> Snapshot {
     let documents: Vec<String> = objects.iter().map(Value::to_string).collect();
     Snapshot::parse("random", &documents.join("\n---\n")).unwrap()
 }
 
-fn config(masquerade_all: bool, detector: &str) -> KubeProxyConfig {
+pub(crate) fn config(masquerade_all: bool, detector: &str) -> KubeProxyConfig {
     let yaml = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
         "clusterCIDR": detector, "iptables": {"masqueradeAll": masquerade_all},
     });
     KubeProxyConfig::parse("random", &yaml.to_string()).unwrap()
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    #[test]
-    fn probabilities_sum_to_one_where_packets_are_forwarded(
-        objects in snapshot_objects(),
-        packets in prop::collection::vec(packet(), 32),
-        masquerade_all in any::<bool>(),
-        detector in select(vec!["", "10.244.0.0/16"]),
-    ) {
-        let snapshot = snapshot(&objects);
-        let config = config(masquerade_all, detector);
-        for node in NODES {
-            let explainer = Explainer::new(&snapshot, &config, node).unwrap();
-            for packet in &packets {
-                let answer = explainer.explain(packet);
-                let total: f64 = answer.endpoints.iter().map(|candidate| candidate.probability).sum();
-                let expected = if answer.verdict == Verdict::Forward { 1.0 } else { 0.0 };
-                prop_assert!((total - expected).abs() < 1e-9, "{answer:?}");
-                prop_assert_eq!(answer.service.is_none(), answer.verdict == Verdict::Pass);
-                prop_assert!(!answer.reason.is_empty());
-            }
-        }
-    }
-
-    #[test]
-    fn compiling_twice_gives_the_same_table(objects in snapshot_objects()) {
-        let config = config(false, "10.244.0.0/16");
-        let compiled = || {
-            let snapshot = snapshot(&objects);
-            let network = NodeNetwork::from_snapshot(&snapshot.nodes[0]);
-            format!("{:?}", compile(&snapshot, &config, &network, "node-a", Generation(7)).unwrap())
-        };
-        prop_assert_eq!(compiled(), compiled());
-    }
-
-    #[test]
-    fn the_order_of_documents_does_not_matter(
-        objects in snapshot_objects(),
-        swaps in prop::collection::vec((any::<Index>(), any::<Index>()), 8),
-        packets in prop::collection::vec(packet(), 32),
-    ) {
-        let mut shuffled = objects.clone();
-        for (a, b) in swaps {
-            let (a, b) = (a.index(shuffled.len()), b.index(shuffled.len()));
-            shuffled.swap(a, b);
-        }
-        let (one, other) = (snapshot(&objects), snapshot(&shuffled));
-        let config = config(false, "10.244.0.0/16");
-        for node in NODES {
-            let one = Explainer::new(&one, &config, node).unwrap();
-            let other = Explainer::new(&other, &config, node).unwrap();
-            for packet in &packets {
-                prop_assert_eq!(one.explain(packet), other.explain(packet));
-            }
-        }
-    }
 }

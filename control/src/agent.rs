@@ -127,6 +127,7 @@ impl Agent {
             Some(path) => KubeProxyConfig::read(path)?,
             None => KubeProxyConfig::default(),
         };
+        follow_host_settings(&settings, &config);
         let mut agent = Self::prepare(settings, snapshot, config)?;
         agent.seen = digest(&texts);
         match agent.attach(events) {
@@ -350,6 +351,25 @@ impl Agent {
         // The socket may never have been made.
         let _ = std::fs::remove_file(&self.settings.control_socket);
         Ok(steering.unwrap_or(Ok(()))?)
+    }
+}
+
+/// What the configuration says of the process and its host.
+fn follow_host_settings(settings: &Settings, config: &KubeProxyConfig) {
+    if let Some(score) = config.oom_score_adjustment
+        && let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string())
+    {
+        tracing::warn!("oomScoreAdj {score}: {error}");
+    }
+    if let Some(name) = config
+        .hostname_override
+        .as_ref()
+        .filter(|name| **name != settings.node)
+    {
+        tracing::warn!(
+            "hostnameOverride is {name}, but --node {} counts",
+            settings.node
+        );
     }
 }
 

@@ -32,6 +32,8 @@ pub struct KubeProxyConfig {
     pub healthz_bind_address: Option<SocketAddr>,
     /// Where `/metrics` and others are served; `None`: nowhere.
     pub metrics_bind_address: Option<SocketAddr>,
+    /// `oomScoreAdj`: what the agent asks of the kernel's killer when memory runs out; left alone when absent.
+    pub oom_score_adjustment: Option<i32>,
     /// Whether failing to bind these is fatal.
     pub bind_address_hard_fail: bool,
     /// Where packets would be processed in kube-proxy; here it only sets defaults.
@@ -125,6 +127,7 @@ impl Default for KubeProxyConfig {
             bind_address: Ipv4Addr::UNSPECIFIED.into(),
             healthz_bind_address: Some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 10256)),
             metrics_bind_address: Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 10249)),
+            oom_score_adjustment: None,
             bind_address_hard_fail: false,
             mode: ProxyMode::Iptables,
             detect_local: DetectLocal::ClusterCidr(Vec::new()),

@@ -44,6 +44,7 @@ impl KubeProxyConfig {
             "bindAddressHardFail": self.bind_address_hard_fail,
             "healthzBindAddress": address(self.healthz_bind_address),
             "metricsBindAddress": address(self.metrics_bind_address),
+            "oomScoreAdj": self.oom_score_adjustment,
             "mode": self.mode.name(),
             "detectLocalMode": mode,
             "detectLocal": detect_local,
@@ -128,7 +129,7 @@ mod tests {
             "clusterCIDR: 10.244.0.0/16,fd00::/48\nnodePortAddresses: [172.18.0.0/16]\n",
             "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cbr0}\n",
             "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: azv}\n",
-            "mode: nftables\nnftables: {masqueradeAll: true, minSyncPeriod: 300ms}\n",
+            "oomScoreAdj: -500\nmode: nftables\nnftables: {masqueradeAll: true, minSyncPeriod: 300ms}\n",
             "detectLocalMode: NodeCIDR\nhealthzBindAddress: \"\"\nnodePortAddresses: [primary]\n",
             "conntrack: {tcpBeLiberal: true, tcpEstablishedTimeout: 0s, udpTimeout: 1h2m3.5s}\n",
         ] {

@@ -10,13 +10,15 @@ pub(super) enum Treatment {
     Honoured,
     /// It sets something of ours that has the same effect.
     Mapped,
+    /// It is about the connection to the API server, which objects do not come from here: nothing to say.
+    Idle,
     /// It has no effect here: a warning says so when it is set.
     Warned,
     /// It cannot be honoured, and ignoring it would mislead.
     Refused,
 }
 
-use Treatment::{Honoured, Mapped, Refused, Warned};
+use Treatment::{Honoured, Idle, Mapped, Refused, Warned};
 
 /// Every field, by its path. Below a path ending in `.*` anything goes.
 pub(super) const FIELDS: &[(&str, Treatment)] = &[
@@ -24,13 +26,13 @@ pub(super) const FIELDS: &[(&str, Treatment)] = &[
     ("kind", Honoured),
     ("bindAddress", Honoured),
     ("bindAddressHardFail", Honoured),
-    ("clientConnection.acceptContentTypes", Honoured),
-    ("clientConnection.burst", Honoured),
-    ("clientConnection.contentType", Honoured),
-    ("clientConnection.kubeconfig", Honoured),
-    ("clientConnection.qps", Honoured),
+    ("clientConnection.acceptContentTypes", Idle),
+    ("clientConnection.burst", Idle),
+    ("clientConnection.contentType", Idle),
+    ("clientConnection.kubeconfig", Idle),
+    ("clientConnection.qps", Idle),
     ("clusterCIDR", Honoured),
-    ("configSyncPeriod", Honoured),
+    ("configSyncPeriod", Idle),
     ("conntrack.maxPerCore", Mapped),
     ("conntrack.min", Mapped),
     ("conntrack.tcpBeLiberal", Mapped),
@@ -58,7 +60,7 @@ pub(super) const FIELDS: &[(&str, Treatment)] = &[
     ("ipvs.tcpFinTimeout", Warned),
     ("ipvs.tcpTimeout", Warned),
     ("ipvs.udpTimeout", Warned),
-    ("logging.*", Honoured),
+    ("logging.*", Warned),
     ("metricsBindAddress", Honoured),
     ("mode", Warned),
     ("nftables.masqueradeAll", Mapped),

@@ -72,6 +72,49 @@ fn bad_values_name_field_and_rule() {
     }
 }
 
+/// Every field is one of: honoured, mapped, idle, warned about, refused; only the last two say something.
+#[test]
+fn every_field_is_accounted_for() {
+    let warnings = |body: &str| parse(body).unwrap().warnings;
+    for body in [
+        "clientConnection: {kubeconfig: /etc/kube, qps: 5, burst: 10}\nconfigSyncPeriod: 15m0s\n",
+        "bindAddressHardFail: true\nhealthzBindAddress: 0.0.0.0:10256\noomScoreAdj: -999\n",
+        "logging: {flushFrequency: 0, verbosity: 0, options: {json: {infoBufferSize: '0'}}}\n",
+        "ipvs: {strictARP: false, tcpTimeout: 0s, excludeCIDRs: null}\nportRange: ''\n",
+    ] {
+        assert_eq!(warnings(body), Vec::<String>::new(), "{body}");
+    }
+    for (body, field) in [
+        ("logging: {verbosity: 4}\n", "logging"),
+        ("enableProfiling: true\n", "enableProfiling"),
+        ("portRange: 1000-2000\n", "portRange"),
+        (
+            "showHiddenMetricsForVersion: '1.29'\n",
+            "showHiddenMetricsForVersion",
+        ),
+        ("ipvs: {strictARP: true}\n", "ipvs.strictARP"),
+        ("iptables: {masqueradeBit: 15}\n", "iptables.masqueradeBit"),
+        (
+            "featureGates: {NFTablesProxyMode: true}\n",
+            "featureGates.NFTablesProxyMode",
+        ),
+    ] {
+        assert_eq!(warnings(body), [format!("{field} has no effect here")]);
+    }
+    for body in [
+        "windowsRunAsService: true\n",
+        "winkernel: {networkName: x}\n",
+        "oomScoreAdj: 1001\n",
+        "iptables: {masqueradeBit: 32}\n",
+        "nodePortAddresses: [all]\n",
+        "healthzBindAddress: somewhere\n",
+        "conntrack: {maxPerCores: 1}\n",
+    ] {
+        let refused = parse(body).unwrap_err();
+        assert!(refused.starts_with("kube-proxy.yaml:3: "), "{refused}");
+    }
+}
+
 #[test]
 fn durations_are_read_as_go_writes_them() {
     for (text, milliseconds) in [

@@ -45,6 +45,7 @@ pub(super) struct Wire {
     conntrack: ConntrackWire,
     #[serde(default)]
     feature_gates: BTreeMap<String, bool>,
+    oom_score_adj: Option<i32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -126,6 +127,14 @@ impl Wire {
                 socket_address("metricsBindAddress", text, 10249, &mut wrong);
         }
         config.detect_local = self.detect_local(&mut wrong);
+        config.oom_score_adjustment = self.oom_score_adj;
+        if self
+            .oom_score_adj
+            .is_some_and(|score| !(-1000..=1000).contains(&score))
+        {
+            let message = "is not from -1000 to 1000".to_owned();
+            wrong.push(("oomScoreAdj".to_owned(), message));
+        }
         config.node_port_addresses = self.node_port_addresses(&mut wrong);
         config.localhost_node_ports = self.iptables.localhost_node_ports.unwrap_or(true);
         config.masquerade_all = rules.masquerade_all;

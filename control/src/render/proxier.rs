@@ -132,8 +132,8 @@ impl Proxier {
             localhost_node_ports: family == Family::V4
                 && config.localhost_node_ports
                 && (ranges.is_empty() || ranges.iter().any(contains_loopback)),
-            // What a fresh kernel says. kube-proxy looks before it writes the setting itself.
-            drop_invalid: true,
+            // kube-proxy writes the setting (`setupConntrack`), then looks at it (`iptables.NewProxier`).
+            drop_invalid: !config.conntrack.tcp_be_liberal,
         })
     }
 

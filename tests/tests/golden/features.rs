@@ -82,6 +82,16 @@ fn cluster_ip_masquerade(config: &str) -> Vec<String> {
     rules.iter().map(without_chain).collect()
 }
 
+/// kube-proxy writes the setting, then finds it and leaves the rule out.
+#[test]
+fn be_liberal_takes_the_rule_for_invalid_packets_away() {
+    let rule = "-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP\n";
+    assert!(iptables_tables(&web("").v4).contains(rule));
+    let liberal = web("conntrack: {tcpBeLiberal: true}\n");
+    assert!(!iptables_tables(&liberal.v4).contains("INVALID"));
+    assert!(!iptables_tables(&liberal.v6).contains("INVALID"));
+}
+
 #[test]
 fn each_detector_has_its_own_test_of_the_source() {
     let tail =

@@ -241,9 +241,15 @@ impl KubeProxyConfig {
 fn line_of(text: &str, path: &str) -> usize {
     let name = path.rsplit('.').next().unwrap_or(path);
     let name = name.split('[').next().unwrap_or(name);
+    // `a: {name: 1}` sets it too, `rename: 1` does not.
+    let is_set_at = |line: &str, at: usize| {
+        let is_start = line[..at].ends_with([' ', '{', ',', '"']) || at == 0;
+        let rest = line[at + name.len()..].trim_start_matches('"');
+        is_start && rest.trim_start().starts_with(':')
+    };
     let sets = |line: &str| {
-        let rest = line.trim_start().strip_prefix(name);
-        rest.is_some_and(|rest| rest.trim_start().starts_with(':'))
+        let mut places = line.match_indices(name);
+        !name.is_empty() && places.any(|(at, _)| is_set_at(line, at))
     };
     text.lines().position(sets).map_or(1, |index| index + 1)
 }

@@ -161,7 +161,7 @@ fn is_unset(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty() || text == "0s",
+        Value::String(text) => matches!(text.as_str(), "" | "0" | "0s"),
         Value::Array(elements) => elements.is_empty(),
         Value::Object(fields) => fields.values().all(is_unset),
         Value::Bool(true) => false,

@@ -57,7 +57,7 @@ fn bad_values_name_field_and_rule() {
         ),
         (
             "conntrack: {udpTimeout: soon}\n",
-            "kube-proxy.yaml:1: conntrack.udpTimeout: `soon` is not a duration; write one like 30s or 1h0m0s",
+            "kube-proxy.yaml:3: conntrack.udpTimeout: `soon` is not a duration; write one like 30s or 1h0m0s",
         ),
         (
             "mode: userspace\n",

@@ -35,7 +35,9 @@ pub struct SyncMetrics {
     without_local: WithoutLocal,
 }
 
-/// Svcports whose policy is Local, that have endpoints somewhere, but none on this node. Both families add up.
+/// Svcports whose policy is Local, that have endpoints somewhere, but none on this node.
+///
+/// DIFFERS: both families add up; kube-proxy's two proxies write the same gauge, so it shows the one that synced last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WithoutLocal {
     /// By `internalTrafficPolicy`.

@@ -36,6 +36,7 @@ use dataplane::notices::Notices;
 use dataplane::reject::RateLimit;
 use dataplane::select::Affinity;
 use dataplane::service::{Generation, ServiceTable};
+use dataplane::sys::node_errors::NodeErrors;
 use dataplane::sys::tun::{self, Offloads, Queue};
 use dataplane::tuple::{Origin, Timestamp};
 use dataplane::verdict::Counts;
@@ -48,7 +49,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use steering::{DEVICES, Plan, Steering};
 pub(crate) use workers::Clock;
-use workers::Workers;
+use workers::{Source, Workers};
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -183,23 +184,27 @@ impl Agent {
     }
 
     /// What the devices need, and the devices themselves.
-    fn open(&mut self) -> Result<Vec<Vec<(Origin, Queue)>>> {
+    fn open(&mut self) -> Result<Vec<Vec<(Origin, Source)>>> {
         let steering = Netlink::open().context("cannot open rtnetlink")?;
         self.steering = Some(Steering::start(steering)?);
         self.sysctls.prepare_node()?;
         self.create_devices()
     }
 
-    /// The three devices; element `i` of the result are the queues of worker `i`.
-    fn create_devices(&mut self) -> Result<Vec<Vec<(Origin, Queue)>>> {
+    /// The three devices; element `i` of the result is what worker `i` receives from.
+    fn create_devices(&mut self) -> Result<Vec<Vec<(Origin, Source)>>> {
         let origins = [Origin::Pod, Origin::Outside, Origin::Node];
-        let mut workers: Vec<Vec<(Origin, Queue)>> = Vec::new();
+        let mut workers: Vec<Vec<(Origin, Source)>> = Vec::new();
         workers.resize_with(self.settings.workers, Vec::new);
         for (position, (name, origin)) in DEVICES.iter().zip(origins).enumerate() {
             let queues = tun::create(name, self.settings.workers, self.settings.offloads);
             let queues = queues.with_context(|| facts::cannot_create(name))?;
+            if let (Origin::Outside, Some(first)) = (origin, workers.first_mut()) {
+                let errors = queues.first().and_then(node_errors);
+                first.extend(errors.map(|errors| (origin, errors)));
+            }
             for (worker, queue) in workers.iter_mut().zip(queues) {
-                worker.push((origin, queue));
+                worker.push((origin, Source::Tun(queue)));
             }
             self.devices[position] = self.netlink.link_index(name)?;
             let mtu = links::device_mtu(&mut self.netlink, &self.settings, origin)?;
@@ -383,6 +388,15 @@ fn digest(texts: &Texts) -> u64 {
     let mut hasher = DefaultHasher::new();
     texts.hash(&mut hasher);
     hasher.finish()
+}
+
+/// What the kernel keeps of ICMPv6; none on a machine without IPv6.
+fn node_errors(device: &Queue) -> Option<Source> {
+    let opened = device.duplicate().and_then(NodeErrors::open);
+    opened
+        .inspect_err(|error| tracing::warn!("no ICMPv6 errors to the node itself: {error}"))
+        .ok()
+        .map(Source::Errors)
 }
 
 fn shared(settings: &Settings, config: &KubeProxyConfig) -> Shared {

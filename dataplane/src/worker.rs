@@ -31,6 +31,11 @@ pub trait Device {
     /// # Errors
     /// Those of the device.
     fn send(&mut self, frame: &Frame) -> io::Result<()>;
+
+    /// Whether the kernel has what is received here as well, so that only what is translated is of use.
+    fn has_copies(&self) -> bool {
+        false
+    }
 }
 
 /// What the path needs to know of the node beside its Services.
@@ -153,6 +158,9 @@ impl<'a, D: Device> Worker<'a, D> {
         let (origin, device) = &mut self.devices[device];
         for frame in &mut self.frames[..count] {
             let verdict = path::process(&mut context, *origin, frame);
+            if device.has_copies() && verdict != Verdict::Forward {
+                continue;
+            }
             self.counters.count(verdict);
             let sent = match verdict {
                 Verdict::Forward | Verdict::Pass => send(device, frame, &mut context.datagram),

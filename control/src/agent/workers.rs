@@ -1,13 +1,15 @@
 //! The worker threads of a node.
 
+use dataplane::frame::Frame;
+use dataplane::sys::node_errors::NodeErrors;
 use dataplane::sys::tun::Queue;
 use dataplane::tuple::{Origin, Timestamp};
 use dataplane::verdict::{Counters, Counts};
-use dataplane::worker::{Shared, Worker};
+use dataplane::worker::{Device, Shared, Worker};
 use fastrand::Rng;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -32,6 +34,44 @@ impl Clock {
     }
 }
 
+/// What a worker receives from.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// A queue of a TUN device.
+    Tun(Queue),
+    /// ICMPv6 errors to the node itself.
+    Errors(NodeErrors),
+}
+
+impl Device for Source {
+    fn receive(&mut self, frame: &mut Frame) -> io::Result<bool> {
+        match self {
+            Self::Tun(queue) => queue.receive(frame),
+            Self::Errors(errors) => errors.receive(frame),
+        }
+    }
+
+    fn send(&mut self, frame: &Frame) -> io::Result<()> {
+        match self {
+            Self::Tun(queue) => queue.send(frame),
+            Self::Errors(errors) => errors.send(frame),
+        }
+    }
+
+    fn has_copies(&self) -> bool {
+        matches!(self, Self::Errors(_))
+    }
+}
+
+impl AsFd for Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tun(queue) => queue.as_fd(),
+            Self::Errors(errors) => errors.as_fd(),
+        }
+    }
+}
+
 /// The running workers.
 #[derive(Debug)]
 pub(super) struct Workers {
@@ -47,7 +87,7 @@ impl Workers {
     /// When the kernel gives no event descriptor or no thread.
     pub(super) fn start(
         shared: &Arc<Shared>,
-        queues: Vec<Vec<(Origin, Queue)>>,
+        queues: Vec<Vec<(Origin, Source)>>,
         clock: Clock,
         failed: impl Fn(io::Error) + Clone + Send + 'static,
     ) -> io::Result<Self> {
@@ -101,7 +141,7 @@ impl Workers {
     }
 }
 
-fn run(mut worker: Worker<'_, Queue>, stop: &OwnedFd, clock: Clock) -> io::Result<()> {
+fn run(mut worker: Worker<'_, Source>, stop: &OwnedFd, clock: Clock) -> io::Result<()> {
     loop {
         if is_stopped(&worker, stop)? {
             return Ok(());
@@ -111,7 +151,7 @@ fn run(mut worker: Worker<'_, Queue>, stop: &OwnedFd, clock: Clock) -> io::Resul
 }
 
 /// Waits until a device has something to receive, or until the end.
-fn is_stopped(worker: &Worker<'_, Queue>, stop: &OwnedFd) -> io::Result<bool> {
+fn is_stopped(worker: &Worker<'_, Source>, stop: &OwnedFd) -> io::Result<bool> {
     let mut polled = vec![PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];
     for (_, queue) in worker.devices() {
         polled.push(PollFd::from_borrowed_fd(queue.as_fd(), PollFlags::IN));

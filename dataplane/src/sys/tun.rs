@@ -44,6 +44,15 @@ fn open_queue(name: &str, offloads: Offloads) -> io::Result<Queue> {
 }
 
 impl Queue {
+    /// Another descriptor of the same queue.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub fn duplicate(&self) -> io::Result<Self> {
+        let file = self.file.try_clone()?;
+        Ok(Self { file })
+    }
+
     fn attach(&self, name: &str) -> io::Result<()> {
         let mut bytes = [0; libc::IFNAMSIZ];
         if name.len() >= bytes.len() {

@@ -107,6 +107,7 @@ struct Agent {
     room: room::Log,
     sysctls: facts::Sysctls,
     rounds_since_count: usize,
+    listening_ports_due: Timestamp,
     telemetry: Arc<Telemetry>,
     servers: Servers,
     /// What the files with the objects held when they were looked at last.
@@ -117,6 +118,8 @@ struct Agent {
 
 /// How often connections, affinities and fragments are looked over.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(200);
+/// How often the node's listening sockets are looked for.
+const LISTENING_PORTS_INTERVAL: Duration = Duration::from_secs(1);
 /// Entries looked at in one go.
 const MAINTENANCE_BUDGET: usize = 20_000;
 
@@ -156,6 +159,7 @@ impl Agent {
             sysctls: facts::Sysctls::default(),
             room: room::Log::default(),
             rounds_since_count: 0,
+            listening_ports_due: clock.now(),
             devices: [0; 3],
             generation: Generation(0),
             workers: None,
@@ -326,6 +330,10 @@ impl Agent {
         self.shared.fragments.expire(now);
         self.room.write(&self.shared, now);
         self.recount(now);
+        if now >= self.listening_ports_due {
+            self.listening_ports_due = now.after(LISTENING_PORTS_INTERVAL);
+            facts::follow_listening_ports(&self.shared.facts.load().reserved_ports);
+        }
         self.servers.retry();
     }
 

@@ -10,6 +10,7 @@ use dataplane::packet::Packet;
 use dataplane::service::Generation;
 use dataplane::tuple::Origin;
 use dataplane::verdict::{DropReason, RejectWith, Verdict};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -96,6 +97,52 @@ fn a_pod_that_reaches_itself_is_masqueraded() {
             &tcp(SYN | ACK).sequence(1, 1001).from(&service).to(&pod),
         );
     });
+}
+
+/// Ten thousand connections by the VIP that are all closed, left alone or refused: after their timeouts no entry is
+/// left, and every port serves the same endpoint again.
+#[test]
+fn connections_leave_no_entry_and_no_port_behind() {
+    const CONNECTIONS: usize = 10_000;
+    for names in &FAMILIES {
+        let mut bed = Bed::with_capacity(services(names), 2 * CONNECTIONS);
+        let (vip, pod) = (at(names.vip, 80), at(names.pod, 8080));
+        for round in 0..3 {
+            let mut ports = HashSet::new();
+            for number in 0..CONNECTIONS {
+                let client = at(names.client, 20_000 + number as u16);
+                let open = tcp(SYN).from(&client).to(&vip);
+                let (verdict, out) = bed.send(Origin::Outside, &open);
+                assert_eq!(
+                    verdict,
+                    Verdict::Forward,
+                    "round {round}, connection {number}"
+                );
+                let node = source_of(&out);
+                assert!(ports.insert(node.port()), "{node} twice");
+                let answer = match number % 3 {
+                    0 => tcp(SYN | ACK).sequence(5000, 1001),
+                    1 => tcp(RST | ACK).sequence(0, 1001),
+                    _ => continue,
+                };
+                let answer = answer.from(&pod).to(&node.to_string());
+                assert_eq!(bed.send(Origin::Pod, &answer).0, Verdict::Forward);
+                // A connection that is closed may give way to a new one, as in the kernel.
+                if number % 3 == 1 {
+                    ports.remove(&node.port());
+                }
+                if number % 6 == 0 {
+                    let close = tcp(RST).sequence(1001, 5001).from(&client).to(&vip);
+                    assert_eq!(bed.send(Origin::Outside, &close).0, Verdict::Forward);
+                }
+            }
+            assert!((ports.len()..=CONNECTIONS).contains(&bed.conntrack.len()));
+            // The longest timeout that one of them can have: SYN_SENT's 120 s; SYN_RECV has 60 s.
+            bed.wait(Duration::from_secs(121));
+            bed.conntrack.expire(bed.now, usize::MAX);
+            assert_eq!(bed.conntrack.len(), 0, "round {round}");
+        }
+    }
 }
 
 #[test]

@@ -193,6 +193,12 @@ const fn transport(protocol: Protocol) -> Option<Transport> {
 /// Ports that sockets of this network namespace listen on or, for UDP, are bound to.
 fn listening_ports() -> ReservedPorts {
     let ports = ReservedPorts::default();
+    follow_listening_ports(&ports);
+    ports
+}
+
+/// Takes the ports anew: nothing tells when a socket begins to listen.
+pub(super) fn follow_listening_ports(ports: &ReservedPorts) {
     for (protocol, files) in [
         (Protocol::TCP, ["tcp", "tcp6"]),
         (Protocol::UDP, ["udp", "udp6"]),
@@ -203,7 +209,6 @@ fn listening_ports() -> ReservedPorts {
         let lines = tables.iter().flat_map(|table| table.lines());
         ports.replace(protocol, lines.filter_map(listening_port));
     }
-    ports
 }
 
 /// The port of a line of `/proc/net/tcp` or `udp` whose socket listens (0A) or is bound (07).

@@ -23,6 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 pub(crate) const SYN: u8 = 2;
+pub(crate) const RST: u8 = 4;
 pub(crate) const ACK: u8 = 16;
 
 /// A packet to be.
@@ -298,8 +299,13 @@ pub(crate) struct Bed {
 
 impl Bed {
     pub(crate) fn new(services: ServiceTable) -> Self {
+        Self::with_capacity(services, 4096)
+    }
+
+    /// A node that holds that many connections.
+    pub(crate) fn with_capacity(services: ServiceTable, connections: usize) -> Self {
         Self {
-            conntrack: Conntrack::new(Settings::kube_proxy(4096), [1, 2, 3, 4]),
+            conntrack: Conntrack::new(Settings::kube_proxy(connections), [1, 2, 3, 4]),
             services,
             affinity: Affinity::default(),
             reserved_ports: ReservedPorts::default(),

@@ -12,7 +12,7 @@ use control::agent::socket::Status;
 use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
@@ -290,18 +290,20 @@ pub(crate) fn status_table(state: &State, plan: &Plan) -> String {
 
 /// Services and addresses down, hosts that ask across; below it what ended otherwise than it ought to.
 pub(crate) fn ways_table(ways: &[Way]) -> String {
-    let mut hosts: Vec<&str> = Vec::new();
+    let hosts: BTreeSet<&str> = ways.iter().map(|way| way.from.as_str()).collect();
     let mut rows: BTreeMap<(&str, SocketAddr, Protocol), BTreeMap<&str, String>> = BTreeMap::new();
     for way in ways {
-        if !hosts.contains(&way.from.as_str()) {
-            hosts.push(&way.from);
-        }
         let row = rows
             .entry((&way.service, way.to, way.protocol))
             .or_default();
         row.insert(&way.from, cell(way));
     }
-    let mut table = table(&[&["SERVICE", "ADDRESS"], &hosts[..]].concat());
+    let mut table = table(
+        &["SERVICE", "ADDRESS"]
+            .into_iter()
+            .chain(hosts.iter().copied())
+            .collect::<Vec<_>>(),
+    );
     for ((service, to, protocol), cells) in rows {
         let word = format!("{protocol:?}").to_uppercase();
         let mut row = vec![service.to_owned(), format!("{to}/{word}")];

@@ -49,7 +49,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use steering::{DEVICES, Plan, Steering};
 pub(crate) use workers::Clock;
-use workers::{Source, Workers};
+pub use workers::Source;
+use workers::Workers;
 
 /// What to run.
 #[derive(Clone, Debug)]

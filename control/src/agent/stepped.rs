@@ -2,11 +2,10 @@
 //!
 //! Everything else is as in the agent: the devices, the routing, the tables.
 
-use super::{Agent, Settings};
+use super::{Agent, Settings, Source};
 use crate::config::KubeProxyConfig;
 use crate::snapshot::Snapshot;
 use anyhow::Result;
-use dataplane::sys::tun::Queue;
 use dataplane::tuple::Origin;
 use dataplane::worker::Shared;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ pub struct Stepped {
 }
 
 impl Stepped {
-    /// Starts the node of `settings`, whose files are not read. Returns the queues for one worker over
+    /// Starts the node of `settings`, whose files are not read. Returns what one worker receives from, over
     /// [`Stepped::shared`].
     ///
     /// # Errors
@@ -26,7 +25,7 @@ impl Stepped {
         settings: Settings,
         snapshot: Snapshot,
         config: KubeProxyConfig,
-    ) -> Result<(Self, Vec<(Origin, Queue)>)> {
+    ) -> Result<(Self, Vec<(Origin, Source)>)> {
         let mut agent = Agent::prepare(settings, snapshot, config)?;
         match agent
             .open()

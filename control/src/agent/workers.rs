@@ -36,7 +36,7 @@ impl Clock {
 
 /// What a worker receives from.
 #[derive(Debug)]
-pub(super) enum Source {
+pub enum Source {
     /// A queue of a TUN device.
     Tun(Queue),
     /// ICMPv6 errors to the node itself.

@@ -5,11 +5,11 @@ use super::coverage::{Coverage, Watched};
 use super::side::{self, Choice, Entry, Side, Tuple};
 use super::world::World;
 use anyhow::Result;
-use control::agent::{LinkPattern, Settings, Stepped};
+use control::agent::{LinkPattern, Settings, Source, Stepped};
 use control::snapshot::Snapshot;
 use dataplane::conntrack::{EntryView, Status};
 use dataplane::service::{Decision, ServiceTable};
-use dataplane::sys::tun::{Offloads, Queue};
+use dataplane::sys::tun::Offloads;
 use dataplane::tuple::{self, Origin, Protocol, Timestamp};
 use dataplane::verdict::Counters;
 use dataplane::worker::{Shared, Worker};
@@ -24,7 +24,7 @@ pub(super) struct Ours<'a> {
     world: World,
     node: Stepped,
     shared: &'a Shared,
-    worker: Worker<'a, Queue>,
+    worker: Worker<'a, Source>,
     counters: Arc<Counters>,
     start: Instant,
     coverage: Coverage,

@@ -16,7 +16,8 @@ use control::explain::{Explainer, Explanation, Packet, Verdict};
 use control::model::{Family, Transport};
 use control::snapshot::Snapshot;
 use control::snapshot::objects::{Service, ServicePort, ServiceType};
-use dataplane::tuple::Origin;
+use dataplane::service::{Action, Frontend, FrontendKey, FrontendKind};
+use dataplane::tuple::{Origin, Protocol as Number};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -135,8 +136,7 @@ pub fn ways(
     let explainer = |(name, _)| Ok((name, Explainer::new(snapshot, config, name)?));
     let cluster = Cluster {
         plan,
-        // kube-proxy's nftables mode has no NodePorts on 127.0.0.1.
-        has_localhost_node_ports: dataplane != Dataplane::Nftables,
+        is_nftables: dataplane == Dataplane::Nftables,
         explainers: plan.nodes().map(explainer).collect::<Result<_, _>>()?,
     };
     let mut ways = Vec::new();
@@ -185,7 +185,8 @@ fn is_pod_of(host: &Host, node: &str) -> bool {
 
 struct Cluster<'a> {
     plan: &'a Plan,
-    has_localhost_node_ports: bool,
+    /// Whether the kernel does what kube-proxy's nftables mode makes of it.
+    is_nftables: bool,
     explainers: BTreeMap<&'a str, Explainer<'a>>,
 }
 
@@ -204,7 +205,8 @@ impl<'a> Cluster<'a> {
             .into_iter()
             .flat_map(|from| targets.iter().map(move |to| (from, *to)))
             .collect();
-        if let (Some(node_port), true) = (port.node_port, self.has_localhost_node_ports) {
+        // kube-proxy's nftables mode has no NodePorts on 127.0.0.1.
+        if let (Some(node_port), false) = (port.node_port, self.is_nftables) {
             let loopback = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), node_port);
             questions.extend(self.plan.nodes().map(|(_, host)| (host, loopback)));
         }
@@ -226,6 +228,7 @@ impl<'a> Cluster<'a> {
         }
         let expected = match explanation.verdict {
             Verdict::Pass => return None,
+            _ if self.is_dropped_by_nftables(from, to, transport) => Expected::Silent,
             Verdict::Forward => Expected::Answered {
                 pods: self.answering(&explanation)?,
             },
@@ -284,6 +287,25 @@ impl<'a> Cluster<'a> {
         first.or_else(next)
     }
 
+    /// kube-proxy's nftables mode drops what a node itself sends to an external address whose policy is Local when it
+    /// has no endpoint of it: there the check stands before the translation. Explanations are of iptables mode.
+    fn is_dropped_by_nftables(&self, from: &Host, to: SocketAddr, protocol: Transport) -> bool {
+        let HostName::Node(node) = &from.name else {
+            return false;
+        };
+        let is_lacking = |(key, frontend): &(FrontendKey, Frontend)| {
+            let is_external = matches!(
+                frontend.kind,
+                FrontendKind::ExternalIp | FrontendKind::LoadBalancerIp
+            );
+            let of_key = (SocketAddr::new(key.address.into(), key.port), key.protocol);
+            is_external && frontend.from_outside == Action::Drop && of_key == (to, number(protocol))
+        };
+        let explainer = self.explainers.get(node.as_str());
+        let frontends = explainer.map(|explainer| &explainer.table().parts().frontends);
+        self.is_nftables && frontends.is_some_and(|frontends| frontends.iter().any(is_lacking))
+    }
+
     /// Whether what endpoints answer passes the node `at`, which has to translate it back. It does not when a host
     /// inside the cluster asks by another node that leaves its source alone, as for pods under Local policy.
     fn comes_back(&self, from: &Host, at: &str, explanation: &Explanation) -> bool {
@@ -331,5 +353,13 @@ impl<'a> Cluster<'a> {
             };
         }
         Some(pods)
+    }
+}
+
+const fn number(transport: Transport) -> Number {
+    match transport {
+        Transport::Tcp => Number::TCP,
+        Transport::Udp => Number::UDP,
+        Transport::Sctp => Number::SCTP,
     }
 }

@@ -231,6 +231,27 @@ fn a_reset_ends_what_is_not_assured_yet() {
     }
 }
 
+/// A connection that was picked up stays liberal on the side that answers a new SYN, whatever that offers.
+#[test]
+fn options_of_a_syn_do_not_end_liberality() {
+    for ipv4 in FAMILIES {
+        let mut flow = Flow::new(ipv4, Protocol::TCP);
+        flow.tcp(Client, ACK, 5000, 70_000);
+        assert_eq!(flow.tcp(Client, SYN, 5000, 0), Class::Ignored);
+        let mut answer = segment(SYN_ACK, 70_000, 5001);
+        answer.options = TcpOptions {
+            present: true,
+            window_scale: Some(7),
+            ..answer.options
+        };
+        assert_eq!(flow.segment(Server, answer), Class::Accepted);
+        assert_eq!(flow.listed(), "59 SYN_RECV");
+        let beyond = segment(FIN_ACK, 70_000 + 130_000, 5001);
+        assert_eq!(flow.segment(Server, beyond), Class::Accepted);
+        assert_eq!(flow.listed(), "119 FIN_WAIT");
+    }
+}
+
 /// Samples section 1, "loose pickup"; rule 9.
 #[test]
 fn loose_pick_up() {

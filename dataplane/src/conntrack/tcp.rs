@@ -292,10 +292,11 @@ impl Peer {
         self.flags & flag != 0
     }
 
-    /// Takes over what a SYN offers. Without any option nothing changes, with some all is replaced.
+    /// Takes over what a SYN offers. Without any option nothing changes, with some all is replaced but what the
+    /// connection was picked up with (`tcp_options`).
     pub(super) fn take_options(&mut self, options: &TcpOptions) {
         if options.present {
-            self.flags = options.peer_flags();
+            self.flags = self.flags & Self::BE_LIBERAL | options.peer_flags();
             self.scale = options.window_scale.unwrap_or(0);
         }
     }

@@ -23,6 +23,7 @@ mod world;
 use anyhow::{Context as _, Result};
 use case::Case;
 use compare::{Difference, Outcome};
+use control::render::RenderError;
 use generate::{Cluster, Given};
 pub use kernel::Rules;
 use report::{Found, Report};
@@ -62,12 +63,12 @@ pub struct Request {
     pub save: PathBuf,
     /// Whether differences are made smaller before they are told.
     pub shrink: bool,
+    /// More differences than that are of no use.
+    pub enough: usize,
 }
 
 /// Cases that run at the same time: much of one is waiting for devices to come and go.
 const AT_A_TIME: usize = 4;
-/// More differences than that are of no use.
-const ENOUGH: usize = 20;
 
 /// Runs cases until there are enough, or enough differences. `progress` is told of each difference.
 ///
@@ -91,7 +92,11 @@ pub fn run(request: &Request, progress: &(dyn Fn(&Found) + Sync)) -> Result<Repo
                 return Ok(());
             }
             let case = generate::case(seed, &given(request, seed)?)?;
-            let outcome = one(&case, request)?;
+            let outcome = match one(&case, request) {
+                // kube-proxy would program nothing at all.
+                Err(error) if error.is::<RenderError>() => continue,
+                outcome => outcome?,
+            };
             let difference = outcome.difference.as_ref();
             let is_new = |difference: &&Difference| {
                 let mut kinds = kinds.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,7 +111,7 @@ pub fn run(request: &Request, progress: &(dyn Fn(&Found) + Sync)) -> Result<Repo
             }
             let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
             report.add(&case, outcome, found);
-            if report.differences.len() >= ENOUGH {
+            if report.differences.len() >= request.enough {
                 stop.store(true, Ordering::Relaxed);
             }
         }

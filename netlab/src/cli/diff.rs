@@ -58,6 +58,9 @@ pub(super) struct Arguments {
     /// Tell differences as they were found, without making them smaller
     #[arg(long)]
     no_shrink: bool,
+    /// End at the first difference
+    #[arg(long)]
+    until_different: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -115,6 +118,7 @@ fn require(rules: Rules) -> Result<(), Error> {
 
 fn request(arguments: &Arguments) -> Result<Request, Error> {
     const CASES: u64 = 50;
+    const ENOUGH: usize = 20;
     let clusters = match &arguments.snapshot {
         Some(path) => clusters(path, arguments)?,
         None => Vec::new(),
@@ -129,6 +133,7 @@ fn request(arguments: &Arguments) -> Result<Request, Error> {
         clusters,
         save: arguments.save.clone(),
         shrink: !arguments.no_shrink,
+        enough: if arguments.until_different { 1 } else { ENOUGH },
     })
 }
 

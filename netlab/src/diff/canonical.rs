@@ -45,20 +45,60 @@ impl Ports {
         self.pairs.get(&key).copied()
     }
 
+    /// A tuple with the other side's port where ours stands.
+    fn replace_in(&self, protocol: u8, tuple: Tuple) -> Tuple {
+        let is_icmp = matches!(protocol, ICMP | ICMPV6);
+        let Tuple {
+            source,
+            source_port,
+            destination,
+            destination_port,
+        } = tuple;
+        if is_icmp {
+            let theirs = self.theirs(protocol, (source, 0), (destination, source_port));
+            return Tuple {
+                source_port: theirs.unwrap_or(source_port),
+                ..tuple
+            };
+        }
+        let from_server = self.theirs(
+            protocol,
+            (source, source_port),
+            (destination, destination_port),
+        );
+        let to_server = self.theirs(
+            protocol,
+            (destination, destination_port),
+            (source, source_port),
+        );
+        Tuple {
+            source_port: to_server.unwrap_or(source_port),
+            destination_port: from_server.unwrap_or(destination_port),
+            ..tuple
+        }
+    }
+
     /// Puts the other side's port where ours stands, and mends the checksum by the difference.
     fn replace(&self, bytes: &mut [u8]) {
         let Some(ip) = Ip::parse(bytes) else { return };
         if let Some((source, destination)) = ip.ports(bytes) {
             let is_icmp = matches!(ip.protocol, ICMP | ICMPV6);
-            let server = if is_icmp { 0 } else { destination };
-            let Some(theirs) =
-                self.theirs(ip.protocol, (ip.destination, server), (ip.source, source))
-            else {
+            let port = |port| if is_icmp { 0 } else { port };
+            let (sender, receiver) = ((ip.source, source), (ip.destination, destination));
+            let to_server = self
+                .theirs(ip.protocol, (receiver.0, port(receiver.1)), sender)
+                .map(|theirs| (0, theirs));
+            // Sent to our port and not translated back, because the connection is over.
+            let to_client = || {
+                let server = (sender.0, port(sender.1));
+                self.theirs(ip.protocol, server, receiver)
+                    .map(|theirs| (2, theirs))
+            };
+            let Some((at, theirs)) = to_server.or_else(to_client) else {
                 return;
             };
-            let at = if is_icmp { 4 } else { 0 };
             let is_right = wire::sctp_is_right(bytes, &ip);
-            write_port(bytes, &ip, at, theirs);
+            write_port(bytes, &ip, if is_icmp { 4 } else { at }, theirs);
             if is_right {
                 wire::mend_sctp(bytes, &ip);
             }
@@ -294,26 +334,10 @@ pub(super) fn entries(
     let mut canonical: Vec<Entry> = entries
         .into_iter()
         .filter(|entry| is_tracked_by_both(entry, own) && !is_parted(entry))
-        .map(|mut entry| {
-            let Tuple {
-                source,
-                source_port,
-                destination,
-                destination_port,
-            } = entry.reply;
-            let is_icmp = matches!(entry.protocol, ICMP | ICMPV6);
-            let (server, client) = if is_icmp {
-                ((source, 0), (destination, source_port))
-            } else {
-                ((source, source_port), (destination, destination_port))
-            };
-            if let Some(theirs) = ports.theirs(entry.protocol, server, client) {
-                match is_icmp {
-                    true => entry.reply.source_port = theirs,
-                    false => entry.reply.destination_port = theirs,
-                }
-            }
-            entry
+        .map(|entry| Entry {
+            original: ports.replace_in(entry.protocol, entry.original),
+            reply: ports.replace_in(entry.protocol, entry.reply),
+            ..entry
         })
         .collect();
     canonical.sort();

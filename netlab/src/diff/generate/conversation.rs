@@ -137,7 +137,7 @@ impl Talk<'_> {
                 6 if rng.bool() => shape.cut = Some(rng.u16(..40)),
                 7 | 8 => {
                     let sizes: &[u16] = if self.six {
-                        &[1232, 1240, 1232, 64]
+                        &[1232, 1240, 64, 8]
                     } else {
                         &[8, 16, 24, 64, 512]
                     };

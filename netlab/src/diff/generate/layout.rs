@@ -140,8 +140,13 @@ fn uplink(snapshot: &Snapshot, node: &Node, rng: &mut Rng) -> Link {
     if let Some(IpAddr::V4(first)) = own.iter().find(|address| address.is_ipv4())
         && rng.u8(..3) != 0
     {
+        // Another address of the node, unless it is somebody's.
         let [a, b, c, _] = first.octets();
-        addresses.push(subnet([a, b, c, 102].into()));
+        let second = IpAddr::from([a, b, c, 102]);
+        let mut others = snapshot.nodes.iter().flat_map(Node::internal_ips);
+        if !others.any(|other| other == second) {
+            addresses.push(subnet(second));
+        }
     }
     let mut routes = Vec::new();
     for address in &own {

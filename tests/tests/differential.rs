@@ -1,8 +1,6 @@
 //! The kernel with kube-proxy's rules is the judge of the dataplane: `./lab diff`, within limits that fit into a test.
 //! Needs root.
 
-#![expect(clippy::unwrap_used, reason = "a test may")]
-
 use netlab::diff::generate::{Cluster, objects};
 use netlab::diff::report::Report;
 use netlab::diff::{Request, Rules, Subject, replay, run};

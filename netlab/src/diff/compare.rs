@@ -281,13 +281,13 @@ impl Run<'_> {
             .ends(flow, from_client, 0)
             .map(|(_, ends)| ends.destination);
         let to_own_v6 = to.is_some_and(|to| to.is_ipv6() && canonical::is_own(self.case, to));
-        match canonical::deliberate(packet, to_own_v6, &ours) {
-            Some(why) => {
-                self.part(flow, why);
-                true
-            }
-            None => false,
+        let is_error = matches!(packet.body, Body::Error { .. });
+        let same = is_error && to_own_v6 && canonical::same_but_labels(&kernel, &ours);
+        if same {
+            let why = "the flow label of an ICMPv6 error to the node's own address";
+            self.tally.deliberate.push(why);
         }
+        same
     }
 
     /// Compares nothing more of a flow.

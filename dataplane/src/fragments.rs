@@ -67,6 +67,8 @@ pub enum Collected {
     Waiting,
     /// It is: all of its fragments, in order.
     Whole(Vec<Frame>),
+    /// It lacks headers that must be in it: INVALID, and not held.
+    Incomplete,
     /// The fragment, and perhaps its datagram, is given up.
     Dropped(DropReason),
 }
@@ -126,13 +128,18 @@ impl Described {
             has_headers: !is_first_of_v6 || packet.has_transport_header(),
         })
     }
+
+    /// Where the datagram goes to.
+    pub const fn destination(&self) -> Address {
+        self.key.destination
+    }
 }
 
 impl Held {
     fn collect(&mut self, frame: &Frame, described: &Described, now: Timestamp) -> Collected {
         self.expire_one(&described.key, now);
         if !described.has_headers {
-            return Collected::Dropped(DropReason::HeadersInFragments);
+            return Collected::Incomplete;
         }
         let size = frame.bytes().len();
         let datagram = self

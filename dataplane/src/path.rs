@@ -155,6 +155,7 @@ fn datagram(
     let mut frames = match context.fragments.collect(frame, described, context.now) {
         Collected::Waiting => return Verdict::Hold,
         Collected::Dropped(reason) => return Verdict::Drop(reason),
+        Collected::Incomplete => return invalid(context, origin, described.destination()),
         Collected::Whole(frames) => frames,
     };
     let Some(mut joined) = fragments::join(&mut frames) else {

@@ -74,8 +74,6 @@ reasons! {
     Redirect = "redirect",
     /// Too many fragments wait for the first one of their datagram.
     TooManyFragments = "too-many-fragments",
-    /// The first fragment of an IPv6 datagram lacks a part of the headers.
-    HeadersInFragments = "headers-in-fragments",
     /// A fragment overlaps another of its datagram.
     OverlappingFragment = "overlapping-fragment",
 }

@@ -576,7 +576,7 @@ fn an_error_in_fragments_is_translated() {
 }
 
 #[test]
-fn a_first_fragment_of_ipv6_without_its_headers_is_dropped() {
+fn a_first_fragment_of_ipv6_without_its_headers_is_invalid() {
     let n = &FAMILIES[1];
     let mut bed = Bed::new(services(n));
     let whole = tcp(SYN)
@@ -584,8 +584,13 @@ fn a_first_fragment_of_ipv6_without_its_headers_is_dropped() {
         .to(&at(n.cluster_ip, 80))
         .bytes();
     let first = first_fragment_v6(&whole, 16);
-    let missing = Verdict::Drop(DropReason::HeadersInFragments);
-    assert_eq!(bed.send_bytes(Origin::Pod, &first).0, missing);
+    let invalid = Verdict::Drop(DropReason::Invalid);
+    assert_eq!(bed.send_bytes(Origin::Pod, &first).0, invalid);
+    let to_node = tcp(SYN)
+        .from(&at(n.other_pod, 40000))
+        .to(&at(n.node, 30080));
+    let first = first_fragment_v6(&to_node.bytes(), 16);
+    assert_eq!(bed.send_bytes(Origin::Pod, &first).0, Verdict::Pass);
     let whole = udp(&[7; 40])
         .from(&at(n.other_pod, 40000))
         .to(&at(n.cluster_ip, 80))

@@ -73,7 +73,6 @@ fn root_fixed_cases_are_the_same_and_reach_the_dataplane() {
         "source-not-allowed",
         "quote-too-short",
         "redirect",
-        "headers-in-fragments",
     ];
     assert_eq!(missing(&coverage.drop_reasons, &reasons), none);
     let decisions = [

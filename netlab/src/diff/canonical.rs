@@ -297,20 +297,39 @@ fn join(fragments: &[Part<'_>]) -> Option<Output> {
     })
 }
 
-/// Whether what came out differs in the traffic class and flow label of ICMPv6 errors only, which those to the node's own
-/// address lose (docs/behaviours/differences.md).
-pub(super) fn same_but_labels(kernel: &[Output], ours: &[Output]) -> bool {
+/// Whether what came out differs in the IPv6 headers of ICMPv6 errors only, addresses apart: those to the node's own
+/// address lose the rest (docs/behaviours/differences.md).
+pub(super) fn same_but_headers(kernel: &[Output], ours: &[Output]) -> bool {
     let without = |outputs: &[Output]| -> Vec<Output> {
         let mut outputs = outputs.to_vec();
         for output in &mut outputs {
-            let is_error = Ip::parse(&output.bytes).is_some_and(|ip| ip.is_error(&output.bytes));
-            if is_error && output.bytes[0] >> 4 == 6 {
+            let Some(ip) = Ip::parse(&output.bytes) else {
+                continue;
+            };
+            if ip.is_error(&output.bytes) && ip.protocol == ICMPV6 {
+                let length = (output.bytes.len() - ip.transport) as u16;
+                output.bytes.drain(40..ip.transport);
                 output.bytes[..4].copy_from_slice(&[0x60, 0, 0, 0]);
+                output.bytes[4..6].copy_from_slice(&length.to_be_bytes());
+                output.bytes[6] = ICMPV6;
             }
         }
         outputs
     };
     without(kernel) == without(ours)
+}
+
+/// Whether the node of our side alone complains about a fragment without its headers. A rule that looks at TCP ports drops
+/// what has none, and kube-proxy has one for all that goes to the node where there are health check ports
+/// (docs/behaviours/differences.md).
+pub(super) fn complains_about_headers(kernel: &[Output], ours: &[Output]) -> bool {
+    let complaint = |output: &Output| {
+        Ip::parse(&output.bytes).is_some_and(|ip| {
+            ip.protocol == ICMPV6
+                && output.bytes.get(ip.transport..ip.transport + 2) == Some(&[4, 3])
+        })
+    };
+    kernel.is_empty() && !ours.is_empty() && ours.iter().all(complaint)
 }
 
 /// Whether `address` is the node's.

@@ -277,17 +277,19 @@ impl Run<'_> {
         if ours == kernel {
             return true;
         }
-        let to = self
-            .ends(flow, from_client, 0)
-            .map(|(_, ends)| ends.destination);
+        let to = self.ends(flow, from_client, 0);
+        let to = to.map(|(_, ends)| ends.destination);
         let to_own_v6 = to.is_some_and(|to| to.is_ipv6() && canonical::is_own(self.case, to));
         let is_error = matches!(packet.body, Body::Error { .. });
-        let same = is_error && to_own_v6 && canonical::same_but_labels(&kernel, &ours);
-        if same {
-            let why = "the flow label of an ICMPv6 error to the node's own address";
-            self.tally.deliberate.push(why);
-        }
-        same
+        let why = if to_own_v6 && is_error && canonical::same_but_headers(&kernel, &ours) {
+            "the IPv6 header of an ICMPv6 error to the node's own address"
+        } else if to_own_v6 && canonical::complains_about_headers(&kernel, &ours) {
+            "a fragment for the node without its headers"
+        } else {
+            return false;
+        };
+        self.tally.deliberate.push(why);
+        true
     }
 
     /// Compares nothing more of a flow.

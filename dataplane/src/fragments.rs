@@ -20,6 +20,8 @@ use std::time::Duration;
 const LIFETIME: Duration = Duration::from_secs(30);
 /// Bytes held at most (`ipfrag_high_thresh`).
 const MAXIMUM_BYTES: usize = 4 << 20;
+/// What a fragment costs beside its bytes.
+const OVERHEAD: usize = 256;
 /// Fragments of one datagram at most: 64 KiB in pieces of the smallest MTU of all (RFC 791).
 const MAXIMUM_FRAGMENTS: usize = 1366;
 
@@ -141,7 +143,7 @@ impl Held {
         if !described.has_headers {
             return Collected::Incomplete;
         }
-        let size = frame.bytes().len();
+        let size = frame.bytes().len() + OVERHEAD;
         let datagram = self
             .datagrams
             .entry(described.key)
@@ -230,7 +232,7 @@ impl Datagram {
                 frame: frame.duplicate(),
             },
         );
-        self.bytes += frame.bytes().len();
+        self.bytes += frame.bytes().len() + OVERHEAD;
         true
     }
 

@@ -14,7 +14,9 @@ mod usage;
 pub use answer::{Responder, WorkerStatistics};
 pub use client::{Answers, ask};
 pub use entry::{Entry, Icmp, Side};
-pub use filter::{Family, Filter, SideFilter, StatusFilter, Translated, parse_protocol};
+pub use filter::{
+    Family, Filter, SideFilter, StatusFilter, Translated, Translation, parse_protocol,
+};
 pub use usage::{Usage, UsageBy, UsageRow};
 
 use serde::{Deserialize, Serialize};

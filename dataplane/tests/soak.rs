@@ -138,7 +138,7 @@ impl Soak {
             destination: address(destination),
             source_port: low,
             destination_port: 80,
-            protocol: if number % 3 == 0 {
+            protocol: if number.is_multiple_of(3) {
                 Protocol::TCP
             } else {
                 Protocol::UDP
@@ -444,7 +444,12 @@ fn soak() {
     let halves = FAMILIES.each_ref().map(|names| {
         std::thread::spawn(move || {
             let mut soak = Soak::new(names, seed);
-            (0..packets / 2).for_each(|_| soak.step());
+            for packet in 0..packets / 2 {
+                soak.step();
+                if packet % 10_000_000 == 9_999_999 {
+                    println!("{} million packets", packet / 1_000_000 + 1);
+                }
+            }
             soak.end();
         })
     });

@@ -236,3 +236,133 @@ impl From<&Statistics> for WorkerStatistics {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conntrack::Family;
+    use arc_swap::ArcSwap;
+    use dataplane::conntrack::{Conntrack, Headers, Settings, Transport};
+    use dataplane::service::ServiceTable;
+    use dataplane::tuple::{Address, Protocol, Tuple};
+    use std::io::{BufRead as _, BufReader};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+    fn udp(number: u32) -> Headers {
+        let tuple = Tuple {
+            source: Address::from_v4((0x0a00_0000 + number).to_be_bytes()),
+            destination: Address::from_v4([10, 96, 0, 10]),
+            source_port: 4000,
+            destination_port: 53,
+            protocol: Protocol::UDP,
+        };
+        Headers {
+            tuple,
+            transport: Transport::Udp,
+            length: 60,
+        }
+    }
+
+    fn packet(conntrack: &Conntrack, number: u32, now: Timestamp) {
+        let headers = udp(number);
+        match conntrack.find(&headers.tuple, now) {
+            Some(found) => drop(conntrack.track(&found, &headers, now)),
+            None => {
+                let tentative = conntrack.open(&headers, now).expect("UDP opens");
+                let _ = conntrack.confirm(tentative, now).expect("room");
+            }
+        }
+    }
+
+    fn responder(entries: u32) -> Responder {
+        let clock = Clock::start();
+        let settings = Settings::kernel(entries as usize + 1000);
+        let conntrack = Conntrack::new(settings, [1, 2, 3, 4]);
+        (0..entries).for_each(|number| packet(&conntrack, number, clock.now()));
+        let shared = Shared {
+            conntrack,
+            services: ArcSwap::from_pointee(ServiceTable::empty()),
+            facts: ArcSwap::default(),
+            affinity: Default::default(),
+            fragments: Default::default(),
+            notices: Default::default(),
+            reject_limit: None,
+            forward_invalid: false,
+        };
+        Responder::new(Arc::new(shared), clock)
+    }
+
+    fn answers(responder: &Responder, question: Question) -> Vec<Answer> {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        let responder = responder.clone();
+        let answering = std::thread::spawn(move || responder.answer(&question, &ours));
+        let lines = BufReader::new(theirs).lines();
+        let answers: Vec<Answer> = lines
+            .map(|line| serde_json::from_str(&line.expect("text")).expect("an answer"))
+            .collect();
+        answering.join().expect("no panic").expect("answered");
+        assert!(matches!(answers.last(), Some(Answer::End)));
+        answers
+    }
+
+    /// All entries are listed, each once, while packets of them pass. `LIST_ENTRIES=1000000` lists a million.
+    #[test]
+    fn lists_while_packets_pass() {
+        let entries =
+            std::env::var("LIST_ENTRIES").map_or(50_000, |n| n.parse().expect("a number"));
+        let responder = responder(entries);
+        let (is_over, packets) = (AtomicBool::new(false), AtomicU64::new(0));
+        let start = std::time::Instant::now();
+        let listed = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Relaxed) {
+                    let number = packets.fetch_add(1, Relaxed) as u32 % entries;
+                    packet(&responder.shared.conntrack, number, responder.clock.now());
+                }
+            });
+            let listed = answers(&responder, Question::List(Filter::default()));
+            is_over.store(true, Relaxed);
+            listed
+        });
+        println!(
+            "{entries} entries listed in {:?} while {} packets passed",
+            start.elapsed(),
+            packets.load(Relaxed)
+        );
+        assert_eq!(listed.len(), entries as usize + 1);
+        assert!(packets.load(Relaxed) > 0);
+    }
+
+    /// Filters act in the agent, for lists as for deletion.
+    #[test]
+    fn filters() {
+        let responder = responder(100);
+        let filter = |source: &str| Filter {
+            original: crate::conntrack::SideFilter {
+                source: Some(source.parse().expect(source)),
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let few = || Question::List(filter("10.0.0.0/29"));
+        assert_eq!(answers(&responder, few()).len(), 8 + 1);
+        let deleted = answers(&responder, Question::Delete(filter("10.0.0.4/30")));
+        assert_eq!(deleted.len(), 4 + 1);
+        assert_eq!(answers(&responder, few()).len(), 4 + 1);
+        let ipv6 = Filter {
+            family: Some(Family::Ipv6),
+            ..Default::default()
+        };
+        assert_eq!(answers(&responder, Question::List(ipv6)).len(), 1);
+        let translated = Filter {
+            source_nat: Some(Default::default()),
+            ..Default::default()
+        };
+        let question = Question::List(translated);
+        let sent = serde_json::to_string(&question).expect("JSON");
+        let question = serde_json::from_str(&sent).expect("as it was sent");
+        assert_eq!(answers(&responder, question).len(), 1, "none is translated");
+        let count = answers(&responder, Question::Count);
+        assert!(matches!(count[0], Answer::Count(96)), "{count:?}");
+    }
+}

@@ -30,11 +30,11 @@ pub struct Filter {
     /// `-u`: all of these.
     pub status: Vec<StatusFilter>,
     /// `-n`.
-    pub source_nat: Option<Option<Translated>>,
+    pub source_nat: Option<Translation>,
     /// `-g`.
-    pub destination_nat: Option<Option<Translated>>,
+    pub destination_nat: Option<Translation>,
     /// `-j`.
-    pub any_nat: Option<Option<Translated>>,
+    pub any_nat: Option<Translation>,
 }
 
 /// A part of a [`Filter`] about one tuple.
@@ -74,6 +74,13 @@ pub enum StatusFilter {
     SourceNat,
     /// Destination translated.
     DestinationNat,
+}
+
+/// Translated, to anything or to something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Translation {
+    /// To this; to anything when absent.
+    pub to: Option<Translated>,
 }
 
 /// `ADDRESS[:PORT]` that something was translated to.
@@ -125,8 +132,8 @@ impl Filter {
 
     fn matches_translation(&self, entry: &EntryView) -> bool {
         let reply = &entry.reply;
-        let to = |wanted: &Option<Translated>, bit: Status, to: (Address, u16)| {
-            entry.status.has(bit) && wanted.is_none_or(|wanted| wanted.is(to))
+        let to = |wanted: &Translation, bit: Status, to: (Address, u16)| {
+            entry.status.has(bit) && wanted.to.is_none_or(|wanted| wanted.is(to))
         };
         let source = |wanted: &_| {
             let new = (reply.destination, reply.destination_port);

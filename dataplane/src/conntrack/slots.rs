@@ -816,6 +816,8 @@ impl Guard<'_> {
         slots.unlink(id, [slots.hash(&original), slots.hash(&reply)]);
         slots.census.forget(original.source);
         slots.pools.give_back(&reply);
+        // What a stranger sent as if it were an answer may have kept a port from being leased.
+        slots.pools.give_back(&original);
         slots.release(id);
     }
 }

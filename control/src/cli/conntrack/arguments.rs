@@ -4,7 +4,7 @@ use super::line::Style;
 use crate::cli::Failure;
 use clap::{ArgGroup, Args, ValueEnum};
 use control::conntrack::{
-    EventKind, Family, Filter, SideFilter, StatusFilter, Translated, UsageBy,
+    EventKind, Family, Filter, SideFilter, StatusFilter, Translated, Translation, UsageBy,
 };
 use dataplane::conntrack::{sctp, tcp};
 use dataplane::tuple::Protocol;
@@ -291,9 +291,9 @@ impl Arguments {
             icmp_id: self.icmp_id,
             state: self.state.clone(),
             status: self.status.iter().map(|status| (*status).into()).collect(),
-            source_nat: self.src_nat,
-            destination_nat: self.dst_nat,
-            any_nat: self.any_nat,
+            source_nat: translation(self.src_nat),
+            destination_nat: translation(self.dst_nat),
+            any_nat: translation(self.any_nat),
         })
     }
 
@@ -340,6 +340,10 @@ impl Arguments {
         };
         usage(&format!("unknown {protocol} state `{state}'"))
     }
+}
+
+fn translation(option: Option<Option<Translated>>) -> Option<Translation> {
+    option.map(|to| Translation { to })
 }
 
 fn usage<T>(message: &str) -> Result<T, Failure> {

@@ -147,9 +147,9 @@ impl<'a> Packet<'a> {
         &mut self.bytes[self.ip.transport..]
     }
 
-    /// Whether the transport checksum is wrong. One that is partial or verified is not.
+    /// Whether the transport checksum is wrong. One that is partial or verified is not; that of a fragment is not known.
     pub fn has_bad_checksum(&self) -> bool {
-        if self.checksum != ChecksumState::Unverified {
+        if self.checksum != ChecksumState::Unverified || self.ip.fragment.is_some() {
             return false;
         }
         let transport = self.transport();

@@ -78,6 +78,9 @@ struct Line([AtomicU64; 8]);
 #[repr(align(64))]
 struct Bucket([AtomicU64; WIDTH]);
 struct Windows([AtomicU64; 5]);
+/// Not aligned to a cache line: memory of a greater alignment is written when it is allocated, and then it is there also
+/// for tables without IPv6.
+struct Addresses([AtomicU64; 8]);
 
 /// Deadline, status and protocol of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,7 +190,7 @@ pub(super) struct Slots {
     buckets: Box<[Bucket]>,
     hot: Box<[Line]>,
     windows: Box<[Windows]>,
-    addresses: Box<[Line]>,
+    addresses: Box<[Addresses]>,
     /// tag << 32 | number of the first free entry plus one. The tag makes each pop's compare-exchange fail when
     /// the list changed meanwhile.
     free: AtomicU64,
@@ -220,7 +223,7 @@ impl Slots {
             buckets: zeroed!(Bucket, buckets, Bucket),
             hot: zeroed!(Line, capacity, Line),
             windows: zeroed!(Windows, capacity, Windows),
-            addresses: zeroed!(Line, capacity, Line),
+            addresses: zeroed!(Addresses, capacity, Addresses),
             free: AtomicU64::new(0),
             fresh: AtomicU64::new(0),
             census: Census::new(per_source, hash.clone()),

@@ -1,5 +1,6 @@
 //! The command line. A subcommand is a module with `Arguments` and `run`, and a variant of [`Command`].
 
+mod bench;
 mod conntrack;
 mod explain;
 mod inputs;
@@ -20,6 +21,8 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure the dataplane on this machine
+    Bench(bench::Arguments),
     /// Show or end a node's connections, as conntrack-tools do
     Conntrack(Box<conntrack::Arguments>),
     /// Say what becomes of a new packet, and which rule of Kubernetes decides it
@@ -33,6 +36,7 @@ enum Command {
 /// Runs the chosen subcommand.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Conntrack(arguments) => conntrack::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Node(arguments) => node::run(arguments),

@@ -20,7 +20,6 @@ pub mod ports;
 pub mod reject;
 pub mod select;
 pub mod service;
-#[cfg(feature = "tun")]
 pub mod sys;
 pub mod tuple;
 pub mod verdict;

@@ -1,5 +1,9 @@
 //! What touches the operating system. Besides `conntrack/slots.rs` the only place for `unsafe`.
 
+pub mod memory;
+#[cfg(feature = "tun")]
 pub mod netns;
+#[cfg(feature = "tun")]
 pub mod node_errors;
+#[cfg(feature = "tun")]
 pub mod tun;

@@ -69,7 +69,7 @@ pub struct Shared {
 }
 
 /// Frames that a worker takes at once. More do not help: the caches are full.
-const BATCH: usize = 32;
+pub const BATCH: usize = 64;
 
 /// One worker: its devices, its buffers, its randomness.
 #[derive(Debug)]
@@ -110,6 +110,11 @@ impl<'a, D: Device> Worker<'a, D> {
     /// Begins a new sequence of random choices, for who must foretell them.
     pub fn reseed(&mut self, rng: Rng) {
         self.rng = rng;
+    }
+
+    /// The devices, to feed those that are not of the operating system.
+    pub fn devices_mut(&mut self) -> &mut [(Origin, D)] {
+        &mut self.devices
     }
 
     /// Takes all that has arrived, until every device is empty.

@@ -38,6 +38,7 @@ use super::events::{EventKind, Events, Farewell};
 use super::pools::Pools;
 use super::sync::{AtomicU64, Ordering, fence, pause};
 use super::tick;
+use crate::sys::memory::prefetch;
 use crate::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
 use std::hash::{BuildHasher, Hasher};
 
@@ -837,18 +838,6 @@ fn pair_v4(tuple: &Tuple) -> u64 {
 
 fn ports(tuple: &Tuple) -> u32 {
     u32::from(tuple.source_port) << 16 | u32::from(tuple.destination_port)
-}
-
-#[inline]
-fn prefetch<T>(target: &T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch has no effect but on caches; any address is allowed.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(target).cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = target;
 }
 
 #[cfg(all(test, any(loom, shuttle)))]

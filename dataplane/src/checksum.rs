@@ -33,20 +33,31 @@ pub fn pseudo_header(source: Address, destination: Address, protocol: u8, length
     add(addresses, fold(u128::from(length) + u128::from(protocol)))
 }
 
-fn address_sum(address: Address) -> u16 {
+/// The mapped form of an IPv4 address begins with zeros and 0xffff, which is zero in ones' complement: to be left out.
+#[inline]
+const fn address_sum(address: Address) -> u16 {
     if address.is_ipv4() {
-        sum(&address.octets_v4())
+        fold_word(address.to_bits() as u32 as u64)
     } else {
-        sum(&address.octets())
+        fold(address.to_bits())
     }
 }
 
 /// Ones' complement folding: 2^16 is 1, so the words of a number just add up.
-const fn fold(mut total: u128) -> u16 {
-    while total >> 16 != 0 {
-        total = (total >> 16) + (total & 0xffff);
-    }
-    total as u16
+#[inline]
+const fn fold(total: u128) -> u16 {
+    let (sum, carry) = (total as u64).overflowing_add((total >> 64) as u64);
+    // A sum that carried is at least one short of the largest.
+    fold_word(sum + carry as u64)
+}
+
+/// The same of 64 bits: each step halves the bits in use, but for a carry.
+#[inline]
+const fn fold_word(total: u64) -> u16 {
+    let total = (total >> 32) + (total & 0xffff_ffff);
+    let total = (total >> 16) + (total & 0xffff);
+    let total = (total >> 16) + (total & 0xffff);
+    ((total >> 16) + (total & 0xffff)) as u16
 }
 
 /// How the sum over some words changes when they are replaced: the sum of `~old + new` (RFC 1624, equation 3).
@@ -69,19 +80,19 @@ impl Change {
     /// Both changes.
     #[inline]
     pub const fn and(self, other: Self) -> Self {
-        Self(fold(self.0 as u128) as u32 + fold(other.0 as u128) as u32)
+        Self(fold_word(self.0 as u64) as u32 + fold_word(other.0 as u64) as u32)
     }
 
     /// The full checksum `field` after the change.
     #[inline]
     pub const fn apply(self, field: u16) -> u16 {
-        !fold((!field) as u128 + self.0 as u128)
+        !fold_word((!field) as u64 + self.0 as u64)
     }
 
     /// The partial checksum `field` after the change.
     #[inline]
     pub const fn apply_partial(self, field: u16) -> u16 {
-        fold(field as u128 + self.0 as u128)
+        fold_word(field as u64 + self.0 as u64)
     }
 }
 

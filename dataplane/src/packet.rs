@@ -206,6 +206,19 @@ impl<'a> Packet<'a> {
     }
 }
 
+/// The tuple that a packet will most probably turn out to have: nothing is checked but that the bytes are there.
+pub fn apparent_tuple(packet: &[u8]) -> Option<Tuple> {
+    let ip = IpLayout::parse(packet).ok()?;
+    let (source_port, destination_port) = ports(ip.protocol, packet.get(ip.transport..)?)?;
+    Some(Tuple {
+        source: ip.source,
+        destination: ip.destination,
+        source_port,
+        destination_port,
+        protocol: ip.protocol,
+    })
+}
+
 /// TTL or hop limit plus one: the kernel takes two on the way through a TUN device, a router takes one.
 pub fn give_back_hop(packet: &mut [u8]) {
     match packet.first().map(|byte| byte >> 4) {

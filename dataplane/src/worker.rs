@@ -76,6 +76,7 @@ pub const BATCH: usize = 64;
 pub struct Worker<'a, D> {
     shared: &'a Shared,
     services: arc_swap::Cache<&'a ArcSwap<ServiceTable>, Arc<ServiceTable>>,
+    facts: arc_swap::Cache<&'a ArcSwap<NodeFacts>, Arc<NodeFacts>>,
     devices: Vec<(Origin, D)>,
     counters: Arc<Counters>,
     rng: Rng,
@@ -91,10 +92,12 @@ impl<'a, D: Device> Worker<'a, D> {
         rng: Rng,
     ) -> Self {
         let services = arc_swap::Cache::new(&shared.services);
+        let facts = arc_swap::Cache::new(&shared.facts);
         let frames = (0..BATCH).map(|_| Frame::new()).collect();
         Self {
             shared,
             services,
+            facts,
             devices,
             counters,
             rng,
@@ -147,7 +150,7 @@ impl<'a, D: Device> Worker<'a, D> {
 
     fn handle_batch(&mut self, device: usize, count: usize, now: Timestamp) {
         let shared = self.shared;
-        let facts = shared.facts.load();
+        let facts = self.facts.load();
         let mut context = Context {
             conntrack: &shared.conntrack,
             services: self.services.load(),
@@ -161,6 +164,7 @@ impl<'a, D: Device> Worker<'a, D> {
             now,
         };
         let (origin, device) = &mut self.devices[device];
+        path::bring_near(&shared.conntrack, &self.frames[..count]);
         for frame in &mut self.frames[..count] {
             let verdict = path::process(&mut context, *origin, frame);
             if device.has_copies() && verdict != Verdict::Forward {
@@ -170,7 +174,7 @@ impl<'a, D: Device> Worker<'a, D> {
             let sent = match verdict {
                 Verdict::Forward | Verdict::Pass => send(device, frame, &mut context.datagram),
                 Verdict::Reject(_) => {
-                    if refuse(shared, &facts, &context, *origin, frame) {
+                    if refuse(shared, facts, &context, *origin, frame) {
                         device.send(frame)
                     } else {
                         Ok(())

@@ -5,7 +5,6 @@
 //! buckets per tuple, two tuples per entry of 64 bytes, an index filled to 70 %. Huge pages and staged batches too.
 
 use super::flows::Flow;
-use super::subject::CHUNK;
 use dataplane::checksum::Change;
 use dataplane::frame::Frame;
 use dataplane::sys::memory;
@@ -88,7 +87,7 @@ impl Limit {
             .find(|slot| slot.load(Relaxed) == 0);
         // Both buckets full is rare enough at 70 %; the lookup then finds nothing, which costs no less.
         if let Some(slot) = free {
-            slot.store(hash << 48 | u64::from(number) + 1, Relaxed);
+            slot.store((hash << 48) | (u64::from(number) + 1), Relaxed);
         }
     }
 
@@ -102,7 +101,7 @@ impl Limit {
 
     #[inline]
     fn places(&self, hash: u64) -> [usize; 2] {
-        let reduce = |hash: u64| (u128::from(hash) * self.buckets.len() as u128 >> 64) as usize;
+        let reduce = |hash: u64| ((u128::from(hash) * self.buckets.len() as u128) >> 64) as usize;
         [
             reduce(hash),
             reduce(hash.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
@@ -133,17 +132,17 @@ impl Limit {
         for (frame, (flow, direction)) in frames.iter_mut().zip(packets) {
             flow.write(direction, frame);
         }
+        let mut probes = vec![Probe::default(); batch];
         let start = Instant::now();
         for frames in frames.chunks_mut(batch) {
-            self.batch(frames, now);
+            self.batch(frames, &mut probes, now);
         }
         let elapsed = start.elapsed();
         black_box(frames);
         elapsed
     }
 
-    fn batch(&self, frames: &mut [Frame], now: u64) {
-        let mut probes = [Probe::default(); CHUNK];
+    fn batch(&self, frames: &mut [Frame], probes: &mut [Probe], now: u64) {
         for (probe, frame) in probes.iter_mut().zip(&*frames) {
             *probe = self.probe(frame.packet());
             for bucket in self.places(probe.hash) {

@@ -38,6 +38,8 @@ use super::events::{EventKind, Events, Farewell};
 use super::pools::Pools;
 use super::sync::{AtomicU64, Ordering, fence, pause};
 use super::tick;
+#[cfg(not(any(loom, shuttle)))]
+use crate::sys::memory::prefer_huge_pages;
 use crate::sys::memory::prefetch;
 use crate::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
 use std::hash::{BuildHasher, Hasher};
@@ -209,6 +211,8 @@ macro_rules! zeroed {
         #[cfg(not(any(loom, shuttle)))]
         // SAFETY: all bits zero is a valid value of arrays of AtomicU64, which has the validity of u64.
         let memory: Box<[$type]> = unsafe { Box::<[$type]>::new_zeroed_slice($count).assume_init() };
+        #[cfg(not(any(loom, shuttle)))]
+        prefer_huge_pages(&memory);
         #[cfg(any(loom, shuttle))]
         let memory: Box<[$type]> = (0..$count).map(|_| $cells(std::array::from_fn(|_| AtomicU64::new(0)))).collect();
         memory
@@ -296,20 +300,14 @@ impl Slots {
     }
 
     /// Entries whose slots have the tag of `hash`, in its two buckets.
-    fn candidates(&self, hash: TupleHash) -> impl Iterator<Item = EntryId> + '_ {
-        let slots = hash
-            .buckets(self.buckets.len())
-            .into_iter()
-            .flat_map(move |bucket| &self.buckets[bucket].0);
-        slots.filter_map(move |slot| {
-            let word = slot.load(Ordering::Acquire);
-            let is_match = word != 0 && word & 0xffff << 48 == hash.tag();
-            // The generation has 16 bits here; the rest of it is checked by whoever reads the entry.
-            is_match.then(|| EntryId {
-                index: word as u32 - 1,
-                generation: (word >> 32) as u16 as u32,
-            })
-        })
+    #[inline]
+    fn candidates(&self, hash: TupleHash) -> Candidates<'_> {
+        let buckets = hash.buckets(self.buckets.len());
+        Candidates {
+            buckets: buckets.map(|bucket| &self.buckets[bucket]),
+            tag: hash.tag(),
+            next: 0,
+        }
     }
 
     /// Copies an entry, if it is PENDING or LIVE with the (lower 16 bits of the) generation of `id` all the while.
@@ -712,6 +710,34 @@ impl Slots {
     /// Memory that is reserved for every entry of IPv4, index included, in bytes.
     pub(super) fn bytes(&self) -> usize {
         size_of_val(&*self.buckets) + size_of_val(&*self.hot) + size_of_val(&*self.windows)
+    }
+}
+
+/// The slots of two buckets that have a tag.
+struct Candidates<'t> {
+    buckets: [&'t Bucket; 2],
+    tag: u64,
+    /// The slot to look at, counted over both buckets.
+    next: usize,
+}
+
+impl Iterator for Candidates<'_> {
+    type Item = EntryId;
+
+    #[inline]
+    fn next(&mut self) -> Option<EntryId> {
+        while self.next < 2 * WIDTH {
+            let word = self.buckets[self.next / WIDTH].0[self.next % WIDTH].load(Ordering::Acquire);
+            self.next += 1;
+            if word != 0 && word & 0xffff << 48 == self.tag {
+                // The generation has 16 bits here; the rest of it is checked by whoever reads the entry.
+                return Some(EntryId {
+                    index: word as u32 - 1,
+                    generation: (word >> 32) as u16 as u32,
+                });
+            }
+        }
+        None
     }
 }
 

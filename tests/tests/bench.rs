@@ -1,0 +1,52 @@
+//! Each benchmark once in a small size: it runs, without errors, and prints what it promises. Nothing is said of time.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// A binary of the workspace, which lies beside the folder of the tests.
+fn binary(name: &str) -> PathBuf {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    path.join(name)
+}
+
+#[test]
+fn fastpath_prints_path_and_limit() {
+    let mut command = Command::new(binary("penstock"));
+    let output = command
+        .args(["bench", "fastpath", "--quick", "-o", "json"])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["schemaVersion"], 1);
+    assert_eq!(report["benchmark"], "fastpath");
+    let rows = report["rows"].as_array().unwrap();
+    // Two numbers of flows, two of threads, three batches.
+    assert_eq!(rows.len(), 12);
+    for row in rows {
+        let number = |key: &str| {
+            row[key]
+                .as_f64()
+                .unwrap_or_else(|| panic!("{key} in {row}"))
+        };
+        let (path, limit) = (number("ns_per_packet"), number("limit_ns_per_packet"));
+        assert!(path > 0.0 && limit > 0.0, "{row}");
+        assert!((number("ratio") - path / limit).abs() < 1e-6, "{row}");
+        assert!(
+            number("flows") >= 1000.0 && number("threads") >= 1.0 && number("batch") >= 1.0,
+            "{row}"
+        );
+    }
+    for ports in report["ports"].as_array().unwrap() {
+        assert_eq!(ports["found"], ports["tried"], "a port was free each time");
+    }
+}

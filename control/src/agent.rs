@@ -73,6 +73,8 @@ pub struct Settings {
     pub offloads: Offloads,
     /// Whether refusals are limited as the kernel limits them.
     pub limit_rejects: bool,
+    /// Whether packets go back as they came: the limit that benchmarks hold the dataplane against.
+    pub copy: bool,
 }
 
 /// Runs the agent until SIGTERM or SIGINT. `ready` is called once packets flow, and says
@@ -180,7 +182,7 @@ impl Agent {
         let queues = self.open()?;
         let failed = events.clone();
         let told = move |error| drop(failed.send(Event::WorkerFailed(error)));
-        let workers = Workers::start(&self.shared, queues, self.clock, told)?;
+        let workers = Workers::start(&self.shared, queues, (self.clock, self.settings.copy), told)?;
         self.telemetry.follow_workers(workers.counters());
         self.workers = Some(workers);
         self.steer()?;

@@ -8,7 +8,7 @@ use crate::names::HostName;
 use crate::namespace::Namespace;
 use crate::plan::{Host, Plan};
 use crate::state::{self, AgentOptions, Dataplane, State};
-use crate::{everywhere, screens, serve, servers};
+use crate::{bench, everywhere, screens, serve, servers};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use control::config::KubeProxyConfig;
 use control::snapshot::Snapshot;
@@ -135,9 +135,21 @@ enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Measure dataplanes side by side, in labs of equal make
+    #[command(after_help = "Examples:
+  ./lab bench connections
+  ./lab bench latency --services 1 --against plain,tun-copy --rounds 9
+  ./lab bench packets -o json --report packets.html")]
+    Bench(bench::Arguments),
     /// Serve HTTP and UDP echo: what pods run when nothing is said
     #[command(hide = true)]
     Serve(serve::Arguments),
+    /// What pods of a benchmark run
+    #[command(hide = true)]
+    BenchServe {
+        /// TCP and UDP
+        port: u16,
+    },
 }
 
 #[derive(clap::Args)]
@@ -247,15 +259,22 @@ fn run(command: Verb) -> Result<ExitCode, Error> {
             clap_complete::generate(shell, &mut Cli::command(), "lab", &mut io::stdout());
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Serve(arguments) => {
-            let served = serve::run(arguments);
-            served.map_err(|source| Error::Io {
-                what: "serve".to_owned(),
-                source,
-            })?;
+        Verb::Bench(arguments) => {
+            let interrupted = interrupts()?;
+            bench::run(&arguments, &|| interrupted.load(Ordering::Relaxed))?;
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Serve(arguments) => served(serve::run(arguments)),
+        Verb::BenchServe { port } => served(bench::serve(port)),
     }
+}
+
+fn served(served: io::Result<()>) -> Result<ExitCode, Error> {
+    served.map_err(|source| Error::Io {
+        what: "serve".to_owned(),
+        source,
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The folder of labs that `up NAME` knows; the script `lab` says where the project is.

@@ -135,7 +135,24 @@ fn render(lab: &str, node: &str, dataplane: Dataplane) -> Result<String, String>
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let rules = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(if dataplane == Dataplane::Nftables {
+        instead_of_old_tables(&rules)
+    } else {
+        rules
+    })
+}
+
+/// nft adds to the tables that are there, where iptables-restore replaces: so they go first, in the same transaction.
+fn instead_of_old_tables(rules: &str) -> String {
+    let tables = rules
+        .lines()
+        .filter_map(|line| line.strip_prefix("table ")?.strip_suffix(" {"));
+    let mut text: String = tables
+        .map(|table| format!("add table {table}\ndelete table {table}\n"))
+        .collect();
+    text.push_str(rules);
+    text
 }
 
 /// Which program takes which part of the rendered rules.

@@ -6,6 +6,7 @@
 //! Read first: [`plan`] (objects to hosts, pure), [`network`] (hosts to namespaces), [`lab`] (up, apply, down);
 //! [`state`] says what survives a crash.
 
+pub mod bench;
 pub mod check;
 pub mod cli;
 pub mod dataplane;

@@ -81,14 +81,14 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    /// Starts one worker per element of `queues`. `failed` is called when a worker ends before it is told to.
+    /// Starts one worker per element of `queues`; one that `copies` only gives back what it gets. `failed` is called when a worker ends before it is told to.
     ///
     /// # Errors
     /// When the kernel gives no event descriptor or no thread.
     pub(super) fn start(
         shared: &Arc<Shared>,
         queues: Vec<Vec<(Origin, Source)>>,
-        clock: Clock,
+        (clock, copies): (Clock, bool),
         failed: impl Fn(io::Error) + Clone + Send + 'static,
     ) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
@@ -103,8 +103,13 @@ impl Workers {
             let (shared, stop) = (Arc::clone(shared), Arc::clone(&workers.stop));
             let failed = failed.clone();
             let body = move || {
-                let worker = Worker::new(&shared, devices, counters, Rng::new());
-                if let Err(error) = run(worker, &stop, clock) {
+                let ended = if copies {
+                    copy(devices, &stop)
+                } else {
+                    let worker = Worker::new(&shared, devices, counters, Rng::new());
+                    run(worker, &stop, clock)
+                };
+                if let Err(error) = ended {
                     failed(error);
                 }
             };
@@ -143,17 +148,33 @@ impl Workers {
 
 fn run(mut worker: Worker<'_, Source>, stop: &OwnedFd, clock: Clock) -> io::Result<()> {
     loop {
-        if is_stopped(&worker, stop)? {
+        if is_stopped(worker.devices(), stop)? {
             return Ok(());
         }
         worker.drain(|| clock.now())?;
     }
 }
 
+/// The bare copy loop: what any dataplane on these devices has to do, and nothing else.
+fn copy(mut devices: Vec<(Origin, Source)>, stop: &OwnedFd) -> io::Result<()> {
+    let mut frame = Frame::new();
+    while !is_stopped(&devices, stop)? {
+        for (_, device) in &mut devices {
+            while device.receive(&mut frame)? {
+                if !device.has_copies() {
+                    // What cannot be sent is lost, as on any link.
+                    let _ = device.send(&frame);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Waits until a device has something to receive, or until the end.
-fn is_stopped(worker: &Worker<'_, Source>, stop: &OwnedFd) -> io::Result<bool> {
+fn is_stopped(devices: &[(Origin, Source)], stop: &OwnedFd) -> io::Result<bool> {
     let mut polled = vec![PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];
-    for (_, queue) in worker.devices() {
+    for (_, queue) in devices {
         polled.push(PollFd::from_borrowed_fd(queue.as_fd(), PollFlags::IN));
     }
     match poll(&mut polled, None) {

@@ -36,6 +36,9 @@ pub(crate) struct Arguments {
     /// Refuse every packet, without the kernel's limit on ICMP errors
     #[arg(long)]
     no_reject_limit: bool,
+    /// Give every packet back as it came, for benchmarks
+    #[arg(long, hide = true)]
+    copy: bool,
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -59,6 +62,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             Offloads::On
         },
         limit_rejects: !arguments.no_reject_limit,
+        copy: arguments.copy,
     };
     agent::run(settings, || print("ready\n").is_ok())?;
     Ok(())

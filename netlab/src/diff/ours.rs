@@ -72,6 +72,7 @@ fn settings(case: &Case) -> Settings {
         workers: 1,
         offloads: Offloads::On,
         limit_rejects: false,
+        copy: false,
     }
 }
 

@@ -12,6 +12,7 @@ mod endpoints_object;
 mod fields;
 mod lab;
 mod lines;
+mod list;
 mod merge;
 mod notes;
 pub mod objects;

@@ -12,7 +12,7 @@ mod report;
 
 pub use load::serve;
 
-use crate::lab::Error;
+use crate::lab::{Error, io_error};
 use bed::Bed;
 use clap::ValueEnum;
 use machine::Placement;
@@ -134,9 +134,8 @@ pub fn run(arguments: &Arguments, interrupted: &(dyn Fn() -> bool + Sync)) -> Re
     }
     match arguments.output {
         Form::Json => crate::screens::print_json(&report.json()),
-        Form::Text => print!("{}", report.text()),
+        Form::Text => crate::screens::print(&report.text()),
     }
-    Ok(())
 }
 
 /// All subjects with so many Services, in both placements.
@@ -183,9 +182,4 @@ fn side_by_side(
         }
     }
     Ok(rows)
-}
-
-fn io_error(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
-    let what = what.into();
-    move |source| Error::Io { what, source }
 }

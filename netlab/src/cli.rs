@@ -256,7 +256,9 @@ fn run(command: Verb) -> Result<ExitCode, Error> {
         } => apply(which.lab, &filename, prune),
         Verb::Diff(arguments) => diff::run(&arguments),
         Verb::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "lab", &mut io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "lab", &mut script);
+            screens::print(&String::from_utf8_lossy(&script))?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Bench(arguments) => {
@@ -310,8 +312,8 @@ fn up(arguments: &Up) -> Result<ExitCode, Error> {
     }
     match arguments.output.output {
         Form::Json => screens::print_json(&screens::up_json(&running)),
-        Form::Table => print!("{}", screens::up_table(&running)),
-    }
+        Form::Table => screens::print(&screens::up_table(&running)),
+    }?;
     let healthy = lab::unanswered(&running.services).is_empty();
     Ok(ExitCode::from(u8::from(!healthy)))
 }
@@ -410,8 +412,8 @@ fn ls(form: Form) -> Result<ExitCode, Error> {
         .collect();
     match form {
         Form::Json => screens::print_json(&serde_json::json!({ "schemaVersion": 1, "labs": rows })),
-        Form::Table => println!("{}", screens::labs_table(&rows)),
-    }
+        Form::Table => screens::print(&format!("{}\n", screens::labs_table(&rows))),
+    }?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -429,8 +431,8 @@ fn status(lab: Option<String>, form: Form) -> Result<ExitCode, Error> {
     let broken = state.broken();
     match form {
         Form::Json => screens::print_json(&screens::status_json(&state, &plan)),
-        Form::Table => print!("{}", screens::status_table(&state, &plan)),
-    }
+        Form::Table => screens::print(&screens::status_table(&state, &plan)),
+    }?;
     if let Some(why) = &broken {
         eprintln!(
             "unhealthy: {why}; ./lab up {} makes it anew",
@@ -453,8 +455,8 @@ fn check(lab: Option<String>, requests: usize, form: Form) -> Result<ExitCode, E
     }
     match form {
         Form::Json => screens::print_json(&screens::ways_json(&state, requests, &ways)),
-        Form::Table => print!("{}", screens::ways_table(&ways)),
-    }
+        Form::Table => screens::print(&screens::ways_table(&ways)),
+    }?;
     Ok(ExitCode::from(u8::from(
         !ways.iter().all(|way| way.is_fine()),
     )))
@@ -480,10 +482,8 @@ fn logs(lab: Option<String>, host: &str, follow: bool) -> Result<ExitCode, Error
                 .exec(),
         ));
     }
-    print!(
-        "{}",
-        String::from_utf8_lossy(&std::fs::read(&path).map_err(unreadable)?)
-    );
+    let log = std::fs::read(&path).map_err(unreadable)?;
+    screens::print(&String::from_utf8_lossy(&log))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,7 +3,7 @@
 use crate::check::CheckedService;
 use crate::dataplane;
 use crate::everywhere::{Expected, Way};
-use crate::lab::Running;
+use crate::lab::{Error, Running, io_error};
 use crate::names::HostName;
 use crate::plan::{Host, Plan, Protocol, Run};
 use crate::state::{Dataplane, State};
@@ -14,11 +14,20 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 
+/// Writes to stdout; a reader that has gone away (`lab ls | head`) is no failure.
+pub(crate) fn print(text: &str) -> Result<(), Error> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(io_error("stdout")(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Prints one JSON document.
-pub(crate) fn print_json(value: &Value) {
-    println!("{value:#}");
+pub(crate) fn print_json(value: &Value) -> Result<(), Error> {
+    print(&format!("{value:#}\n"))
 }
 
 fn table(header: &[&str]) -> Table {

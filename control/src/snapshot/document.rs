@@ -4,6 +4,7 @@
 //! each document has its line, one broken document does not hide the others, and large files are parsed on all
 //! processors.
 
+use super::list;
 use crate::problem::{Location, Problem};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -35,33 +36,38 @@ pub(super) fn read(file: &str, text: &str) -> (Vec<RawObject>, Vec<Problem>) {
 
 fn read_yaml(file: &Arc<str>, text: &str) -> (Vec<RawObject>, Vec<Problem>) {
     let chunks = split(text);
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let per_worker = chunks.len().div_ceil(workers).max(64);
-    let results: Vec<_> = std::thread::scope(|scope| {
-        let handles: Vec<_> = chunks
-            .chunks(per_worker)
-            .map(|part| {
-                scope.spawn(|| {
-                    part.iter()
-                        .map(|chunk| chunk.parse(file))
-                        .collect::<Vec<_>>()
-                })
-            })
-            .collect();
-        handles
-            .into_iter()
-            .flat_map(|handle| handle.join().unwrap_or_default())
-            .collect()
-    });
     let mut objects = Vec::new();
     let mut problems = Vec::new();
-    for result in results {
+    for result in on_all_processors(&chunks, |chunk| chunk.parse(file)) {
         match result {
             Ok(found) => objects.extend(found),
             Err(problem) => problems.push(problem),
         }
     }
     (objects, problems)
+}
+
+/// What `work` makes of each item, in their order.
+pub(super) fn on_all_processors<I: Sync, R: Send>(
+    items: &[I],
+    work: impl Fn(&I) -> R + Sync,
+) -> Vec<R> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = items.len().div_ceil(processors).max(64);
+    std::thread::scope(|scope| {
+        let work = &work;
+        let workers: Vec<_> = items
+            .chunks(share)
+            .map(|part| scope.spawn(move || part.iter().map(work).collect::<Vec<R>>()))
+            .collect();
+        workers
+            .into_iter()
+            .flat_map(|worker| match worker.join() {
+                Ok(results) => results,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+            .collect()
+    })
 }
 
 /// One document of a stream.
@@ -118,13 +124,16 @@ fn is_marker(line: &str, marker: &str) -> bool {
 
 impl Chunk<'_> {
     fn parse(&self, file: &Arc<str>) -> Result<Vec<RawObject>, Problem> {
-        let document: Document = serde_saphyr::from_str_with_options(self.text, options())
-            .map_err(|error| self.unreadable(file, &error))?;
         let location = |line| Location {
             file: Arc::clone(file),
             document: self.number,
             line: self.lines_before + line,
         };
+        if let Some(objects) = list::read(self, &location(0)) {
+            return Ok(objects);
+        }
+        let document: Document = serde_saphyr::from_str_with_options(self.text, options())
+            .map_err(|error| self.unreadable(file, &error))?;
         Ok(document.into_objects(location(self.lead + 1), |span| {
             location(span.line() as usize)
         }))
@@ -158,17 +167,22 @@ pub(crate) fn options() -> serde_saphyr::Options {
 }
 
 /// A document: an object, or a list of them whose items keep their places.
-struct Document {
+pub(super) struct Document {
     fields: Map<String, Value>,
     items: Option<Vec<Spanned<Value>>>,
 }
 
 impl Document {
+    pub(super) fn list_kind(&self) -> Option<String> {
+        list_kind(self.fields.get("kind"))
+    }
+
     fn into_objects(
         self,
         location: Location,
         locate: impl Fn(serde_saphyr::Location) -> Location,
     ) -> Vec<RawObject> {
+        let list_kind = self.list_kind();
         let Some(items) = self.items else {
             return vec![RawObject {
                 location,
@@ -176,7 +190,6 @@ impl Document {
                 list_kind: None,
             }];
         };
-        let list_kind = list_kind(self.fields.get("kind"));
         let object = |item: Spanned<Value>| RawObject {
             location: locate(item.referenced),
             value: item.value,

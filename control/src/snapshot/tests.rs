@@ -76,6 +76,86 @@ fn lists_and_json_are_the_same_as_documents() {
     );
 }
 
+/// A list too large to be read whole, as kubectl prints it, with dashes in `column`.
+fn large_list(column: usize, item: impl Fn(usize) -> String) -> String {
+    let indented = |number| {
+        let text = item(number);
+        let lines = text.trim().lines().enumerate();
+        lines
+            .map(|(line, text)| {
+                let lead = if line == 0 { "- " } else { "  " };
+                format!("{:column$}{lead}{text}\n", "")
+            })
+            .collect::<String>()
+    };
+    let items: String = (0..600).map(indented).collect();
+    format!("apiVersion: v1\nitems:\n{items}kind: List\nmetadata:\n  resourceVersion: \"\"\n")
+}
+
+fn numbered(number: usize) -> String {
+    SERVICE
+        .replace("web", &format!("web-{number}"))
+        .replace("0.10", &format!("{}.{}", number / 250, number % 250 + 1))
+}
+
+#[test]
+fn a_large_list_is_the_same_as_its_documents() {
+    let documents: Vec<String> = (0..600).map(numbered).collect();
+    let whole = Snapshot::parse("many.yaml", &documents.join("\n---\n")).unwrap();
+    assert_eq!(whole.services.len(), 600);
+    for column in [0, 2] {
+        let list = large_list(column, numbered);
+        let cut = Snapshot::parse("list.yaml", &list).unwrap();
+        assert_eq!(cut.services, whole.services);
+        for service in &cut.services {
+            let name = format!("name: {},", service.metadata.name);
+            let line = list.lines().position(|line| line.contains(&name)).unwrap();
+            // `metadata` is the third line of its object.
+            assert_eq!(service.metadata.location.line, line + 1 - 2, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_large_list_that_cannot_be_cut_is_read_whole() {
+    let anchored = large_list(0, |number| match number {
+        0 => numbered(0).replace("{name: http", "&port {name: http"),
+        _ => numbered(number).replace("{name: http, port: 80}", "*port"),
+    });
+    let snapshot = Snapshot::parse("list.yaml", &anchored).unwrap();
+    assert!(
+        snapshot
+            .services
+            .iter()
+            .all(|service| service.spec.ports[0].port == 80)
+    );
+    assert_eq!(snapshot.services.len(), 600);
+
+    let broken = large_list(0, |number| match number {
+        300 => numbered(300).replace("clusterIP: ", "clusterIP: 'not closed "),
+        _ => numbered(number),
+    });
+    let error = Snapshot::parse("list.yaml", &broken)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("not readable as YAML"), "{error}");
+
+    let wrong = large_list(0, |number| match number {
+        300 => numbered(300).replace("clusterIP: ", "clusterIP: x"),
+        _ => numbered(number),
+    });
+    let line = wrong.lines().position(|line| line.contains(": x")).unwrap() + 1;
+    let error = Snapshot::parse("list.yaml", &wrong)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with(&format!(
+            "list.yaml:{line}: Service demo/web-300: spec.clusterIP"
+        )),
+        "{error}"
+    );
+}
+
 #[test]
 fn endpoints_serve_where_there_is_no_slice() {
     let endpoints = "

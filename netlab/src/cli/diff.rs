@@ -84,14 +84,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
     let report = report.map_err(|error| Error::Failed(format!("{error:#}")))?;
     if is_table {
         for found in &report.differences {
-            println!(
-                "difference of seed {}: {}\n{}",
+            screens::print(&format!(
+                "difference of seed {}: {}\n{}\n",
                 found.seed, found.kind, found.story
-            );
+            ))?;
         }
-        print!("{}", report.summary());
+        screens::print(&report.summary())?;
     } else {
-        screens::print_json(&json!(report));
+        screens::print_json(&json!(report))?;
     }
     Ok(ExitCode::from(u8::from(!report.differences.is_empty())))
 }

@@ -474,6 +474,7 @@ fn udp_endpoints(service_port: &ServicePort, sets: &EndpointSets<'_>) -> Option<
             .map(|endpoint| (endpoint.address.into(), endpoint.port))
             .collect(),
         serving: all.iter().any(|endpoint| endpoint.serving),
+        is_ipv4: service_port.family == Family::V4,
     })
 }
 

@@ -239,6 +239,25 @@ impl SyncMetrics {
         );
         let help = "Pending proxy rules Endpoint changes (changes are taken at once)";
         page.single(Gauge, &name("endpoint_changes_pending"), help, 0);
+        // A partial sync and rules in the kernel are what this proxy does not have; dashboards ask for them.
+        let help = "SyncProxyRules latency in seconds for partial resyncs (there are none)";
+        page.histogram(
+            "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+            help,
+            &self.duration.emptied(),
+        );
+        let tables = [("filter", 0), ("nat", 0)];
+        let help = "Total number of iptables rules owned by kube-proxy (none)";
+        page.labelled(Gauge, &name("iptables_total"), help, "table", tables);
+        let help = "Number of iptables rules written by kube-proxy in last sync (none)";
+        page.labelled(Gauge, &name("iptables_last"), help, "table", tables);
+        let help = "Cumulative proxy iptables partial restore failures (there are none)";
+        page.single(
+            Counter,
+            &name("iptables_partial_restore_failures_total"),
+            help,
+            0,
+        );
         let help = "Cumulative proxy iptables restore failures (here: changes that were refused)";
         page.single(
             Counter,

@@ -164,26 +164,19 @@ const KINDS: [&str; 4] = ["Service", "EndpointSlice", "Endpoints", "Node"];
 
 impl Reader {
     fn add(&mut self, file: &str, text: &str) {
-        let (objects, mut problems) = document::read(file, text);
+        let (objects, mut problems) = document::read(file, text, typed);
         for object in objects {
-            if let Err(found) = self.object(object) {
-                problems.extend(found);
+            match object {
+                Ok(Typed::Service(service)) => self.snapshot.services.push(service),
+                Ok(Typed::EndpointSlice(slice)) => self.snapshot.endpoint_slices.push(slice),
+                Ok(Typed::Endpoints(endpoints)) => self.endpoints.push(endpoints),
+                Ok(Typed::Node(node)) => self.snapshot.nodes.push(node),
+                Ok(Typed::Skipped(kind)) => *self.skipped.entry(kind).or_default() += 1,
+                Err(found) => problems.extend(found),
             }
         }
         lines::refine(&mut problems, text);
         self.problems.extend(problems);
-    }
-
-    fn object(&mut self, raw: RawObject) -> Result<(), Vec<Problem>> {
-        let kind = kind_of(&raw).map_err(|problem| vec![problem])?;
-        match kind.as_str() {
-            "Service" => self.snapshot.services.push(decode(raw)?),
-            "EndpointSlice" => self.snapshot.endpoint_slices.push(decode(raw)?),
-            "Endpoints" => self.endpoints.push(decode(raw)?),
-            "Node" => self.snapshot.nodes.push(decode(raw)?),
-            _ => *self.skipped.entry(kind).or_default() += 1,
-        }
-        Ok(())
     }
 
     fn finish(mut self, name: &str) -> Result<Snapshot, SnapshotError> {
@@ -214,6 +207,26 @@ impl Reader {
             .extend(notes.iter().map(Problem::to_string));
         Ok(self.snapshot)
     }
+}
+
+/// An object of a kind that is read, or another's kind.
+enum Typed {
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+    Endpoints(Endpoints),
+    Node(Node),
+    Skipped(String),
+}
+
+fn typed(raw: RawObject) -> Result<Typed, Vec<Problem>> {
+    let kind = kind_of(&raw).map_err(|problem| vec![problem])?;
+    Ok(match kind.as_str() {
+        "Service" => Typed::Service(decode(raw)?),
+        "EndpointSlice" => Typed::EndpointSlice(decode(raw)?),
+        "Endpoints" => Typed::Endpoints(decode(raw)?),
+        "Node" => Typed::Node(decode(raw)?),
+        _ => Typed::Skipped(kind),
+    })
 }
 
 /// `group/Kind` of kinds that are skipped, the bare kind of those that are read.

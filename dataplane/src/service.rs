@@ -47,6 +47,8 @@ pub struct UdpEndpoints {
     pub unused: Vec<(Address, u16)>,
     /// Whether any endpoint is serving.
     pub serving: bool,
+    /// Which of the two families of the Service this is: each is served on its own.
+    pub is_ipv4: bool,
 }
 
 /// How an endpoint is chosen for a new connection.
@@ -253,8 +255,8 @@ pub struct ServiceTable {
     counted: HashSet<u64>,
     /// For least-connections, shared by all versions of the table.
     loads: Arc<Loads>,
-    /// Of each UDP Service that has a serving endpoint: the table since which it has had one.
-    serving_since: HashMap<u64, Generation>,
+    /// Of each UDP Service and family (whether IPv4) that has a serving endpoint: the table since which it has had one.
+    serving_since: HashMap<(u64, bool), Generation>,
 }
 
 /// The class of a packet's source (kube-proxy's local detector, then `addrtype --src-type LOCAL`).
@@ -541,7 +543,9 @@ impl ServiceTable {
         let Some(id) = service else {
             return addressed.next().is_some();
         };
-        let is_newly_served = self.serving_since.get(&id).is_some_and(|g| checked < *g);
+        let served = (id, original.destination.is_ipv4());
+        let since = self.serving_since.get(&served);
+        let is_newly_served = since.is_some_and(|since| checked < *since);
         let lists = |frontend: &Frontend| {
             self.service_id(frontend.service) == id && self.lists(frontend, reply)
         };
@@ -592,11 +596,15 @@ fn with_selection<'s>(
         .map(|(position, (_, id))| (position, *id))
 }
 
-/// Identifiers of the UDP Services that have a serving endpoint.
-fn serving_udp<'s>(services: &'s [Service], ids: &'s [u64]) -> impl Iterator<Item = u64> + 's {
-    let serving = |service: &Service| service.udp.as_ref().is_some_and(|udp| udp.serving);
-    let served = services.iter().zip(ids).filter(move |pair| serving(pair.0));
-    served.map(|(_, id)| *id)
+/// Identifiers and families of the UDP Services that have a serving endpoint.
+fn serving_udp<'s>(
+    services: &'s [Service],
+    ids: &'s [u64],
+) -> impl Iterator<Item = (u64, bool)> + 's {
+    services.iter().zip(ids).filter_map(|(service, id)| {
+        let udp = service.udp.as_ref().filter(|udp| udp.serving)?;
+        Some((*id, udp.is_ipv4))
+    })
 }
 
 /// FNV-1a of the name.

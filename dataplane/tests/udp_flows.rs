@@ -23,6 +23,7 @@ fn parts(generation: u64, used: Option<&str>, unused: &[&str], serving: bool) ->
             .map(|unused| (address(unused), 8080))
             .collect(),
         serving,
+        is_ipv4: true,
     });
     if used.is_none() {
         for (_, frontend) in parts
@@ -138,4 +139,35 @@ fn a_flow_stays_when_its_endpoint_is_at_another_place_of_the_table() {
     let entries = bed.conntrack.len();
     assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(OLD));
     assert_eq!(bed.conntrack.len(), entries);
+}
+
+#[test]
+fn a_family_that_is_served_does_not_hide_the_other_getting_its_first_endpoint() {
+    let other_family = |generation| {
+        let mut parts = parts(generation, Some(OLD), &[], false);
+        let mut service = parts.services[0].clone();
+        service.udp = Some(UdpEndpoints {
+            serving: true,
+            ..UdpEndpoints::default()
+        });
+        parts.services.push(service);
+        parts
+    };
+    let mut bed = Bed::new(ServiceTable::following(
+        other_family(1),
+        &ServiceTable::empty(),
+    ));
+    assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(OLD));
+    let mut served = other_family(2);
+    served.services[0].udp.as_mut().unwrap().serving = true;
+    served.endpoints[0].address = address(NEW);
+    let endpoint = (address(OLD), 8080);
+    served.services[0]
+        .udp
+        .as_mut()
+        .unwrap()
+        .unused
+        .push(endpoint);
+    publish(&mut bed, served);
+    assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(NEW));
 }

@@ -84,6 +84,7 @@ pub(super) fn services(masquerade: bool) -> ServiceTable {
         udp: Some(UdpEndpoints {
             unused: Vec::new(),
             serving: true,
+            is_ipv4: true,
         }),
     };
     let endpoint = |nth: u32| Endpoint {

@@ -78,7 +78,8 @@ fn a_udp_service_knows_the_listed_endpoints_that_it_does_not_use() {
         found.services[0].udp,
         Some(UdpEndpoints {
             unused: vec![(address(1), 53)],
-            serving: true
+            serving: true,
+            is_ipv4: true,
         })
     );
     let found = parts(

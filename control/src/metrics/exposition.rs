@@ -98,6 +98,11 @@ impl Histogram {
         }
     }
 
+    /// One with these bounds that has observed nothing.
+    pub fn emptied(&self) -> Self {
+        Self::new(self.bounds.clone())
+    }
+
     /// Adds an observation.
     pub fn observe(&mut self, value: f64) {
         let position = self.bounds.partition_point(|bound| *bound < value);

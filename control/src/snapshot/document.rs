@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// An object as it was read.
 #[derive(Debug)]
@@ -22,23 +22,32 @@ pub(super) struct RawObject {
     pub(super) list_kind: Option<String>,
 }
 
-/// All objects in `text`, lists taken apart, and what could not be read.
-pub(super) fn read(file: &str, text: &str) -> (Vec<RawObject>, Vec<Problem>) {
+/// What `decode` makes of all objects in `text`, lists taken apart, and what could not be read. Each object is
+/// decoded where it was parsed: all of a large file as untyped trees would take twenty times its size.
+pub(super) fn read<T: Send>(
+    file: &str,
+    text: &str,
+    decode: impl Fn(RawObject) -> T + Sync,
+) -> (Vec<T>, Vec<Problem>) {
     let file: Arc<str> = Arc::from(file);
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim_start().starts_with('{')
         && let Ok(objects) = read_json(&file, text)
     {
-        return (objects, Vec::new());
+        return (objects.into_iter().map(decode).collect(), Vec::new());
     }
-    read_yaml(&file, text)
+    read_yaml(&file, text, decode)
 }
 
-fn read_yaml(file: &Arc<str>, text: &str) -> (Vec<RawObject>, Vec<Problem>) {
+fn read_yaml<T: Send>(
+    file: &Arc<str>,
+    text: &str,
+    decode: impl Fn(RawObject) -> T + Sync,
+) -> (Vec<T>, Vec<Problem>) {
     let chunks = split(text);
     let mut objects = Vec::new();
     let mut problems = Vec::new();
-    for result in on_all_processors(&chunks, |chunk| chunk.parse(file)) {
+    for result in on_all_processors(&chunks, |chunk| chunk.read(file, &decode)) {
         match result {
             Ok(found) => objects.extend(found),
             Err(problem) => problems.push(problem),
@@ -47,18 +56,24 @@ fn read_yaml(file: &Arc<str>, text: &str) -> (Vec<RawObject>, Vec<Problem>) {
     (objects, problems)
 }
 
-/// What `work` makes of each item, in their order.
+/// What `work` makes of each item, in their order. Items differ in size, so processors take turns.
 pub(super) fn on_all_processors<I: Sync, R: Send>(
     items: &[I],
     work: impl Fn(&I) -> R + Sync,
 ) -> Vec<R> {
+    const TURN: usize = 64;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = items.len().div_ceil(processors).max(64);
-    std::thread::scope(|scope| {
-        let work = &work;
-        let workers: Vec<_> = items
-            .chunks(share)
-            .map(|part| scope.spawn(move || part.iter().map(work).collect::<Vec<R>>()))
+    let turns = Mutex::new(items.chunks(TURN).enumerate());
+    let worker = || {
+        let mut done = Vec::new();
+        while let Some((number, part)) = turns.lock().ok().and_then(|mut turns| turns.next()) {
+            done.push((number, part.iter().map(&work).collect::<Vec<R>>()));
+        }
+        done
+    };
+    let mut done: Vec<_> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..processors.min(items.len().div_ceil(TURN)))
+            .map(|_| scope.spawn(worker))
             .collect();
         workers
             .into_iter()
@@ -67,7 +82,9 @@ pub(super) fn on_all_processors<I: Sync, R: Send>(
                 Err(panic) => std::panic::resume_unwind(panic),
             })
             .collect()
-    })
+    });
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().flat_map(|(_, results)| results).collect()
 }
 
 /// One document of a stream.
@@ -123,20 +140,25 @@ fn is_marker(line: &str, marker: &str) -> bool {
 }
 
 impl Chunk<'_> {
-    fn parse(&self, file: &Arc<str>) -> Result<Vec<RawObject>, Problem> {
+    fn read<T: Send>(
+        &self,
+        file: &Arc<str>,
+        decode: &(impl Fn(RawObject) -> T + Sync),
+    ) -> Result<Vec<T>, Problem> {
         let location = |line| Location {
             file: Arc::clone(file),
             document: self.number,
             line: self.lines_before + line,
         };
-        if let Some(objects) = list::read(self, &location(0)) {
+        if let Some(objects) = list::read(self, &location(0), decode) {
             return Ok(objects);
         }
         let document: Document = serde_saphyr::from_str_with_options(self.text, options())
             .map_err(|error| self.unreadable(file, &error))?;
-        Ok(document.into_objects(location(self.lead + 1), |span| {
+        let objects = document.into_objects(location(self.lead + 1), |span| {
             location(span.line() as usize)
-        }))
+        });
+        Ok(objects.into_iter().map(decode).collect())
     }
 
     fn unreadable(&self, file: &Arc<str>, error: &serde_saphyr::Error) -> Problem {

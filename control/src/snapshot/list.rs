@@ -27,7 +27,11 @@ struct Item<'t> {
 }
 
 /// The objects of a large list, read on all processors; `None` where `chunk` is none or cannot be read in pieces.
-pub(super) fn read(chunk: &Chunk<'_>, location: &Location) -> Option<Vec<RawObject>> {
+pub(super) fn read<T: Send>(
+    chunk: &Chunk<'_>,
+    location: &Location,
+    decode: &(impl Fn(RawObject) -> T + Sync),
+) -> Option<Vec<T>> {
     if chunk.text.len() < LARGE {
         return None;
     }
@@ -37,14 +41,14 @@ pub(super) fn read(chunk: &Chunk<'_>, location: &Location) -> Option<Vec<RawObje
     let list_kind = head.list_kind();
     document::on_all_processors(&list.items, |item| {
         let (value, line) = item.read()?;
-        Some(RawObject {
+        Some(decode(RawObject {
             location: Location {
                 line: chunk.lines_before + line,
                 ..location.clone()
             },
             value,
             list_kind: list_kind.clone(),
-        })
+        }))
     })
     .into_iter()
     .collect()

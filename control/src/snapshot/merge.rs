@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub fn merge(base: (&str, &str), change: (&str, &str)) -> Result<String, Problems> {
     let mut objects = BTreeMap::new();
     for (file, text) in [base, change] {
-        let (read, problems) = document::read(file, text);
+        let (read, problems) = document::read(file, text, |object| object);
         if !problems.is_empty() {
             return Err(Problems(problems));
         }

@@ -12,6 +12,7 @@ mod facts;
 mod links;
 mod room;
 mod servers;
+mod slices;
 pub mod socket;
 pub mod steering;
 mod stepped;
@@ -25,8 +26,9 @@ pub use stepped::Stepped;
 use crate::compile::compile_all;
 use crate::config::KubeProxyConfig;
 use crate::conntrack::Responder;
-use crate::metrics::Changes;
+use crate::metrics::{Changes, WithoutLocal};
 use crate::netlink::{self, Netlink};
+use crate::node_network::NodeNetwork;
 use crate::snapshot::{Snapshot, Texts};
 use anyhow::{Context as _, Result, bail};
 use arc_swap::ArcSwap;
@@ -42,6 +44,8 @@ use dataplane::tuple::{Origin, Timestamp};
 use dataplane::verdict::Counts;
 use dataplane::worker::{NodeFacts, Shared};
 use servers::{Servers, Telemetry};
+use slices::Exchange;
+use std::ffi::OsStr;
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -113,10 +117,13 @@ struct Agent {
     listening_ports_due: Timestamp,
     telemetry: Arc<Telemetry>,
     servers: Servers,
-    /// What the files with the objects held when they were looked at last.
-    seen: u64,
+    /// What the files with the objects held when all of them were looked at last, if no single one was since.
+    seen: Option<u64>,
     /// Why the objects that are in the files now are not those in the table.
     refused: Option<String>,
+    /// The addresses and routes that the table was compiled for.
+    network: NodeNetwork,
+    without_local: WithoutLocal,
 }
 
 /// How often connections, affinities and fragments are looked over.
@@ -136,7 +143,7 @@ impl Agent {
         };
         follow_host_settings(&settings, &config);
         let mut agent = Self::prepare(settings, snapshot, config)?;
-        agent.seen = digest(&texts);
+        agent.seen = Some(digest(&texts));
         match agent.attach(events) {
             Ok(()) => Ok(agent),
             Err(error) => {
@@ -156,8 +163,10 @@ impl Agent {
         let mut agent = Self {
             servers: Servers::start(&config, Arc::clone(&telemetry))?,
             telemetry,
-            seen: 0,
+            seen: None,
             refused: None,
+            network: NodeNetwork::default(),
+            without_local: WithoutLocal::default(),
             shared,
             sysctls: facts::Sysctls::default(),
             room: room::Log::default(),
@@ -223,22 +232,33 @@ impl Agent {
     }
 
     fn run(&mut self, events: &Receiver<Event>) -> Result<()> {
+        let mut maintained = self.clock.now();
         loop {
+            let now = self.clock.now();
+            if now.since(maintained) >= MAINTENANCE_INTERVAL {
+                self.maintain();
+                maintained = now;
+            }
             match events.recv_timeout(MAINTENANCE_INTERVAL) {
                 Ok(Event::Stop) => return Ok(()),
                 Ok(Event::WorkerFailed(error)) => bail!("a worker failed: {error}"),
-                Ok(Event::ObjectsChanged) => self.reread(),
+                Ok(Event::ObjectsChanged(file)) => self.reread(file.as_deref()),
                 Ok(Event::LinksChanged) => self.relink()?,
                 Ok(Event::Asked(stream)) => socket::answer(stream, self),
-                Err(RecvTimeoutError::Timeout) => self.maintain(),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("all event sources ended"),
             }
         }
     }
 
-    /// Takes the objects anew. What cannot be read or compiled changes nothing.
-    fn reread(&mut self) {
-        let result = self.try_reread();
+    /// Takes the objects anew, of one file of the folder if that is enough. What cannot be read or compiled changes
+    /// nothing.
+    fn reread(&mut self, file: Option<&OsStr>) {
+        let result = match file.map_or(Exchange::Declined, |file| self.exchange_slices(file)) {
+            Exchange::Same => Ok(Reread::Same),
+            Exchange::Published => Ok(Reread::Published),
+            Exchange::Declined => self.try_reread(),
+        };
         self.telemetry.settled(result.is_err());
         match result {
             Ok(Reread::Same) => {}
@@ -257,10 +277,10 @@ impl Agent {
         let texts = Texts::read(&self.settings.snapshot)?;
         // One change of a file makes several events.
         let seen = digest(&texts);
-        if seen == self.seen {
+        if self.seen == Some(seen) {
             return Ok(Reread::Same);
         }
-        self.seen = seen;
+        self.seen = Some(seen);
         let snapshot = Snapshot::of(&texts)?;
         self.take(snapshot)?;
         Ok(Reread::Published)
@@ -294,6 +314,8 @@ impl Agent {
         let table = Arc::new(table);
         self.shared.services.store(Arc::clone(&table));
         self.generation = generation;
+        self.network = network;
+        self.without_local = compiled.without_local;
         self.telemetry
             .published(start, changes, compiled.without_local);
         if let Some(node) = self.snapshot.node(node) {

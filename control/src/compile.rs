@@ -14,7 +14,7 @@ use crate::problem::did_you_mean;
 use crate::resolve;
 use crate::snapshot::{Node, Snapshot};
 use dataplane::service::{
-    Action, Endpoint, EndpointRange, Frontend, FrontendKey, FrontendKind, Generation,
+    Action, Endpoint, EndpointRange, Endpoints, Frontend, FrontendKey, FrontendKind, Generation,
     LocalDetector, NodePortAddresses, Parts, Prefix, Selection, Service, ServiceIndex,
     UdpEndpoints,
 };
@@ -87,6 +87,7 @@ pub fn compile_all(
         has_detector: false,
         selection: default_selection(config, node),
         masquerade_addresses: HashMap::new(),
+        endpoints: Vec::new(),
         parts: empty_parts(generation, config, network, node)?,
     };
     let mut health_checks = BTreeMap::new();
@@ -99,6 +100,7 @@ pub fn compile_all(
             health_checks.entry(name).or_insert(check);
         }
     }
+    compiler.parts.endpoints = compiler.endpoints.into_iter().collect();
     Ok(Compiled {
         parts: compiler.parts,
         health_checks,
@@ -140,7 +142,7 @@ fn empty_parts(
         generation,
         services: Vec::new(),
         frontends: Vec::new(),
-        endpoints: Vec::new(),
+        endpoints: Endpoints::default(),
         node_addresses: own.map(|own| own.network.addr().into()).collect(),
         node_port_addresses_v4: node_port_addresses(config, network, node, Family::V4),
         node_port_addresses_v6: node_port_addresses(config, network, node, Family::V6),
@@ -246,6 +248,7 @@ struct Compiler<'a> {
     /// Where a Service does not say.
     selection: Selection,
     masquerade_addresses: HashMap<IpAddr, Option<IpAddr>>,
+    endpoints: Vec<Endpoint>,
     parts: Parts,
 }
 
@@ -266,7 +269,7 @@ impl Compiler<'_> {
         let sets = EndpointSets::of(service_port, self.node.zone());
         let service = ServiceIndex(self.parts.services.len() as u32);
         self.parts.services.push(Service {
-            name: service_port.name.to_string(),
+            name: service_port.name.to_string().into(),
             selection: service_port.selection.unwrap_or(self.selection),
             affinity_timeout: service_port.affinity_timeout,
             udp: udp_endpoints(service_port, &sets),
@@ -310,14 +313,14 @@ impl Compiler<'_> {
     }
 
     fn push_endpoints(&mut self, endpoints: &[&model::Endpoint]) -> EndpointRange {
-        let start = self.parts.endpoints.len() as u32;
+        let start = self.endpoints.len() as u32;
         for endpoint in endpoints {
             let network = self.network;
             let masquerade_address = *self
                 .masquerade_addresses
                 .entry(endpoint.address)
                 .or_insert_with_key(|address| network.masquerade_address(*address));
-            self.parts.endpoints.push(Endpoint {
+            self.endpoints.push(Endpoint {
                 address: endpoint.address.into(),
                 port: endpoint.port,
                 masquerade_address: masquerade_address.map(Address::from),

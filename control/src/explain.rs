@@ -35,7 +35,8 @@ pub struct Packet {
 }
 
 impl Packet {
-    fn tuple(&self) -> Tuple {
+    /// Its tuple.
+    pub fn tuple(&self) -> Tuple {
         Tuple {
             source: self.source.into(),
             destination: self.destination.ip().into(),
@@ -156,7 +157,7 @@ impl<'s> Explainer<'s> {
         Explanation {
             verdict,
             reason,
-            service: service.map(|index| self.table.service(index).name.clone()),
+            service: service.map(|index| self.table.service(index).name.to_string()),
             endpoints: candidates(packet, &decision),
         }
     }

@@ -9,6 +9,7 @@
 
 mod document;
 mod endpoints_object;
+mod exchange;
 mod fields;
 mod lab;
 mod lines;
@@ -19,6 +20,7 @@ pub mod objects;
 mod validate;
 
 pub(crate) use document::options as yaml_options;
+pub use exchange::{ServiceKey, slices};
 pub use fields::{parse_cidr, parse_ip};
 pub use merge::merge;
 pub use objects::{EndpointSlice, Node, Service};
@@ -42,6 +44,8 @@ pub struct Snapshot {
     pub nodes: Vec<Node>,
     /// What was skipped or is odd, for people to read.
     pub notes: Vec<String>,
+    /// Whether Endpoints objects were among them, which serve where a Service has no slice.
+    pub has_endpoints_objects: bool,
 }
 
 /// Why there is no snapshot.
@@ -137,13 +141,18 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, SnapshotError> {
     let mut files = Vec::new();
     for entry in entries {
         let file = entry.map_err(unreadable(path))?.path();
-        let extension = file.extension().and_then(|extension| extension.to_str());
-        if file.is_file() && matches!(extension, Some("yaml" | "yml" | "json")) {
+        if file.is_file() && holds_objects(&file) {
             files.push(file);
         }
     }
     files.sort();
     Ok(files)
+}
+
+/// Whether a file of a folder is read, by its name.
+pub(crate) fn holds_objects(file: &Path) -> bool {
+    let extension = file.extension().and_then(|extension| extension.to_str());
+    matches!(extension, Some("yaml" | "yml" | "json"))
 }
 
 fn unreadable(path: &Path) -> impl FnOnce(std::io::Error) -> SnapshotError {
@@ -189,6 +198,7 @@ impl Reader {
         self.problems.extend(sort(&mut snapshot.nodes));
         self.problems.extend(sort(&mut self.endpoints));
         self.problems.extend(sort(&mut snapshot.endpoint_slices));
+        snapshot.has_endpoints_objects = !self.endpoints.is_empty();
         endpoints_object::convert(self.endpoints, &mut snapshot.endpoint_slices);
         self.problems.extend(validate::between(snapshot));
         if !self.problems.is_empty() {

@@ -8,251 +8,35 @@
 //! never more than half full, so a probe always ends; frontends with one key stand together, in the order of the
 //! rules.
 
+mod index;
+mod parts;
+
+pub use parts::{
+    Action, Endpoint, EndpointRange, Endpoints, Frontend, FrontendKey, FrontendKind, Generation,
+    LocalDetector, NodePortAddresses, Parts, Prefix, Selection, Service, ServiceIndex,
+    UdpEndpoints,
+};
+
 use crate::select::Loads;
-use crate::tuple::{Address, Origin, Protocol, Tuple};
+use crate::tuple::{Address, Origin, Tuple};
+use index::Index;
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
-
-/// The version of a table: grows by one with each that is published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Generation(pub u64);
-
-/// Index into [`ServiceTable::services`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ServiceIndex(pub u32);
-
-/// One port of a Service: kube-proxy's svcport.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Service {
-    /// `namespace/name:port`, as kube-proxy prints it (no colon when the port has no name).
-    pub name: String,
-    /// How an endpoint is chosen.
-    pub selection: Selection,
-    /// For ClientIP affinity: how long a client stays with its endpoint after its last new connection.
-    pub affinity_timeout: Option<Duration>,
-    /// For UDP only: what ends its flows.
-    pub udp: Option<UdpEndpoints>,
-}
-
-/// What the slices say of a UDP Service's endpoints, beyond where new connections go: its flows end by it.
-///
-/// An endpoint that merely is no longer ready keeps its flows, one that is no longer listed does not. Source:
-/// kube-proxy's `detectStaleConntrackEntries`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UdpEndpoints {
-    /// Addresses and ports that are listed but that no new connection is sent to from this node.
-    pub unused: Vec<(Address, u16)>,
-    /// Whether any endpoint is serving.
-    pub serving: bool,
-    /// Which of the two families of the Service this is: each is served on its own.
-    pub is_ipv4: bool,
-}
-
-/// How an endpoint is chosen for a new connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Selection {
-    /// Each with the same probability, as kube-proxy's `statistic` rules do.
-    #[default]
-    Random,
-    /// In turn, as IPVS `rr`.
-    RoundRobin,
-    /// The one with the fewest connections, as IPVS `lc`.
-    LeastConnections,
-    /// By a hash of the client's address, as IPVS `sh`.
-    SourceHash,
-    /// By Maglev's consistent hash of the five-tuple.
-    Maglev,
-}
-
-impl Selection {
-    /// All of them, by the names that users give them.
-    pub const NAMES: [(&'static str, Self); 5] = [
-        ("random", Self::Random),
-        ("round-robin", Self::RoundRobin),
-        ("least-connections", Self::LeastConnections),
-        ("source-hash", Self::SourceHash),
-        ("maglev", Self::Maglev),
-    ];
-
-    /// The one of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        let known = Self::NAMES.iter().find(|(known, _)| *known == name)?;
-        Some(known.1)
-    }
-}
-
-/// Where one of a Service's pods answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    /// Address of the pod.
-    pub address: Address,
-    /// Port of the pod.
-    pub port: u16,
-    /// What MASQUERADE would choose as source towards this endpoint: an address of the interface that the
-    /// route to it leaves by. `None`: the node has none, and what must be masqueraded is dropped.
-    pub masquerade_address: Option<Address>,
-    /// Whether the address is one of this node's own (a pod on the host's network).
-    pub on_node: bool,
-}
-
-/// A contiguous run of [`ServiceTable::endpoints`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct EndpointRange {
-    /// Index of the first.
-    pub start: u32,
-    /// How many.
-    pub count: u32,
-}
-
-/// What a Service is reached by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FrontendKey {
-    /// The virtual address; for a NodePort the unspecified address of its family.
-    pub address: Address,
-    /// The Service's port, or the NodePort.
-    pub port: u16,
-    /// Transport protocol.
-    pub protocol: Protocol,
-}
-
-/// The kind of address behind a [`FrontendKey`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FrontendKind {
-    /// `spec.clusterIPs`.
-    ClusterIp,
-    /// `spec.externalIPs`.
-    ExternalIp,
-    /// `status.loadBalancer.ingress`.
-    LoadBalancerIp,
-    /// `spec.ports[].nodePort`.
-    NodePort,
-}
-
-/// What happens to a new connection, once its source's class is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// DNAT to one of these endpoints (at least one).
-    Balance {
-        /// The candidates.
-        endpoints: EndpointRange,
-        /// Whether kube-proxy marks the packet for masquerade. Hairpin traffic is masqueraded anyway.
-        masquerade: bool,
-    },
-    /// No endpoints: answered with ICMP port unreachable.
-    Reject,
-    /// The traffic policy is Local and this node has no endpoint.
-    Drop,
-}
-
-/// One address and port of a Service, its policies resolved for this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frontend {
-    /// The Service behind it.
-    pub service: ServiceIndex,
-    /// The kind of address.
-    pub kind: FrontendKind,
-    /// For sources that the local detector takes for pods.
-    pub from_pod: Action,
-    /// For sources that are addresses of this node.
-    pub from_local: Action,
-    /// For all others.
-    pub from_outside: Action,
-    /// `loadBalancerSourceRanges`: sources outside them are dropped. Empty: no filter.
-    pub source_ranges: Vec<Prefix>,
-}
-
-/// An address range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Prefix {
-    network: u128,
-    mask: u128,
-}
-
-impl Prefix {
-    /// `address/length`; bits after `length` are cleared. `length` beyond the family's width counts as full.
-    pub fn new(address: Address, length: u8) -> Self {
-        let bits = u32::from(length) + if address.is_ipv4() { 96 } else { 0 };
-        let mask = u128::MAX
-            .checked_shl(128u32.saturating_sub(bits))
-            .unwrap_or(0);
-        Self {
-            network: address.to_bits() & mask,
-            mask,
-        }
-    }
-
-    /// Whether `address` lies in it. An IPv4 prefix never contains an IPv6 address.
-    #[inline]
-    pub const fn contains(&self, address: Address) -> bool {
-        address.to_bits() & self.mask == self.network
-    }
-}
-
-/// How kube-proxy tells pods' traffic from other traffic (`detectLocalMode`).
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub enum LocalDetector {
-    /// No detector: nothing is taken for a pod.
-    #[default]
-    None,
-    /// By source address (ClusterCIDR, NodeCIDR): one prefix of either family, where there is one.
-    Source(Vec<Prefix>),
-    /// By the interface that it came in by (BridgeInterface, InterfaceNamePrefix): [`Origin::Pod`].
-    Interface,
-}
-
-/// Which of the node's addresses serve NodePorts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodePortAddresses {
-    /// All of them; loopback of IPv4 only if `localhost`.
-    All {
-        /// `localhostNodePorts`.
-        localhost: bool,
-    },
-    /// Just these.
-    Only(Vec<Address>),
-}
-
-/// What a [`ServiceTable`] is made of.
-#[derive(Clone, Debug)]
-pub struct Parts {
-    /// The version.
-    pub generation: Generation,
-    /// The Services.
-    pub services: Vec<Service>,
-    /// The frontends. Those with one key are tried in this order, as the rules of a chain are.
-    ///
-    /// DIFFERS: kube-proxy writes the rules of all Services in a random order at each sync, so which of two Services
-    /// serves an address that both claim changes; here it is the first in the order of the control plane.
-    pub frontends: Vec<(FrontendKey, Frontend)>,
-    /// All endpoints; ranges point into them.
-    pub endpoints: Vec<Endpoint>,
-    /// All addresses of the node.
-    pub node_addresses: Vec<Address>,
-    /// NodePorts of IPv4 answer on these.
-    pub node_port_addresses_v4: NodePortAddresses,
-    /// NodePorts of IPv6 answer on these.
-    pub node_port_addresses_v6: NodePortAddresses,
-    /// Detector of IPv4 traffic of pods.
-    pub local_detector_v4: LocalDetector,
-    /// Detector of IPv6 traffic of pods.
-    pub local_detector_v6: LocalDetector,
-}
 
 /// The Services of a cluster as one node serves them. See the module.
 #[derive(Debug)]
 pub struct ServiceTable {
     parts: Parts,
-    index: Index,
-    node_addresses: HashSet<Address>,
+    index: Arc<Index>,
+    node_addresses: Arc<HashSet<Address>>,
     /// Stable over all versions of the table, one per Service.
-    ids: Vec<u64>,
+    ids: Arc<[u64]>,
     /// For selection in turn, one per Service.
-    turns: Vec<AtomicU32>,
+    turns: Arc<[AtomicU32]>,
     /// Services with least-connections.
-    counted: HashSet<u64>,
+    counted: Arc<HashSet<u64>>,
     /// For least-connections, shared by all versions of the table.
     loads: Arc<Loads>,
     /// Of each UDP Service and family (whether IPv4) that has a serving endpoint: the table since which it has had one.
@@ -297,21 +81,21 @@ impl ServiceTable {
     pub fn new(mut parts: Parts, hash: &RandomState) -> Self {
         parts.frontends.sort_by_key(|(key, _)| *key);
         let index = Index::new(&parts.frontends, hash.clone());
-        let node_addresses = parts.node_addresses.iter().copied().collect();
-        let ids: Vec<u64> = parts
+        let node_addresses = Arc::new(parts.node_addresses.iter().copied().collect());
+        let ids: Arc<[u64]> = parts
             .services
             .iter()
             .map(|service| stable_id(&service.name))
             .collect();
         let turns = ids.iter().map(|_| AtomicU32::new(0)).collect();
         let counted = with_selection(&parts.services, &ids, Selection::LeastConnections);
-        let counted = counted.map(|(_, id)| id).collect();
+        let counted = Arc::new(counted.map(|(_, id)| id).collect());
         let serving_since = serving_udp(&parts.services, &ids)
             .map(|id| (id, parts.generation))
             .collect();
         Self {
             parts,
-            index,
+            index: Arc::new(index),
             node_addresses,
             ids,
             turns,
@@ -338,10 +122,57 @@ impl ServiceTable {
             .collect();
         for (position, id) in in_turn(&table) {
             if let Some(turn) = turns.get(&id) {
-                table.turns[position] = AtomicU32::new(turn.load(Ordering::Relaxed));
+                table.turns[position].store(turn.load(Ordering::Relaxed), Ordering::Relaxed);
             }
         }
         table
+    }
+
+    /// The next version of this table, in which `changed` says anew what some of the Services mean; their frontends
+    /// are the same, what is behind them is not. Everything else is shared, so this takes no time that grows with
+    /// the endpoints. `None` where a whole table is due: `changed` has a frontend that this table has not, or many
+    /// such versions have been.
+    pub fn with_changed(&self, changed: &Parts) -> Option<Self> {
+        let mut parts = self.parts.clone();
+        parts.generation = changed.generation;
+        let offset = parts.endpoints.extend(&changed.endpoints)?;
+        for (key, frontend) in &changed.frontends {
+            let service = &changed.services[frontend.service.0 as usize];
+            let id = stable_id(&service.name);
+            let start = self.index.find(key, &parts.frontends)?;
+            let claims = parts.frontends[start..].iter_mut();
+            let mut same = claims
+                .take_while(|claim| claim.0 == *key)
+                .map(|(_, claim)| claim)
+                .filter(|claim| claim.kind == frontend.kind && self.service_id(claim.service) == id)
+                .peekable();
+            let position = same.peek()?.service;
+            // An address that a Service lists twice has two.
+            same.for_each(|claim| *claim = frontend.moved(position, offset));
+            parts.services[position.0 as usize] = service.clone();
+        }
+        let mut serving_since = self.serving_since.clone();
+        let served = |service: &Service| {
+            let udp = service.udp.as_ref()?;
+            Some(((stable_id(&service.name), udp.is_ipv4), udp.serving))
+        };
+        for (key, is_serving) in changed.services.iter().filter_map(served) {
+            if is_serving {
+                serving_since.entry(key).or_insert(parts.generation);
+            } else {
+                serving_since.remove(&key);
+            }
+        }
+        Some(Self {
+            parts,
+            index: Arc::clone(&self.index),
+            node_addresses: Arc::clone(&self.node_addresses),
+            ids: Arc::clone(&self.ids),
+            turns: Arc::clone(&self.turns),
+            counted: Arc::clone(&self.counted),
+            loads: Arc::clone(&self.loads),
+            serving_since,
+        })
     }
 
     /// A table without Services, of a node without addresses.
@@ -350,7 +181,7 @@ impl ServiceTable {
             generation: Generation(0),
             services: Vec::new(),
             frontends: Vec::new(),
-            endpoints: Vec::new(),
+            endpoints: Endpoints::default(),
             node_addresses: Vec::new(),
             node_port_addresses_v4: NodePortAddresses::All { localhost: true },
             node_port_addresses_v6: NodePortAddresses::All { localhost: false },
@@ -493,7 +324,26 @@ impl ServiceTable {
 
     /// The endpoints of a range.
     pub fn endpoints(&self, range: EndpointRange) -> &[Endpoint] {
-        &self.parts.endpoints[range.start as usize..][..range.count as usize]
+        self.parts.endpoints.of(range)
+    }
+
+    /// How many endpoints the frontends name; an endpoint in two sets of its Service counts twice.
+    pub fn endpoint_count(&self) -> usize {
+        let frontends = self.parts.frontends.iter().map(|claim| &claim.1);
+        let actions = frontends.flat_map(|frontend| {
+            [
+                frontend.from_pod,
+                frontend.from_local,
+                frontend.from_outside,
+            ]
+        });
+        let ranges: HashSet<EndpointRange> = actions
+            .filter_map(|action| match action {
+                Action::Balance { endpoints, .. } => Some(endpoints),
+                Action::Reject | Action::Drop => None,
+            })
+            .collect();
+        ranges.iter().map(|range| range.count as usize).sum()
     }
 
     /// A Service by its index.
@@ -614,47 +464,6 @@ fn stable_id(name: &str) -> u64 {
     })
 }
 
-impl Frontend {
-    const fn action(&self, class: SourceClass) -> Action {
-        match class {
-            SourceClass::Pod => self.from_pod,
-            SourceClass::Local => self.from_local,
-            SourceClass::Outside => self.from_outside,
-        }
-    }
-
-    fn admits(&self, source: Address) -> bool {
-        self.source_ranges.is_empty()
-            || self
-                .source_ranges
-                .iter()
-                .any(|range| range.contains(source))
-    }
-}
-
-impl FrontendKind {
-    /// Whether a packet that was not translated meets this kind's filter rules: cluster IPs have theirs in FORWARD
-    /// and OUTPUT, external addresses in INPUT and FORWARD, NodePorts in INPUT. What the node sends to itself comes
-    /// in again.
-    const fn is_filtered(self, origin: Origin, to_node: bool) -> bool {
-        let from_node = matches!(origin, Origin::Node);
-        match self {
-            Self::ClusterIp => from_node || !to_node,
-            Self::ExternalIp | Self::LoadBalancerIp => to_node || !from_node,
-            Self::NodePort => to_node,
-        }
-    }
-}
-
-impl Endpoint {
-    /// Whether a packet from `source` that kube-proxy marked, or did not mark, for masquerade leaves with another
-    /// source. Hairpin traffic always does. What came in and is delivered on this node never reaches POSTROUTING.
-    pub fn is_masqueraded(&self, source: Address, origin: Origin, marked: bool) -> bool {
-        let leaves = !self.on_node || origin == Origin::Node;
-        (marked || source == self.address) && leaves
-    }
-}
-
 /// What KUBE-PROXY-FIREWALL drops: all that is addressed to a load balancer IP with source ranges and was not
 /// translated. Without endpoints there is no such rule: everyone is rejected.
 fn firewall(
@@ -685,58 +494,4 @@ fn refusal<'t>(
         }
         _ => None,
     })
-}
-
-/// Open addressing with linear probing from [`FrontendKey`] to the position of the frontend.
-#[derive(Debug)]
-struct Index {
-    hash: RandomState,
-    /// Position plus one; zero is an empty slot. The length is a power of two.
-    slots: Vec<u32>,
-}
-
-impl Index {
-    fn new(frontends: &[(FrontendKey, Frontend)], hash: RandomState) -> Self {
-        let capacity = (frontends.len() * 2).next_power_of_two().max(2);
-        let mut index = Self {
-            hash,
-            slots: vec![0; capacity],
-        };
-        for (position, (key, _)) in frontends.iter().enumerate() {
-            index.insert(key, position, frontends);
-        }
-        index
-    }
-
-    fn insert(
-        &mut self,
-        key: &FrontendKey,
-        position: usize,
-        frontends: &[(FrontendKey, Frontend)],
-    ) {
-        let mut slot = self.home(key);
-        while self.slots[slot] != 0 {
-            if frontends[self.slots[slot] as usize - 1].0 == *key {
-                return;
-            }
-            slot = (slot + 1) & (self.slots.len() - 1);
-        }
-        self.slots[slot] = position as u32 + 1;
-    }
-
-    fn find(&self, key: &FrontendKey, frontends: &[(FrontendKey, Frontend)]) -> Option<usize> {
-        let mut slot = self.home(key);
-        while self.slots[slot] != 0 {
-            let position = self.slots[slot] as usize - 1;
-            if frontends[position].0 == *key {
-                return Some(position);
-            }
-            slot = (slot + 1) & (self.slots.len() - 1);
-        }
-        None
-    }
-
-    fn home(&self, key: &FrontendKey) -> usize {
-        self.hash.hash_one(key) as usize & (self.slots.len() - 1)
-    }
 }

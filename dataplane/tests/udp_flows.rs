@@ -118,10 +118,10 @@ fn a_flow_whose_service_went_and_came_back_starts_anew() {
 fn a_flow_stays_when_its_endpoint_is_at_another_place_of_the_table() {
     let mut bed = start();
     let mut moved = parts(2, Some(OLD), &[], true);
-    let endpoint = moved.endpoints[0];
-    moved.endpoints.push(endpoint);
+    let first = moved.endpoints.iter().copied().take(1);
+    moved.endpoints = moved.endpoints.iter().copied().chain(first).collect();
     let range = EndpointRange {
-        start: moved.endpoints.len() as u32 - 1,
+        start: moved.endpoints.iter().count() as u32 - 1,
         count: 1,
     };
     for (_, frontend) in moved
@@ -160,7 +160,7 @@ fn a_family_that_is_served_does_not_hide_the_other_getting_its_first_endpoint() 
     assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(OLD));
     let mut served = other_family(2);
     served.services[0].udp.as_mut().unwrap().serving = true;
-    served.endpoints[0].address = address(NEW);
+    served.endpoints = parts(2, Some(NEW), &[], true).endpoints;
     let endpoint = (address(OLD), 8080);
     served.services[0]
         .udp

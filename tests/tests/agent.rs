@@ -313,6 +313,76 @@ fn root_a_bad_file_changes_nothing_and_is_told_of() {
     });
 }
 
+const PLAIN_SERVICE: &str = "---
+apiVersion: v1
+kind: Service
+metadata: {name: plain, namespace: shop}
+spec: {clusterIP: 10.96.0.20, ports: [{port: 80}]}
+";
+
+fn slice(name: &str, endpoints: &str) -> String {
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name: plain}}}}\n\
+         addressType: IPv4\nports: [{{port: 8080}}]\nendpoints: [{endpoints}]\n"
+    )
+}
+
+/// A file of slices alone is taken by itself; the table, the metrics and what is refused are as if all had been read.
+#[test]
+fn root_slices_of_a_file_are_exchanged() {
+    in_fresh_namespace(|| {
+        let agent = Agent::start("objects", "", |folder| {
+            let objects = folder.join("objects");
+            std::fs::create_dir(&objects).unwrap();
+            std::fs::write(objects.join("all.yaml"), format!("{NODE}{PLAIN_SERVICE}")).unwrap();
+            let text = slice("plain-1", "{addresses: [10.244.0.1]}");
+            std::fs::write(objects.join("slices.yaml"), text).unwrap();
+        });
+        let replace = |file: &str, text: &str| {
+            let new = agent.folder.join("new");
+            std::fs::write(&new, text).unwrap();
+            std::fs::rename(new, agent.folder.join("objects").join(file)).unwrap();
+        };
+        let metric = |name: &str| {
+            let page = get("127.0.0.1:10249", "/metrics").2;
+            let line = page
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .unwrap();
+            line.trim().parse::<u64>().unwrap()
+        };
+        assert_eq!(metric("penstock_endpoints "), 1);
+        let before = agent.status().generation;
+        let two = slice(
+            "plain-1",
+            "{addresses: [10.244.0.2]}, {addresses: [10.244.0.3]}",
+        );
+        replace("slices.yaml", &two);
+        agent.wait_until(|status| status.generation == before + 1);
+        assert_eq!(metric("penstock_endpoints "), 2);
+        assert_eq!(
+            metric("kubeproxy_sync_proxy_rules_endpoint_changes_total "),
+            2
+        );
+        replace("slices.yaml", &two.replace("10.244.0.3", "nowhere"));
+        let status = agent.wait_until(|status| status.refused.is_some());
+        assert_eq!(status.generation, before + 1);
+        replace("slices.yaml", &slice("plain-1", ""));
+        agent.wait_until(|status| status.refused.is_none());
+        assert_eq!(metric("penstock_endpoints "), 0);
+        // A name that another file has is refused, whichever of the two came first.
+        replace("more.yaml", &slice("plain-1", "{addresses: [10.244.0.9]}"));
+        agent.wait_until(|status| status.refused.is_some());
+        std::fs::remove_file(agent.folder.join("objects").join("slices.yaml")).unwrap();
+        agent.wait_until(|status| status.refused.is_none());
+        assert_eq!(metric("penstock_endpoints "), 1);
+        std::fs::remove_file(agent.folder.join("objects").join("more.yaml")).unwrap();
+        agent.wait_until(|status| status.generation > before + 3);
+        assert_eq!(metric("penstock_endpoints "), 0);
+    });
+}
+
 #[test]
 fn root_files_of_a_folder_and_links_are_followed() {
     let second = SERVICE

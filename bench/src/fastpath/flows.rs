@@ -78,7 +78,7 @@ impl Flow {
 pub(super) fn services(masquerade: bool) -> ServiceTable {
     let address = |bits: u32| Address::from_v4(bits.to_be_bytes());
     let service = |nth: u32| Service {
-        name: format!("bench/service-{nth}:udp"),
+        name: format!("bench/service-{nth}:udp").into(),
         selection: Selection::Random,
         affinity_timeout: None,
         udp: Some(UdpEndpoints {

@@ -5,11 +5,13 @@ use super::servers::Telemetry;
 use super::socket::{self, Question};
 use crate::conntrack::{self, Responder};
 use crate::netlink::Monitor;
+use crate::snapshot;
 use anyhow::{Context as _, Result};
 use notify::{RecursiveMode, Watcher as _};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -25,8 +27,8 @@ pub enum Event {
     Stop,
     /// A worker ended by itself.
     WorkerFailed(io::Error),
-    /// The files with the objects changed.
-    ObjectsChanged,
+    /// The files with the objects changed: this one of the folder, or nobody knows which.
+    ObjectsChanged(Option<OsString>),
     /// Links or addresses changed.
     LinksChanged,
     /// Somebody asks on the control socket how the node is.
@@ -92,12 +94,11 @@ fn listen_to_files(
         let _watching = watcher;
         for change in changed {
             // An error is a lost message: everything may have changed.
-            if change.is_ok_and(|change| !watched.concerns(&change)) {
-                continue;
-            }
-            telemetry.queued();
-            if events.send(Event::ObjectsChanged).is_err() {
-                return;
+            for changed in change.map_or_else(|_| vec![None], |change| watched.changed(&change)) {
+                telemetry.queued();
+                if events.send(Event::ObjectsChanged(changed)).is_err() {
+                    return;
+                }
             }
         }
     })
@@ -129,15 +130,26 @@ impl Watched {
         })
     }
 
-    fn concerns(&self, change: &notify::Event) -> bool {
+    /// The names of the files of the folder that changed; `None` stands for all there are.
+    fn changed(&self, change: &notify::Event) -> Vec<Option<OsString>> {
         let kind = change.kind;
-        let is_new = kind.is_create() || kind.is_modify() || kind.is_remove();
+        if !(kind.is_create() || kind.is_modify() || kind.is_remove()) {
+            return Vec::new();
+        }
+        let mut paths = change.paths.iter();
         // `..data` is the link by which a mounted ConfigMap replaces all its files at once.
-        let is_ours = |files: &[PathBuf; 2]| {
-            let mut paths = change.paths.iter();
-            paths.any(|path| files.contains(path) || path.ends_with("..data"))
-        };
-        is_new && self.files.as_ref().is_none_or(is_ours)
+        let is_link = |path: &Path| path.ends_with("..data");
+        match &self.files {
+            _ if paths.clone().any(|path| is_link(path)) => vec![None],
+            Some(files) => {
+                let is_ours = paths.any(|path| files.contains(path));
+                is_ours.then_some(None).into_iter().collect()
+            }
+            None => paths
+                .filter(|path| snapshot::holds_objects(path))
+                .map(|path| path.file_name().map(OsStr::to_owned))
+                .collect(),
+        }
     }
 }
 

@@ -120,7 +120,7 @@ impl Telemetry {
         let help = "Ports of Services in the table, both families";
         gauge("penstock_services", help, parts.services.len() as u64);
         let help = "Members of the endpoint sets in the table";
-        gauge("penstock_endpoints", help, parts.endpoints.len() as u64);
+        gauge("penstock_endpoints", help, table.endpoint_count() as u64);
         let help = "Clients whose endpoint is remembered for session affinity";
         gauge(
             "penstock_affinity_clients",

@@ -27,7 +27,7 @@ fn compiles_every_fixture_for_every_node() {
             );
             let parts = parts.unwrap();
             assert!(parts.frontends.len() >= parts.services.len(), "{name}");
-            assert!(!parts.endpoints.is_empty(), "{name}");
+            assert!(parts.endpoints.iter().next().is_some(), "{name}");
         }
     }
 }

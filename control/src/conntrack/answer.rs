@@ -175,7 +175,7 @@ impl Responder {
         names
             .map(|(index, service)| {
                 let index = dataplane::service::ServiceIndex(index);
-                (services.service_id(index), service.name.clone())
+                (services.service_id(index), service.name.to_string())
             })
             .collect()
     }

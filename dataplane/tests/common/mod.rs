@@ -452,7 +452,7 @@ pub(crate) fn services_with(names: &Names, endpoint: &str, generation: Generatio
         on_node: true,
         ..pod
     };
-    parts.endpoints = vec![pod, on_node];
+    parts.endpoints = [pod, on_node].into_iter().collect();
     for number in 0..5u32 {
         add_service(&mut parts, names, number);
     }
@@ -461,7 +461,7 @@ pub(crate) fn services_with(names: &Names, endpoint: &str, generation: Generatio
 
 fn add_service(parts: &mut Parts, names: &Names, number: u32) {
     parts.services.push(Service {
-        name: format!("test/service-{number}:port"),
+        name: format!("test/service-{number}:port").into(),
         selection: Selection::Random,
         affinity_timeout: None,
         udp: Some(UdpEndpoints::default()),

@@ -8,10 +8,15 @@ mod random;
 use control::compile::compile;
 use control::explain::{Explainer, Verdict};
 use control::node_network::NodeNetwork;
-use dataplane::service::Generation;
+use control::snapshot::Snapshot;
+use dataplane::service::{Decision, Generation, ServiceTable};
+use dataplane::tuple::{Address, Tuple};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use random::{NODES, config, packet, snapshot, snapshot_objects};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::hash::RandomState;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
@@ -47,6 +52,43 @@ proptest! {
             format!("{:?}", compile(&snapshot, &config, &network, "node-a", Generation(7)).unwrap())
         };
         prop_assert_eq!(compiled(), compiled());
+    }
+
+    #[test]
+    fn a_table_whose_slices_changed_decides_as_one_that_was_compiled_anew(
+        objects in snapshot_objects(),
+        others in snapshot_objects(),
+        service in 0..4usize,
+        packets in prop::collection::vec(packet(), 64),
+    ) {
+        let name = format!("s{service}");
+        let is_slice_of_it = |object: &Value| object["metadata"]["labels"]["kubernetes.io/service-name"] == *name;
+        let stay = objects.iter().filter(|object| !is_slice_of_it(object));
+        let changed: Vec<Value> = stay.chain(others.iter().filter(|object| is_slice_of_it(object))).cloned().collect();
+        let (before, after) = (snapshot(&objects), snapshot(&changed));
+        let part = after.only(&BTreeSet::from([("demo".to_owned(), name)]), "node-a");
+        let config = config(false, "10.244.0.0/16");
+        let network = NodeNetwork::from_snapshot(&before.nodes[0]);
+        let parts = |snapshot: &Snapshot, generation| {
+            compile(snapshot, &config, &network, "node-a", Generation(generation)).unwrap()
+        };
+        let table = ServiceTable::new(parts(&before, 1), &RandomState::new());
+        let followed = table.with_changed(&parts(&part, 2)).unwrap();
+        let anew = ServiceTable::following(parts(&after, 2), &table);
+        prop_assert_eq!(followed.generation(), Generation(2));
+        for packet in &packets {
+            let decide = |table: &ServiceTable| format!("{:?}", table.decide(&packet.tuple(), packet.origin));
+            prop_assert_eq!(decide(&followed), decide(&anew));
+            let stale = |table: &ServiceTable| {
+                let reply = Tuple { source: Address::from_v4([10, 244, 0, 5]), source_port: 8080, ..packet.tuple().inverse() };
+                let service = match table.decide(&packet.tuple(), packet.origin) {
+                    Decision::Balance { service, .. } => Some(table.service_id(service)),
+                    _ => None,
+                };
+                table.is_stale(&packet.tuple(), &reply, service, Generation(1))
+            };
+            prop_assert_eq!(stale(&followed), stale(&anew));
+        }
     }
 
     #[test]

@@ -19,11 +19,11 @@ use std::path::{Path, PathBuf};
   penstock render iptables --snapshot objects.yaml --config kube-proxy.yaml --node node-a
   penstock render iptables --snapshot objects.yaml --node node-a --family ipv4 | iptables-restore --test
   ssh node-a 'iptables-save; ip6tables-save' |
-    penstock render iptables --snapshot objects.yaml --config kube-proxy.yaml --node node-a --diff -")]
+    penstock render --diff - --snapshot objects.yaml --config kube-proxy.yaml --node node-a")]
 pub(crate) struct Arguments {
     /// In the format of `iptables-save` (and `ip6tables-save` behind it) or of `nft list ruleset`
-    #[arg(value_enum)]
-    mode: Mode,
+    #[arg(value_enum, required_unless_present = "diff")]
+    mode: Option<Mode>,
     #[command(flatten)]
     inputs: Inputs,
     /// The node, by its name in the snapshot
@@ -56,11 +56,11 @@ enum FamilyArgument {
 /// Prints the rules or the differences.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     match (&arguments.diff, arguments.mode) {
-        (None, Mode::Iptables) => print_iptables(arguments),
-        (None, Mode::Nftables) => print_nftables(arguments),
-        (Some(dump), Mode::Iptables) => compare(arguments, dump),
-        (Some(_), Mode::Nftables) => Err(Failure::Usage(
-            "--diff reads the output of iptables-save; use it with `penstock render iptables`"
+        (None, Some(Mode::Nftables)) => print_nftables(arguments),
+        (None, Some(Mode::Iptables) | None) => print_iptables(arguments),
+        (Some(dump), Some(Mode::Iptables) | None) => compare(arguments, dump),
+        (Some(_), Some(Mode::Nftables)) => Err(Failure::Usage(
+            "--diff reads the output of iptables-save; leave `nftables` out"
                 .to_owned(),
         )),
     }

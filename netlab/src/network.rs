@@ -71,14 +71,21 @@ impl Network {
         Ok(())
     }
 
-    /// Changes routes and neighbours of hosts that stay.
+    /// Changes routes and neighbours of hosts that stay; those through the link of a host that was made anew went with
+    /// the old link, also when both plans have them.
     pub fn reroute(&mut self, old: &Plan, new: &Plan) -> Result<(), Error> {
         let before: HashMap<_, _> = old.hosts.iter().map(|host| (&host.name, host)).collect();
+        let is_anew = |host: &&Host| {
+            let before = before.get(&host.name);
+            before.is_some_and(|before| !before.same_but_routes(host))
+        };
+        let anew: Vec<_> = new.hosts.iter().filter(is_anew).collect();
         for host in new.hosts.iter().filter(|host| host.has_namespace()) {
             let Some(before) = before.get(&host.name) else {
                 continue;
             };
-            let difference = Difference::between(before, host);
+            let is_lost = |device: &str| anew.iter().any(|other| other.hangs_on(host, device));
+            let difference = Difference::between(before, host, is_lost);
             self.change(&host.namespace, &difference)
                 .map_err(|error| failed(host, error))?;
         }
@@ -336,21 +343,20 @@ impl<'a> Difference<'a> {
         }
     }
 
-    fn between(old: &'a Host, new: &'a Host) -> Self {
-        let routes: [HashSet<&Route>; 2] = [old, new].map(|host| host.routes.iter().collect());
-        let known: HashSet<&Neighbour> = old.neighbours.iter().collect();
-        let kept = |routes: &HashSet<&Route>, route: &&Route| !routes.contains(*route);
+    /// What went with a device that `is_lost` is neither removed nor known.
+    fn between(old: &'a Host, new: &'a Host, is_lost: impl Fn(&str) -> bool) -> Self {
+        let left = old.routes.iter().filter(|route| !is_lost(&route.device));
+        let left: HashSet<&Route> = left.collect();
+        let wanted: HashSet<&Route> = new.routes.iter().collect();
+        let known = old.neighbours.iter();
+        let known: HashSet<&Neighbour> = known.filter(|entry| !is_lost(&entry.device)).collect();
         let neighbours = new.neighbours.iter();
         Self {
-            removed_routes: old
-                .routes
-                .iter()
-                .filter(|route| kept(&routes[1], route))
+            removed_routes: (old.routes.iter())
+                .filter(|route| left.contains(route) && !wanted.contains(route))
                 .collect(),
-            added_routes: new
-                .routes
-                .iter()
-                .filter(|route| kept(&routes[0], route))
+            added_routes: (new.routes.iter())
+                .filter(|route| !left.contains(route))
                 .collect(),
             added_neighbours: neighbours.filter(|entry| !known.contains(*entry)).collect(),
         }

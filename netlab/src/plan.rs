@@ -77,6 +77,12 @@ impl Host {
         };
         without(self) == without(other)
     }
+
+    /// Whether `device` of `node` is the other end of this host's link.
+    pub fn hangs_on(&self, node: &Self, device: &str) -> bool {
+        matches!(&self.link, Link::ToNode { namespace, interface, .. }
+            if *namespace == node.namespace && interface == device)
+    }
 }
 
 /// How a host is connected.

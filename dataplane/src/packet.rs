@@ -162,17 +162,15 @@ impl<'a> Packet<'a> {
         }
     }
 
-    /// Sum over the pseudo header and the transport header with its payload; UDP's own length counts.
+    /// Sum over the pseudo header and the transport header with its payload. All that the IP header announces counts,
+    /// also behind the end that UDP's own length tells (Linux `nf_ip_checksum`).
     fn transport_sum(&self) -> u16 {
         let transport = self.transport();
-        let covered = match self.ip.protocol {
-            Protocol::UDP => usize::from(u16::from_be_bytes([transport[4], transport[5]])),
-            _ => transport.len(),
-        };
         let (source, destination) = (self.ip.source, self.ip.destination);
         let protocol = self.ip.protocol.0;
-        let pseudo = checksum::pseudo_header(source, destination, protocol, covered as u32);
-        checksum::add(pseudo, checksum::sum(&transport[..covered]))
+        let length = transport.len() as u32;
+        let pseudo = checksum::pseudo_header(source, destination, protocol, length);
+        checksum::add(pseudo, checksum::sum(transport))
     }
 
     /// Whether the smallest transport header is all there (Linux `ipv6frag_thdr_truncated`).

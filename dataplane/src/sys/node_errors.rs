@@ -4,7 +4,7 @@
 //! A raw socket has a copy of each. Those that are about a translated connection go on, translated, by a TUN device;
 //! of the others the kernel's copy is the only one that matters.
 //!
-//! Source: RFC 3542 (ICMP6_FILTER, ancillary data), RFC 4443 (types 1 to 4 are what is translated).
+//! Source: RFC 3542 (ICMP6_FILTER, ancillary data), RFC 4443 (types below 128 are errors).
 #![allow(unsafe_code)]
 
 use crate::frame::{Frame, VIRTIO_HEADER_LENGTH};
@@ -23,8 +23,8 @@ pub struct NodeErrors {
 
 /// `ICMP6_FILTER` of `linux/icmpv6.h`.
 const ICMP6_FILTER: libc::c_int = 1;
-/// Destination unreachable, packet too big, time exceeded, parameter problem pass; bits that are set are blocked.
-const FILTER: [u32; 8] = [!0b1_1110, !0, !0, !0, !0, !0, !0, !0];
+/// Errors pass, also those of types that nobody has defined yet; bits that are set are blocked.
+const FILTER: [u32; 8] = [0, 0, 0, 0, !0, !0, !0, !0];
 const HEADER_LENGTH: usize = 40;
 
 /// Ancillary data of one packet: an `in6_pktinfo` and an int, each behind a `cmsghdr`, and alignment.

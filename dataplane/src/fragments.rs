@@ -1,14 +1,14 @@
 //! Datagrams in fragments: held until they are whole, then translated together and sent on as they came.
 //!
 //! As in the kernel (`nf_defrag_ipv4`, `nf_defrag_ipv6`) the path sees whole datagrams: nothing is forwarded of one
-//! that lacks a fragment, and an overlap kills it (RFC 5722). Bounds on number, bytes and time keep strangers from
-//! filling the memory. Fragments are rare, so one lock serves all workers.
+//! that lacks a fragment, an overlap kills it (RFC 5722), a repetition does not. Bounds on number, bytes and time keep
+//! strangers from filling the memory. Fragments are rare, so one lock serves all workers.
 //!
 //! DIFFERS: the kernel joins the fragments and splits the datagram anew, to the size of its largest fragment and without
 //! DF, for IPv6 with a new identification; here the fragments keep their sizes, their DF and their identification.
 
 use crate::checksum;
-use crate::frame::Frame;
+use crate::frame::{Frame, VIRTIO_HEADER_LENGTH};
 use crate::packet::{self, Fragment, Packet};
 use crate::tuple::{Address, Protocol, Timestamp};
 use crate::verdict::DropReason;
@@ -50,6 +50,9 @@ struct Datagram {
     since: Timestamp,
     /// In the order of their offsets, without overlap.
     pieces: Vec<Piece>,
+    /// Where the highest fragment ends. Once the last one was seen, the datagram's length.
+    end: u32,
+    has_end: bool,
     /// Bytes of all frames.
     bytes: usize,
 }
@@ -59,7 +62,21 @@ struct Piece {
     fragment: Fragment,
     /// Bytes of the datagram in this fragment.
     length: u32,
+    /// Whether it did not come right behind the one before it: see [`Datagram::place_among`].
+    begins_run: bool,
     frame: Frame,
+}
+
+/// What a fragment is to those of its datagram that are there.
+enum Place {
+    /// It belongs to this index of the pieces.
+    Free { at: usize, begins_run: bool },
+    /// All of it is there already.
+    Taken,
+    /// It contradicts the end of the datagram, and is not taken.
+    Odd,
+    /// It contradicts the others, and the datagram is given up.
+    Corrupt,
 }
 
 /// What came of a fragment.
@@ -117,7 +134,8 @@ impl Described {
     /// `None` when the packet is no fragment.
     pub fn of(packet: &Packet<'_>) -> Option<Self> {
         let fragment = packet.fragment()?;
-        let is_first_of_v6 = fragment.offset == 0 && !packet.source().is_ipv4();
+        let is_v6 = !packet.source().is_ipv4();
+        let length = (packet.length() - fragment.data) as u32;
         Some(Self {
             key: Key {
                 source: packet.source(),
@@ -126,8 +144,13 @@ impl Described {
                 identification: fragment.identification,
             },
             fragment,
-            length: (packet.length() - fragment.data) as u32,
-            has_headers: !is_first_of_v6 || packet.has_transport_header(),
+            // All but the last are multiples of eight bytes. The kernel cuts those of IPv4 that are not.
+            length: if fragment.more && !is_v6 {
+                length & !7
+            } else {
+                length
+            },
+            has_headers: !is_v6 || fragment.offset != 0 || packet.has_transport_header(),
         })
     }
 
@@ -153,9 +176,14 @@ impl Held {
             self.remove(&described.key);
             return Collected::Dropped(DropReason::TooManyFragments);
         }
-        if !datagram.insert(frame, described) {
-            self.remove(&described.key);
-            return Collected::Dropped(DropReason::OverlappingFragment);
+        match datagram.place(described) {
+            Place::Free { at, begins_run } => datagram.insert(frame, described, (at, begins_run)),
+            Place::Taken => return Collected::Dropped(DropReason::RepeatedFragment),
+            Place::Odd => return Collected::Dropped(DropReason::OverlappingFragment),
+            Place::Corrupt => {
+                self.remove(&described.key);
+                return Collected::Dropped(DropReason::OverlappingFragment);
+            }
         }
         self.bytes += size;
         if !datagram.is_whole() {
@@ -201,6 +229,8 @@ impl Datagram {
         Self {
             since,
             pieces: Vec::new(),
+            end: 0,
+            has_end: false,
             bytes: 0,
         }
     }
@@ -209,31 +239,70 @@ impl Datagram {
         now.since(self.since) > LIFETIME
     }
 
-    /// Puts the fragment in its place. False when it overlaps another or contradicts the end.
-    fn insert(&mut self, frame: &Frame, described: &Described) -> bool {
-        let start = described.fragment.offset;
-        let at = self
-            .pieces
-            .partition_point(|piece| piece.fragment.offset < start);
-        let fits_behind = at == 0 || self.pieces[at - 1].end() <= start;
-        let ends_before = |next: &Piece| start + described.length <= next.fragment.offset;
-        let fits_before = self.pieces.get(at).is_none_or(ends_before);
-        let follows_the_last = at > 0 && !self.pieces[at - 1].fragment.more;
-        let precedes_another = !described.fragment.more && at < self.pieces.len();
-        if !fits_behind || !fits_before || follows_the_last || precedes_another {
-            return false;
+    /// Where the fragment belongs (Linux `ip_frag_queue`, `nf_ct_frag6_queue`, `inet_frag_queue_insert`).
+    fn place(&mut self, described: &Described) -> Place {
+        let Fragment { offset, more, .. } = described.fragment;
+        let end = offset + described.length;
+        let is_v6 = !described.key.source.is_ipv4();
+        if is_v6 && more && !end.is_multiple_of(8) {
+            return Place::Corrupt;
         }
-        let (fragment, length) = (described.fragment, described.length);
-        self.pieces.insert(
-            at,
-            Piece {
-                fragment,
-                length,
-                frame: frame.duplicate(),
+        let beyond_the_end = self.has_end
+            && if more {
+                end > self.end
+            } else {
+                end != self.end
+            };
+        if end == offset || beyond_the_end || (!more && end < self.end) {
+            return if is_v6 { Place::Odd } else { Place::Corrupt };
+        }
+        self.end = self.end.max(end);
+        self.has_end |= !more;
+        match self.pieces.last() {
+            Some(last) if end <= last.end() => self.place_among(offset, end),
+            Some(last) if offset < last.end() => Place::Corrupt,
+            last => Place::Free {
+                at: self.pieces.len(),
+                begins_run: last.is_none_or(|last| last.end() != offset),
             },
-        );
+        }
+    }
+
+    /// In a gap, or inside a run of fragments that came one behind the other: then it is a repetition. The kernel looks
+    /// at nothing smaller than runs, so what reaches from one run into the next overlaps.
+    fn place_among(&self, start: u32, end: u32) -> Place {
+        let mut at = 0;
+        for run in self.pieces.chunk_by(|_, next| !next.begins_run) {
+            let run_start = run.first().map_or(0, |first| first.fragment.offset);
+            let run_end = run.last().map_or(0, Piece::end);
+            if start >= run_end {
+                at += run.len();
+            } else if end <= run_start {
+                return Place::Free {
+                    at,
+                    begins_run: true,
+                };
+            } else if start >= run_start && end <= run_end {
+                return Place::Taken;
+            } else {
+                return Place::Corrupt;
+            }
+        }
+        Place::Corrupt
+    }
+
+    fn insert(&mut self, frame: &Frame, described: &Described, (at, begins_run): (usize, bool)) {
+        let (fragment, length) = (described.fragment, described.length);
+        let mut frame = frame.duplicate();
         self.bytes += frame.bytes().len() + OVERHEAD;
-        true
+        cut(&mut frame, fragment.data + length as usize);
+        let piece = Piece {
+            fragment,
+            length,
+            begins_run,
+            frame,
+        };
+        self.pieces.insert(at, piece);
     }
 
     fn is_whole(&self) -> bool {
@@ -244,7 +313,7 @@ impl Datagram {
             }
             next = piece.end();
         }
-        self.pieces.last().is_some_and(|piece| !piece.fragment.more)
+        self.has_end && next == self.end
     }
 }
 
@@ -252,6 +321,19 @@ impl Piece {
     const fn end(&self) -> u32 {
         self.fragment.offset + self.length
     }
+}
+
+/// Cuts an IPv4 packet that is longer than `length` to it.
+fn cut(frame: &mut Frame, length: usize) {
+    let packet = frame.packet_mut();
+    let old = u16::from_be_bytes([packet[2], packet[3]]);
+    if packet[0] >> 4 != 4 || length >= usize::from(old) {
+        return;
+    }
+    let new = length as u16;
+    packet[2..4].copy_from_slice(&new.to_be_bytes());
+    packet::update(&mut packet[10..12], checksum::Change::word(old, new));
+    frame.set_length(VIRTIO_HEADER_LENGTH + length);
 }
 
 /// The whole datagram of `fragments`, behind the IP header of the first one. `None` when that is more than an IP packet

@@ -74,8 +74,10 @@ reasons! {
     Redirect = "redirect",
     /// Too many fragments wait for the first one of their datagram.
     TooManyFragments = "too-many-fragments",
-    /// A fragment overlaps another of its datagram.
+    /// A fragment overlaps another of its datagram, or contradicts its end.
     OverlappingFragment = "overlapping-fragment",
+    /// A fragment is there already.
+    RepeatedFragment = "repeated-fragment",
 }
 
 impl fmt::Display for DropReason {

@@ -491,23 +491,67 @@ fn fragments_wait_for_each_other_and_leave_translated() {
     }
 }
 
+/// Where fragments of a datagram of 48 bytes begin and end, the verdict on the last of them, and whether the datagram
+/// still waits for the others then: of IPv4, of IPv6.
+type Fragments = (&'static [(usize, usize)], Verdict, bool, bool);
+
 #[test]
-fn a_datagram_with_overlap_or_without_a_fragment_goes_nowhere() {
+fn fragments_that_do_not_fit_each_other() {
+    const HOLD: Verdict = Verdict::Hold;
+    const OVERLAP: Verdict = Verdict::Drop(DropReason::OverlappingFragment);
+    const REPEATED: Verdict = Verdict::Drop(DropReason::RepeatedFragment);
+    // As the kernel does: a repetition harms nothing, an overlap ends the datagram; a contradiction about its end too,
+    // but for IPv6, where it is only not taken.
+    let cases: [Fragments; 10] = [
+        (&[(0, 16), (0, 16)], REPEATED, true, true),
+        (&[(0, 16), (16, 32), (8, 24)], REPEATED, true, true),
+        (&[(16, 32), (0, 16), (8, 24)], OVERLAP, false, false),
+        (&[(0, 16), (8, 24)], OVERLAP, false, false),
+        (&[(16, 32), (8, 24)], OVERLAP, false, false),
+        (&[(32, 48), (32, 48)], REPEATED, true, true),
+        (&[(32, 48), (16, 56)], OVERLAP, false, true),
+        (&[(0, 16), (24, 24)], OVERLAP, false, true),
+        (&[(16, 32), (0, 16)], HOLD, true, true),
+        (&[(32, 48), (0, 16)], HOLD, true, true),
+    ];
+    for (family, n) in FAMILIES.iter().enumerate() {
+        let whole = udp(&[7; 40])
+            .from(&at(n.other_pod, 40000))
+            .to(&at(n.cluster_ip, 80))
+            .bytes();
+        for (pieces, expected, lives_v4, lives_v6) in cases {
+            let mut bed = Bed::new(services(n));
+            let mut verdict = HOLD;
+            for (start, end) in pieces {
+                let piece = fragment_of(&whole, *start, *end, *end != 48);
+                verdict = bed.send_bytes(Origin::Pod, &piece).0;
+            }
+            assert_eq!(verdict, expected, "{pieces:?} {family}");
+            let lives = if family == 0 { lives_v4 } else { lives_v6 };
+            assert_eq!(!bed.fragments.is_empty(), lives, "{pieces:?} {family}");
+            bed.wait(Duration::from_secs(31));
+            bed.fragments.expire(bed.now);
+            assert!(bed.fragments.is_empty());
+            assert_eq!(bed.conntrack.len(), 0);
+        }
+    }
+}
+
+/// What the kernel does with a fragment that is no multiple of eight bytes and not the last: it cuts it.
+#[test]
+fn a_fragment_of_ipv4_is_cut_to_a_multiple_of_eight() {
     let n = &FAMILIES[0];
+    let client = at(n.other_pod, 40000);
+    let whole = udp(&[7; 40]).from(&client).to(&at(n.cluster_ip, 80));
     let mut bed = Bed::new(services(n));
-    let whole = udp(&[7; 40])
-        .from(&at(n.other_pod, 40000))
-        .to(&at(n.cluster_ip, 80))
-        .bytes();
-    let pieces = fragments_of(&whole, 16);
-    assert_eq!(bed.send_bytes(Origin::Pod, &pieces[0]).0, Verdict::Hold);
-    let overlap = Verdict::Drop(DropReason::OverlappingFragment);
-    assert_eq!(bed.send_bytes(Origin::Pod, &pieces[0]).0, overlap);
-    assert_eq!(bed.send_bytes(Origin::Pod, &pieces[0]).0, Verdict::Hold);
-    bed.wait(Duration::from_secs(31));
-    bed.fragments.expire(bed.now);
-    assert!(bed.fragments.is_empty());
-    assert_eq!(bed.conntrack.len(), 0);
+    let first = fragment_of(&whole.bytes(), 0, 21, true);
+    assert_eq!(bed.send_bytes(Origin::Pod, &first).0, Verdict::Hold);
+    let rest = fragment_of(&whole.bytes(), 16, 48, false);
+    assert_eq!(bed.send_bytes(Origin::Pod, &rest).0, Verdict::Forward);
+    let translated = udp(&[7; 40]).from(&client).to(&at(n.pod, 8080)).hops(64);
+    let expected = [(0, 16, true), (16, 48, false)]
+        .map(|(start, end, more)| fragment_of(&translated.bytes(), start, end, more));
+    assert_eq!(bed.datagram, expected);
 }
 
 #[test]
@@ -623,23 +667,39 @@ fn a_redirect_about_a_translated_packet_is_dropped() {
 
 /// Cuts an IPv4 packet into fragments of `size` bytes of payload.
 fn fragments_of(packet: &[u8], size: usize) -> Vec<Vec<u8>> {
-    let payload = &packet[20..];
-    let count = payload.len().div_ceil(size);
-    (0..count)
-        .map(|index| {
-            let data = &payload[index * size..((index + 1) * size).min(payload.len())];
-            let mut fragment = [&packet[..20], data].concat();
-            let length = fragment.len() as u16;
-            fragment[2..4].copy_from_slice(&length.to_be_bytes());
-            let more = if index + 1 < count { 0x2000 } else { 0 };
-            let field = more | (index * size / 8) as u16;
-            fragment[6..8].copy_from_slice(&field.to_be_bytes());
-            fragment[10..12].fill(0);
-            let checksum = !naive_sum(&fragment[..20]);
-            fragment[10..12].copy_from_slice(&checksum.to_be_bytes());
-            fragment
+    let length = packet.len() - 20;
+    (0..length)
+        .step_by(size)
+        .map(|start| {
+            let end = (start + size).min(length);
+            fragment_of(packet, start, end, end < length)
         })
         .collect()
+}
+
+/// The fragment of `packet` with the bytes from `start` to `end` behind its IP header, and zeros where it has none.
+fn fragment_of(packet: &[u8], start: usize, end: usize, more: bool) -> Vec<u8> {
+    let is_v6 = packet[0] >> 4 == 6;
+    let (header, payload) = packet.split_at(if is_v6 { 40 } else { 20 });
+    let mut data = payload[start.min(payload.len())..end.min(payload.len())].to_vec();
+    data.resize(end - start, 0);
+    if is_v6 {
+        let field = start as u16 | u16::from(more);
+        let fragment_header = [&[header[6], 0], &field.to_be_bytes()[..], &[0, 0, 0, 9]].concat();
+        let mut fragment = [header, &fragment_header, &data].concat();
+        fragment[4..6].copy_from_slice(&(8 + data.len() as u16).to_be_bytes());
+        fragment[6] = 44;
+        return fragment;
+    }
+    let mut fragment = [header, &data].concat();
+    let length = fragment.len() as u16;
+    fragment[2..4].copy_from_slice(&length.to_be_bytes());
+    let field = if more { 0x2000 } else { 0 } | (start / 8) as u16;
+    fragment[6..8].copy_from_slice(&field.to_be_bytes());
+    fragment[10..12].fill(0);
+    let checksum = !naive_sum(&fragment[..20]);
+    fragment[10..12].copy_from_slice(&checksum.to_be_bytes());
+    fragment
 }
 
 #[test]

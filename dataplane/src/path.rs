@@ -129,6 +129,9 @@ fn new_flow(
     packet: &mut Packet<'_>,
     headers: &Headers,
 ) -> Verdict {
+    if is_with_the_node_itself(context, origin, &headers.tuple) {
+        return Verdict::Pass;
+    }
     let Ok(mut tentative) = context.conntrack.open(headers, context.now) else {
         return invalid(context, origin, packet.destination());
     };
@@ -140,6 +143,18 @@ fn new_flow(
         Ok(found) => translate(packet, headers, &found),
         Err(reason) => no_room(context, &tentative, reason),
     }
+}
+
+/// Whether a TCP packet is for the node itself, and not for a Service.
+///
+/// DIFFERS: such connections are not tracked. The node's side of them does not come by, so that they would look as if
+/// nobody answered for as long as a SYN may wait, when the kernel knows them established or refused.
+fn is_with_the_node_itself(context: &Context<'_>, origin: Origin, tuple: &Tuple) -> bool {
+    let services = context.services;
+    tuple.protocol == Protocol::TCP
+        && origin != Origin::Node
+        && services.is_node_address(tuple.destination)
+        && matches!(services.decide(tuple, origin), Decision::NotAService)
 }
 
 /// An ICMP error: translated as the connection that the quoted packet belongs to.

@@ -49,6 +49,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
 pub(crate) enum Failure {
     /// 1: it failed, or what was checked is not so.
     Failed(anyhow::Error),
+    /// 1: there was nothing to do it to, which has been said.
+    Nothing,
     /// 2: wrong usage, such as a name that does not exist.
     Usage(String),
     /// 3: a privilege or a feature of the kernel is missing.
@@ -59,7 +61,7 @@ impl Failure {
     /// The process's exit code.
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Self::Failed(_) => 1,
+            Self::Failed(_) | Self::Nothing => 1,
             Self::Usage(_) => 2,
             Self::Unavailable(_) => 3,
         })
@@ -70,6 +72,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(error) => f.write_str(&in_words(error)),
+            Self::Nothing => Ok(()),
             Self::Usage(message) | Self::Unavailable(message) => f.write_str(message),
         }
     }

@@ -9,7 +9,9 @@ fn main() -> ExitCode {
     match cli::run(cli::Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("penstock: {failure}");
+            if !matches!(failure, cli::Failure::Nothing) {
+                eprintln!("penstock: {failure}");
+            }
             failure.exit_code()
         }
     }

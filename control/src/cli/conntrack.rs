@@ -9,7 +9,7 @@ mod usage;
 pub(crate) use arguments::Arguments;
 
 use super::{Failure, print};
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use arguments::Action;
 use control::conntrack::{Answer, Answers, Question, WorkerStatistics, ask};
 use line::{Form, Style};
@@ -27,17 +27,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         Action::Get(filter) => {
             if show(arguments, &Question::Get(filter), style)? == 0 {
-                return failed("Operation failed: such conntrack doesn't exist");
+                summary("Operation failed: such conntrack doesn't exist");
+                return Err(Failure::Nothing);
             }
             summary("1 flow entries have been shown.");
         }
         Action::Delete(filter) => {
             let shown = show(arguments, &Question::Delete(filter), style)?;
-            let text = format!("{shown} flow entries have been deleted.");
+            summary(&format!("{shown} flow entries have been deleted."));
             if shown == 0 {
-                return failed(&text);
+                return Err(Failure::Nothing);
             }
-            summary(&text);
         }
         Action::Flush => {
             let mut answers = connect(arguments, &Question::Flush)?;
@@ -62,10 +62,6 @@ fn summary(text: &str) {
         "conntrack (penstock v{}): {text}",
         env!("CARGO_PKG_VERSION")
     );
-}
-
-fn failed<T>(text: &str) -> Result<T, Failure> {
-    Err(Failure::Failed(anyhow!("{text}")))
 }
 
 fn connect(arguments: &Arguments, question: &Question) -> Result<Answers, Failure> {

@@ -97,6 +97,11 @@ fn asked(name: &str, dataplane: &str) -> Vec<String> {
         &["-D", "-p", "udp", "-d", "10.96.0.20"],
         &["-L", "-p", "tcp", "--state", "NO_SUCH_STATE"],
         &["-L", "--sport", "5"],
+        &["-L", "-f", "ipv4", "-s", "fd00::1"],
+        // What is about all of them takes no filter, and leaves them all where they are.
+        &["-F", "-p", "tcp"],
+        &["-C", "-p", "tcp"],
+        &["-L", "-p", "tcp", "-d", "203.0.113.10"],
         &[
             "-G", "-p", "udp", "-s", "1.2.3.4", "-d", "1.2.3.5", "--sport", "1", "--dport", "2",
         ],

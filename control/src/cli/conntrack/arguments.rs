@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
         help_heading = "What to do"
     )]
     events: bool,
-    /// End the connections that match; exit code 1 when there are none
+    /// End the connections that match, without filters all; exit code 1 when there are none
     #[arg(short = 'D', long, help_heading = "What to do")]
     delete: bool,
     /// End all connections
@@ -83,7 +83,8 @@ pub(crate) struct Arguments {
         long,
         value_name = "KIND",
         value_delimiter = ',',
-        ignore_case = true
+        ignore_case = true,
+        requires = "events"
     )]
     event_mask: Vec<Kind>,
 
@@ -213,12 +214,13 @@ impl Arguments {
 
     pub(super) fn action(&self) -> Result<Action, Failure> {
         let filter = self.filter()?;
+        self.check_unfiltered(&filter)?;
         Ok(if self.list {
             Action::List(filter)
         } else if self.events {
             Action::Events(filter, self.kinds())
         } else if self.delete {
-            self.delete(filter)?
+            Action::Delete(filter)
         } else if self.flush {
             Action::Flush
         } else if self.get {
@@ -237,14 +239,13 @@ impl Arguments {
         })
     }
 
-    /// Without any filter conntrack-tools delete nothing; -F is there for all.
-    fn delete(&self, filter: Filter) -> Result<Action, Failure> {
-        if filter == Filter::default() {
-            return Err(Failure::Failed(anyhow::anyhow!(
-                "0 flow entries have been deleted. Say which; -F deletes all"
-            )));
+    /// What is about all connections refuses filters, rather than to forget them.
+    fn check_unfiltered(&self, filter: &Filter) -> Result<(), Failure> {
+        let unfiltered = self.flush || self.count || self.statistics || self.top.is_some();
+        if unfiltered && *filter != Filter::default() {
+            return usage("-F, -C, -S and --top are about all connections and take no filters");
         }
-        Ok(Action::Delete(filter))
+        Ok(())
     }
 
     pub(super) fn style(&self) -> Style {
@@ -271,6 +272,7 @@ impl Arguments {
 
     fn filter(&self) -> Result<Filter, Failure> {
         self.check_protocol_options()?;
+        self.check_families()?;
         Ok(Filter {
             family: self.family.map(Into::into),
             protocol: self.protonum,
@@ -319,6 +321,19 @@ impl Arguments {
             );
         }
         self.check_state(protocol)
+    }
+
+    /// Addresses of two families match nothing that there is.
+    fn check_families(&self) -> Result<(), Failure> {
+        let named = self.family.map(|family| family == FamilyName::Ipv4);
+        let addresses = [self.src, self.dst, self.reply_src, self.reply_dst];
+        let of_address = |net: &IpNet| net.addr().is_ipv4();
+        let mut families = (named.into_iter()).chain(addresses.iter().flatten().map(of_address));
+        let first = families.next();
+        if families.any(|family| Some(family) != first) {
+            return usage("mismatched address family");
+        }
+        Ok(())
     }
 
     fn check_state(&self, protocol: Option<Protocol>) -> Result<(), Failure> {

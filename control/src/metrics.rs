@@ -15,7 +15,8 @@ use dataplane::conntrack::{Conntrack, Statistics, Status};
 use dataplane::tuple::{Timestamp, Tuple};
 use dataplane::verdict::{Counts, DropReason};
 use jiff::Timestamp as Wall;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Says when the change that made a slice what it is was triggered.
@@ -349,8 +350,12 @@ pub fn write_connections(page: &mut Exposition, conntrack: &Conntrack, now: Time
         help,
         conntrack.capacity(),
     );
+    let statistics: Statistics = conntrack.statistics().into_iter().sum();
+    let help = "Connections that were entered into the table";
+    let name = "penstock_conntrack_inserts_total";
+    page.single(Kind::Counter, name, help, statistics.inserted);
     let help = "What conntrack -S counts, by its names there";
-    let events = events(&conntrack.statistics());
+    let events = events(&statistics);
     page.labelled(
         Kind::Counter,
         "penstock_conntrack_events_total",
@@ -358,32 +363,35 @@ pub fn write_connections(page: &mut Exposition, conntrack: &Conntrack, now: Time
         "event",
         events,
     );
-    let (in_use, most) = source_ports(conntrack, now);
-    let help = "Source ports that masquerading has leased, over all destinations";
-    page.single(Kind::Gauge, "penstock_source_ports_in_use", help, in_use);
+    let (by_address, most) = source_ports(conntrack, now);
+    let help = "Source ports that masquerading has leased, over all destinations, by the address that they belong to";
+    let by_address = by_address.iter().map(|(of, ports)| (of.as_str(), *ports));
+    let name = "penstock_source_ports_in_use";
+    page.labelled(Kind::Gauge, name, help, "address", by_address);
     let help = "Source ports leased towards the one destination that has most; there are 64512";
     page.single(Kind::Gauge, "penstock_source_ports_in_use_max", help, most);
 }
 
-fn events(workers: &[Statistics]) -> Vec<(&'static str, u64)> {
-    let sum = |of: fn(&Statistics) -> u64| workers.iter().map(of).sum();
-    vec![
-        ("found", sum(|counted| counted.found)),
-        ("invalid", sum(|counted| counted.invalid)),
-        ("insert_failed", sum(|counted| counted.insert_failed)),
-        ("drop", sum(|counted| counted.drop)),
-        ("early_drop", sum(|counted| counted.early_drop)),
-        ("clash_resolve", sum(|counted| counted.clash_resolve)),
-        ("chaintoolong", sum(|counted| counted.chain_too_long)),
-        ("source_limit", sum(|counted| counted.source_limit)),
+fn events(counted: &Statistics) -> [(&'static str, u64); 8] {
+    [
+        ("found", counted.found),
+        ("invalid", counted.invalid),
+        ("insert_failed", counted.insert_failed),
+        ("drop", counted.drop),
+        ("early_drop", counted.early_drop),
+        ("clash_resolve", counted.clash_resolve),
+        ("chaintoolong", counted.chain_too_long),
+        ("source_limit", counted.source_limit),
     ]
 }
 
-/// Leased ports in all, and towards the destination that has most of them.
-fn source_ports(conntrack: &Conntrack, now: Timestamp) -> (u64, u64) {
+/// Leased ports by address, and those towards the destination that has most of them. A client whose port alone was
+/// changed, for another had it, keeps its own address and leases none of the node's.
+fn source_ports(conntrack: &Conntrack, now: Timestamp) -> (BTreeMap<String, u64>, u64) {
     let mut by_destination: HashMap<Tuple, u64> = HashMap::new();
     conntrack.for_each(now, |entry| {
-        if entry.status.has(Status::SRC_NAT) {
+        let is_masqueraded = entry.reply.destination != entry.original.source;
+        if entry.status.has(Status::SRC_NAT) && is_masqueraded {
             let without_port = Tuple {
                 destination_port: 0,
                 ..entry.reply
@@ -391,8 +399,12 @@ fn source_ports(conntrack: &Conntrack, now: Timestamp) -> (u64, u64) {
             *by_destination.entry(without_port).or_default() += 1;
         }
     });
-    let counts = by_destination.values();
-    (counts.clone().sum(), counts.copied().max().unwrap_or(0))
+    let mut by_address = BTreeMap::new();
+    for (reply, ports) in &by_destination {
+        let address = IpAddr::from(reply.destination).to_string();
+        *by_address.entry(address).or_default() += ports;
+    }
+    (by_address, by_destination.into_values().max().unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -591,6 +591,7 @@ impl Conntrack {
         loop {
             match self.slots.insert(&new, now) {
                 Ok(id) => {
+                    self.statistics.add(Counter::Inserted, 1);
                     self.open_account(id.index, tentative.length);
                     let entry = Snapshot::of_new(id, &new);
                     if self.slots.events().is_heard() {

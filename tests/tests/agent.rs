@@ -251,6 +251,7 @@ fn root_health_and_metrics_are_served_where_the_configuration_says() {
             "kubeproxy_network_programming_duration_seconds_count",
             "penstock_packets_total{verdict=\"forward\"}",
             "penstock_conntrack_entries",
+            "penstock_conntrack_inserts_total",
             "penstock_source_ports_in_use",
         ] {
             assert!(page.contains(name), "{name}\n{page}");

@@ -112,3 +112,44 @@ fn programming_latency_is_of_changes_since_the_start() {
         assert!(page.lines().any(|found| found == line), "{line}\n{page}");
     }
 }
+
+/// Two masqueraded connections, one from each of the node's addresses, and one that keeps its source.
+#[test]
+fn inserts_and_ports_by_address_are_counted() {
+    use dataplane::conntrack::{Headers, Settings, Transport};
+    use dataplane::tuple::{Address, Protocol};
+    let conntrack = Conntrack::new(Settings::kernel(100), [1, 2, 3, 4]);
+    let now = Timestamp(0);
+    for (client, masqueraded) in [(1, Some(1)), (2, Some(2)), (3, Some(2)), (4, None)] {
+        let headers = Headers {
+            tuple: Tuple {
+                source: Address::from_v4([198, 51, 100, client]),
+                destination: Address::from_v4([203, 0, 113, 10]),
+                source_port: 4000,
+                destination_port: 53,
+                protocol: Protocol::UDP,
+            },
+            transport: Transport::Udp,
+            length: 60,
+        };
+        let mut tentative = conntrack.open(&headers, now).unwrap();
+        tentative.reply.source = Address::from_v4([10, 244, 1, 10]);
+        if let Some(node) = masqueraded {
+            tentative.reply.destination = Address::from_v4([172, 18, 0, node]);
+            tentative.reply.destination_port = 1000 + u16::from(client);
+        }
+        let _ = conntrack.confirm(tentative, now).unwrap();
+    }
+    let mut page = Exposition::default();
+    write_connections(&mut page, &conntrack, now);
+    let page = page.finish();
+    for line in [
+        "penstock_conntrack_entries 4",
+        "penstock_conntrack_inserts_total 4",
+        "penstock_source_ports_in_use{address=\"172.18.0.1\"} 1",
+        "penstock_source_ports_in_use{address=\"172.18.0.2\"} 2",
+        "penstock_source_ports_in_use_max 2",
+    ] {
+        assert!(page.lines().any(|found| found == line), "{line}\n{page}");
+    }
+}

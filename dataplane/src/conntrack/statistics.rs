@@ -10,6 +10,8 @@ pub(super) const SHARDS: usize = 64;
 pub struct Statistics {
     /// Reply tuples that a choice of port found taken (sic: not lookups).
     pub found: u64,
+    /// Connections that were confirmed. What `conntrack -S` calls `insert` is made by hand, and is none of these.
+    pub inserted: u64,
     /// Packets of no connection.
     pub invalid: u64,
     /// ICMP messages of no connection.
@@ -32,6 +34,7 @@ impl std::iter::Sum for Statistics {
     fn sum<I: Iterator<Item = Self>>(workers: I) -> Self {
         workers.fold(Self::default(), |sum, worker| Self {
             found: sum.found + worker.found,
+            inserted: sum.inserted + worker.inserted,
             invalid: sum.invalid + worker.invalid,
             error: sum.error + worker.error,
             insert_failed: sum.insert_failed + worker.insert_failed,
@@ -56,11 +59,12 @@ pub(super) enum Counter {
     ClashResolve,
     ChainTooLong,
     SourceLimit,
+    Inserted,
 }
 
 #[derive(Default)]
 #[repr(align(64))]
-struct Counters([AtomicU64; 9]);
+struct Counters([AtomicU64; 10]);
 
 pub(super) struct PerWorker(Box<[Counters]>);
 
@@ -85,6 +89,7 @@ impl Counters {
         let of = |counter: Counter| self.0[counter as usize].load(Relaxed);
         Statistics {
             found: of(Counter::Found),
+            inserted: of(Counter::Inserted),
             invalid: of(Counter::Invalid),
             error: of(Counter::Error),
             insert_failed: of(Counter::InsertFailed),

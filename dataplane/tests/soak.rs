@@ -23,6 +23,8 @@ const CAPACITY: usize = 2400;
 /// Ports that are left to masquerade with: fewer than there are clients.
 const PORTS: u16 = 1000;
 const CLIENTS: u32 = 4000;
+/// Clients in quiet times, when neither ports nor the table are short.
+const FEW_CLIENTS: u32 = 800;
 /// Deadlines are kept in ticks of a millisecond; so close to one, either answer is right.
 const NEAR: Duration = Duration::from_millis(3);
 
@@ -120,7 +122,9 @@ impl Soak {
 
     /// A client outside that reaches the VIP, or a pod that reaches the cluster IP.
     fn any_client(&mut self) -> Tuple {
-        let number = self.random.u32(..CLIENTS);
+        let is_busy = self.generation % 8 < 2;
+        let clients = if is_busy { CLIENTS } else { FEW_CLIENTS };
+        let number = self.random.u32(..clients);
         let is_pod = number.is_multiple_of(4);
         let base = address(if is_pod {
             self.names.pods

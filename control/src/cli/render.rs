@@ -60,8 +60,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         (None, Some(Mode::Iptables) | None) => print_iptables(arguments),
         (Some(dump), Some(Mode::Iptables) | None) => compare(arguments, dump),
         (Some(_), Some(Mode::Nftables)) => Err(Failure::Usage(
-            "--diff reads the output of iptables-save; leave `nftables` out"
-                .to_owned(),
+            "--diff reads the output of iptables-save; leave `nftables` out".to_owned(),
         )),
     }
 }

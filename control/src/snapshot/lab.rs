@@ -6,6 +6,9 @@ use crate::problem::{ObjectName, Problem};
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+/// A few thousand namespaces are what a laptop takes within seconds.
+const PODS: usize = 2000;
+
 impl Snapshot {
     /// Everything that stands in the way of a lab with these nodes and pods. Empty: nothing.
     pub fn check_for_lab(&self) -> Vec<Problem> {
@@ -41,7 +44,18 @@ impl Snapshot {
             }
         }
         problems.extend(self.clashes(&places));
+        problems.extend(self.too_many(&places));
         problems
+    }
+
+    fn too_many(&self, places: &HashMap<IpAddr, &str>) -> Option<Problem> {
+        let own = self.nodes.iter().flat_map(Node::internal_ips);
+        let pods = places.len() - own.filter(|own| places.contains_key(own)).count();
+        let last = self.endpoint_slices.last().filter(|_| pods > PODS)?;
+        let message = format!(
+            "brings the lab to {pods} pods, each a network namespace; a lab takes {PODS}, so leave Services out"
+        );
+        Some(of_slice(last, "endpoints".to_owned(), message))
     }
 
     /// The node that an endpoint is on: the one it names, else the one that has its address or range.

@@ -386,3 +386,22 @@ fn a_lab_needs_a_place_for_every_endpoint() {
         ]
     );
 }
+
+#[test]
+fn a_lab_has_no_more_pods_than_a_machine_takes() {
+    let pods = |count: usize| {
+        let endpoint =
+            |number: usize| format!("- addresses: [10.244.{}.{}]\n", number / 250, number % 250);
+        let endpoints: String = (0..count).map(endpoint).collect();
+        let status = "status: {addresses: [{type: InternalIP, address: 10.244.0.0}]}\n";
+        let node = node(&format!("spec: {{podCIDRs: [10.244.0.0/16]}}\n{status}"));
+        let slice = slice(&format!("addressType: IPv4\nendpoints:\n{endpoints}"));
+        Snapshot::parse("x", &format!("{node}---\n{slice}"))
+            .unwrap()
+            .check_for_lab()
+    };
+    // The first address is the node's.
+    assert_eq!(pods(2001), []);
+    let problems = pods(2002);
+    assert!(problems[0].message.contains("to 2001 pods"), "{problems:?}");
+}

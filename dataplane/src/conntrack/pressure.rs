@@ -10,8 +10,8 @@ use std::sync::atomic::Ordering::Relaxed;
 impl Conntrack {
     /// Removes expired entries, looking at no more than `budget` of the table. Returns how many it removed.
     ///
-    /// When the table is at 95 % or more and nothing could be dropped early, closing connections go too, assured or
-    /// not (kernel `gc_worker_can_early_drop`).
+    /// When nothing could be dropped early, closing connections go too, assured or not, for as long as the table is at
+    /// 95 % or more (kernel `gc_worker`).
     pub fn expire(&self, now: Timestamp, budget: usize) -> usize {
         let used = self.slots.used();
         if used == 0 {
@@ -19,20 +19,31 @@ impl Conntrack {
         }
         let budget = budget.min(used);
         let start = self.cursor.fetch_add(budget, Relaxed);
-        let nearly_full = self.len() as u64 * 100 >= self.capacity() as u64 * 95;
-        let takes_closing = nearly_full && self.pressed.swap(false, Relaxed);
+        let mut surplus = self.surplus();
         let mut removed = 0;
         for index in (start..start + budget).map(|position| (position % used) as u32) {
             let Some(entry) = self.slots.at(index) else {
                 continue;
             };
-            let is_closing = takes_closing && is_closing(&entry);
+            let is_closing = surplus > 0 && is_closing(&entry);
             let may_go = |meta: Meta| is_closing || meta.is_expired(now);
             if may_go(entry.meta) && self.slots.remove_if(entry.id, Farewell::at(now), may_go) {
                 removed += 1;
+                surplus = surplus.saturating_sub(1);
             }
         }
         removed
+    }
+
+    /// How many closing connections have to go.
+    fn surplus(&self) -> usize {
+        let few_enough = (self.capacity() * 95).div_ceil(100) - 1;
+        let surplus = self.len().saturating_sub(few_enough);
+        if surplus > 0 && self.pressed.swap(false, Relaxed) {
+            surplus
+        } else {
+            0
+        }
     }
 
     /// Makes room (kernel `early_drop`): of the eight buckets from the new tuple's on, in the first that holds any

@@ -19,6 +19,8 @@ pub struct Notice {
     pub original: Tuple,
     /// The reply tuple that it would have had; its port is the last one tried.
     pub reply: Tuple,
+    /// Entries in the table then.
+    pub entries: usize,
 }
 
 /// Notices since they were last read.

@@ -300,6 +300,7 @@ fn no_room(context: &Context<'_>, tentative: &Tentative, reason: DropReason) -> 
         reason,
         original,
         reply,
+        entries: context.conntrack.len(),
     });
     Verdict::Drop(reason)
 }

@@ -97,7 +97,7 @@ impl Line {
             },
             _ => Self::TableFull {
                 original,
-                entries: conntrack.len(),
+                entries: notice.entries,
                 capacity: conntrack.capacity(),
             },
         }

@@ -77,6 +77,8 @@ pub struct Settings {
     pub offloads: Offloads,
     /// Whether refusals are limited as the kernel limits them.
     pub limit_rejects: bool,
+    /// Connections that one source address may have; no limit but the table's when absent.
+    pub connections_per_source: Option<u32>,
     /// Whether packets go back as they came: the limit that benchmarks hold the dataplane against.
     pub copy: bool,
 }
@@ -436,7 +438,13 @@ fn shared(settings: &Settings, config: &KubeProxyConfig) -> Shared {
     let random = RandomState::new();
     let keys = std::array::from_fn(|index| random.hash_one(index));
     Shared {
-        conntrack: Conntrack::new(conntrack_settings(config), keys),
+        conntrack: Conntrack::new(
+            conntrack::Settings {
+                per_source: settings.connections_per_source,
+                ..conntrack_settings(config)
+            },
+            keys,
+        ),
         services: ArcSwap::from_pointee(ServiceTable::empty()),
         facts: ArcSwap::from_pointee(NodeFacts::default()),
         affinity: Affinity::default(),

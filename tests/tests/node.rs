@@ -133,7 +133,7 @@ impl Network {
         running
     }
 
-    fn agent(&self, config: &str) -> Running {
+    fn agent(&self, config: &str, more: &[&str]) -> Running {
         let program = program("penstock");
         let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/node"));
         let (objects, config) = (folder.join("objects.yaml"), folder.join(config));
@@ -155,7 +155,7 @@ impl Network {
             "--control-socket",
             &socket,
         ];
-        self.start("node", &command)
+        self.start("node", &[&command, more].concat())
     }
 
     /// Asks `to` from `host` so often that both pods answer; pods, and the addresses that they saw.
@@ -221,7 +221,7 @@ const BRIDGE: &str = "ip link add cbr0 type bridge; ip link set cbr0 up
 fn works_and_leaves(network: &Network, config: &str) {
     let _servers = network.serve();
     let before = network.routing();
-    let agent = network.agent(config);
+    let agent = network.agent(config, &[]);
     assert_ne!(network.routing(), before);
     for (virtual_ip, cluster_ip, own, client) in [
         ("203.0.113.1", "10.96.0.1", "192.0.2.1", "192.0.2.9"),
@@ -267,7 +267,7 @@ fn works_and_leaves(network: &Network, config: &str) {
 
     // A second agent in the place of one that was killed finds rules of it, and clears them.
     assert!(!agent.end("-KILL").success());
-    let agent = network.agent(config);
+    let agent = network.agent(config, &[]);
     network.answers("client", "203.0.113.1");
     assert!(agent.end("-TERM").success());
     assert_eq!(network.routing(), before);
@@ -285,6 +285,23 @@ fn root_a_node_with_a_bridge_for_pods() {
     let network = Network::build("pen-bridge", BRIDGE);
     works_and_leaves(&network, "bridge.yaml");
     works_and_leaves(&network, "node-cidr.yaml");
+}
+
+/// Who has as many connections as a source may have gets no more; others do.
+#[test]
+fn root_a_source_has_a_limit_of_connections() {
+    let network = Network::build("pen-limit", VETHS);
+    let _servers = network.serve();
+    let _agent = network.agent("prefix.yaml", &["--connections-per-source", "3"]);
+    let five = "for i in 1 2 3 4 5; do
+            if curl -s -m 1 -o /dev/null http://203.0.113.1/; then echo answered; else echo not; fi
+        done";
+    assert_eq!(
+        network.sh("client", five),
+        "answered\nanswered\nanswered\nnot\nnot\n"
+    );
+    let other = "curl -s -m 5 -o /dev/null http://203.0.113.1/ && echo answered";
+    assert_eq!(network.sh("pod1", other), "answered\n");
 }
 
 #[test]

@@ -36,6 +36,9 @@ pub(crate) struct Arguments {
     /// Refuse every packet, without the kernel's limit on ICMP errors
     #[arg(long)]
     no_reject_limit: bool,
+    /// Connections that one source address may have, so that one that scans does not push out others [default: no limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    connections_per_source: Option<u32>,
     /// Give every packet back as it came, for benchmarks
     #[arg(long, hide = true)]
     copy: bool,
@@ -62,6 +65,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             Offloads::On
         },
         limit_rejects: !arguments.no_reject_limit,
+        connections_per_source: arguments.connections_per_source,
         copy: arguments.copy,
     };
     agent::run(settings, || print("ready\n").is_ok())?;

@@ -72,6 +72,7 @@ fn settings(case: &Case) -> Settings {
         workers: 1,
         offloads: Offloads::On,
         limit_rejects: false,
+        connections_per_source: None,
         copy: false,
     }
 }

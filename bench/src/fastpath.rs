@@ -8,20 +8,23 @@ mod flows;
 mod limit;
 mod measures;
 mod subject;
+mod tables;
 
-pub use measures::{Memory, NewFlows, Ports};
+pub(crate) use flows::{Ends, Flow, MASQUERADED, Stage};
+pub use flows::{Family, Traffic, Transport};
+pub use measures::{Churn, Kind, Memory, NewFlows, Ports};
+pub(crate) use subject::{CHUNK, Subject, of_flow, opening, shared};
+pub use tables::Table;
 
 use dataplane::conntrack::Settings;
 use dataplane::frame::Frame;
 use dataplane::tuple::{Direction, Timestamp};
 use dataplane::worker::Shared;
 use fastrand::Rng;
-use flows::Flow;
 use limit::Limit;
 use serde::Serialize;
 use std::sync::Barrier;
 use std::time::Duration;
-use subject::{CHUNK, Subject};
 
 /// How much is measured.
 #[derive(Clone, Debug)]
@@ -35,7 +38,7 @@ pub struct Size {
 }
 
 impl Size {
-    /// That of the documented figures: ten million flows at most, a minute, 4 GB of memory.
+    /// That of the documented figures: ten million flows at most, two minutes, 4 GB of memory.
     pub fn full() -> Self {
         Self {
             flows: vec![1_000, 100_000, 1_000_000, 10_000_000],
@@ -52,6 +55,10 @@ impl Size {
             chunks: 20,
         }
     }
+
+    fn most(&self) -> u32 {
+        self.flows.iter().max().copied().unwrap_or(1000)
+    }
 }
 
 /// All figures.
@@ -64,6 +71,12 @@ pub struct Report {
     pub benchmark: &'static str,
     /// Established flows of UDP over IPv4.
     pub rows: Vec<Row>,
+    /// Other protocols and the other family.
+    pub kinds: Vec<Kind>,
+    /// Established flows while others come and go.
+    pub churn: Vec<Churn>,
+    /// The table alone, beside maps of the standard kind.
+    pub tables: Vec<Table>,
     /// First packets of flows.
     pub new_flows: Vec<NewFlows>,
     /// Ports for masquerading towards one destination.
@@ -87,6 +100,10 @@ pub struct Row {
     pub limit_ns_per_packet: f64,
     /// The former by the latter.
     pub ratio: f64,
+    /// Least and most of the rounds' ratios.
+    pub ratio_spread: [f64; 2],
+    /// How many times as fast as one thread.
+    pub scaling: f64,
 }
 
 /// Measures all. `progress` hears what comes next.
@@ -96,20 +113,29 @@ pub fn run(size: &Size, mut progress: impl FnMut(&str)) -> Report {
         progress(&format!("{flows} flows"));
         rows.extend(established(size, flows));
     }
-    let most = size.flows.iter().max().copied().unwrap_or(1000);
+    let many = size.most().min(1_000_000);
+    progress("memory");
+    let memory = measures::memory(many);
+    progress("TCP, IPv6");
+    let kinds = measures::kinds(size, many.min(100_000));
+    progress("churn");
+    let churn = measures::churn(size, many);
+    progress("other tables");
+    let tables = tables::tables(size, many);
     progress("new flows");
-    let new_flows =
-        [false, true].map(|masquerade| measures::new_flows(most.min(1_000_000), masquerade));
+    let new_flows = [false, true].map(|masquerade| measures::new_flows(many, masquerade));
     progress("ports");
     let ports = [0.5, 0.9, 0.99, 0.999].map(measures::ports);
-    progress("memory");
     Report {
         schema_version: 1,
         benchmark: "fastpath",
         rows,
+        kinds,
+        churn,
+        tables,
         new_flows: new_flows.into(),
         ports: ports.into(),
-        memory: measures::memory(most.min(1_000_000)),
+        memory,
     }
 }
 
@@ -117,33 +143,51 @@ pub fn run(size: &Size, mut progress: impl FnMut(&str)) -> Report {
 const MEASURED_AT: Timestamp = Timestamp::from_seconds(110);
 
 fn established(size: &Size, flows: u32) -> Vec<Row> {
-    let shared = subject::shared(Settings::kernel(flows as usize), false, 1);
-    establish(&shared, flows);
+    let settings = Settings::kernel(flows as usize);
+    let shared = shared(settings, (Traffic::UDP_V4, false), 1);
+    establish(&shared, Traffic::UDP_V4, flows);
     let limit = Limit::new(flows, 1);
-    let mut rows = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
     for threads in [1, 2] {
         for batch in [1, 16, 64] {
-            let (ours, bare) = (0..size.rounds)
+            let (ours, bare) = (0..size.rounds as u64)
                 .map(|round| {
-                    let seed = round as u64;
+                    let chunks = |thread| (batch, size.chunks, round * 64 + thread);
                     let ours = together(threads, |thread| {
-                        path_chunks(&shared, flows, batch, (size.chunks, seed * 64 + thread))
+                        measures::established_chunks(
+                            &shared,
+                            Traffic::UDP_V4,
+                            flows,
+                            chunks(thread),
+                        )
                     });
                     let bare = together(threads, |thread| {
-                        limit_chunks(&limit, flows, batch, (size.chunks, seed * 64 + thread))
+                        limit_chunks(&limit, flows, chunks(thread))
                     });
                     (ours, bare)
                 })
                 .unzip::<f64, f64, Vec<f64>, Vec<f64>>();
+            let ratios: Vec<f64> = ours
+                .iter()
+                .zip(&bare)
+                .map(|(path, limit)| path / limit)
+                .collect();
+            let ratio_spread = [
+                ratios.iter().copied().fold(f64::MAX, f64::min),
+                ratios.iter().copied().fold(0.0, f64::max),
+            ];
             let (ns_per_packet, limit_ns_per_packet) = (median(ours), median(bare));
-            let ratio = ns_per_packet / limit_ns_per_packet;
+            let alone = rows.iter().find(|row| row.batch == batch);
+            let scaling = alone.map_or(1.0, |alone| alone.ns_per_packet / ns_per_packet);
             rows.push(Row {
                 flows,
                 threads,
                 batch,
                 ns_per_packet,
                 limit_ns_per_packet,
-                ratio,
+                ratio: ns_per_packet / limit_ns_per_packet,
+                ratio_spread,
+                scaling,
             });
         }
     }
@@ -151,15 +195,15 @@ fn established(size: &Size, flows: u32) -> Vec<Row> {
 }
 
 /// Makes the flows and lets both sides speak until they are assured.
-fn establish(shared: &Shared, flows: u32) {
-    let mut subject = Subject::new(shared, 64, 1);
-    for (direction, second) in [
-        (Direction::Original, 100),
-        (Direction::Reply, 101),
-        (Direction::Original, 105),
+pub(crate) fn establish(shared: &Shared, traffic: Traffic, flows: u32) {
+    let mut subject = Subject::new(shared, traffic, 64, 1);
+    for (direction, stage, second) in [
+        (Direction::Original, Stage::Opening, 100),
+        (Direction::Reply, Stage::Opening, 101),
+        (Direction::Original, Stage::Open, 105),
     ] {
         let mut packets = (0..flows)
-            .map(|number| (Flow(number), direction))
+            .map(|number| (Flow(number).ends(direction), direction, stage))
             .peekable();
         while packets.peek().is_some() {
             let now = Timestamp::from_seconds(second);
@@ -194,35 +238,17 @@ fn together(threads: usize, chunks: impl Fn(u64) -> Vec<Duration> + Sync) -> f64
         .sum::<f64>()
 }
 
-fn path_chunks(
-    shared: &Shared,
-    flows: u32,
-    batch: usize,
-    (chunks, seed): (usize, u64),
-) -> Vec<Duration> {
-    let mut subject = Subject::new(shared, batch, seed);
-    let mut packets = random_packets(flows, seed);
-    (0..chunks)
-        .map(|_| subject.handle(packets.by_ref().take(CHUNK), MEASURED_AT))
-        .collect()
-}
-
 fn limit_chunks(
     limit: &Limit,
     flows: u32,
-    batch: usize,
-    (chunks, seed): (usize, u64),
+    (batch, chunks, seed): (usize, usize, u64),
 ) -> Vec<Duration> {
     let mut frames: Vec<Frame> = (0..CHUNK).map(|_| Frame::from_packet(&[0; 64])).collect();
     let mut packets = random_packets(flows, seed);
-    (0..chunks)
-        .map(|_| {
-            limit.handle(
-                packets.by_ref().take(CHUNK),
-                &mut frames,
-                batch,
-                MEASURED_AT.0,
-            )
+    (0..chunks as u64)
+        .map(|chunk| {
+            let packets = packets.by_ref().take(CHUNK);
+            limit.handle(packets, &mut frames, batch, MEASURED_AT.0 + chunk)
         })
         .collect()
 }

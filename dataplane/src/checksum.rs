@@ -43,6 +43,16 @@ const fn address_sum(address: Address) -> u16 {
     }
 }
 
+/// The sum over two addresses of one family.
+#[inline]
+const fn pair_sum([one, other]: [Address; 2]) -> u16 {
+    if one.is_ipv4() {
+        fold_word((one.to_bits() as u32 as u64) + (other.to_bits() as u32 as u64))
+    } else {
+        add(fold(one.to_bits()), fold(other.to_bits()))
+    }
+}
+
 /// Ones' complement folding: 2^16 is 1, so the words of a number just add up.
 #[inline]
 const fn fold(total: u128) -> u16 {
@@ -60,39 +70,40 @@ const fn fold_word(total: u64) -> u16 {
     ((total >> 16) + (total & 0xffff)) as u16
 }
 
-/// How the sum over some words changes when they are replaced: the sum of `~old + new` (RFC 1624, equation 3).
+/// How the sum over some words changes when they are replaced: the sum of `~old + new` (RFC 1624, equation 3). Not folded
+/// until it is applied: each word adds less than 2^17, and there is room for 2^47 of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Change(u32);
+pub struct Change(u64);
 
 impl Change {
     /// One 16-bit word replaced.
     #[inline]
     pub const fn word(old: u16, new: u16) -> Self {
-        Self(!old as u32 + new as u32)
+        Self(!old as u64 + new as u64)
     }
 
-    /// One address replaced by another of its family.
+    /// Two addresses replaced by others of their family.
     #[inline]
-    pub fn address(old: Address, new: Address) -> Self {
-        Self(u32::from(!address_sum(old)) + u32::from(address_sum(new)))
+    pub fn addresses(old: [Address; 2], new: [Address; 2]) -> Self {
+        Self::word(pair_sum(old), pair_sum(new))
     }
 
     /// Both changes.
     #[inline]
     pub const fn and(self, other: Self) -> Self {
-        Self(fold_word(self.0 as u64) as u32 + fold_word(other.0 as u64) as u32)
+        Self(self.0 + other.0)
     }
 
     /// The full checksum `field` after the change.
     #[inline]
     pub const fn apply(self, field: u16) -> u16 {
-        !fold_word((!field) as u64 + self.0 as u64)
+        !fold_word((!field) as u64 + self.0)
     }
 
     /// The partial checksum `field` after the change.
     #[inline]
     pub const fn apply_partial(self, field: u16) -> u16 {
-        fold_word(field as u64 + self.0 as u64)
+        fold_word(field as u64 + self.0)
     }
 }
 

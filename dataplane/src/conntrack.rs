@@ -33,7 +33,7 @@ mod window;
 use crate::service::Generation;
 use crate::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
 use events::Farewell;
-use slots::{EntryId, Guard, InsertError, Meta, NewEntry, Slots, Snapshot, StateWords};
+use slots::{EntryId, Guard, InsertError, Meta, NewEntry, Sighting, Slots, Snapshot, StateWords};
 use statistics::{Counter, PerWorker};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -44,7 +44,7 @@ pub use listing::{ConnectionState, EntryView};
 pub(crate) use port_search::PortSearch;
 pub use segment::{SctpChunk, SctpChunkKind, SctpPacket, TcpFlags, TcpOptions, TcpSegment};
 pub use settings::{Settings, Timeouts};
-pub use slots::TupleHash;
+pub use slots::{Guess, TupleHash};
 pub use statistics::Statistics;
 pub use tcp::TcpSettings;
 
@@ -85,6 +85,8 @@ impl Status {
     pub const SEEN_REPLY: Self = Self(0x2);
     /// Survives early drop.
     pub const ASSURED: Self = Self(0x4);
+    /// Both sides were heard for long: no packet of UDP changes anything but the end.
+    const STREAM: Self = Self(Self::SEEN_REPLY.0 | Self::ASSURED.0);
     /// In the table.
     pub const CONFIRMED: Self = Self(0x8);
     /// The source is translated.
@@ -102,6 +104,11 @@ impl Status {
 
     pub(crate) const fn set(&mut self, bits: Self) {
         self.0 |= bits.0;
+    }
+
+    #[inline]
+    const fn is_translated(self) -> bool {
+        self.0 & (Self::SRC_NAT.0 | Self::DST_NAT.0) != 0
     }
 
     fn of_new(original: &Tuple, reply: &Tuple) -> Self {
@@ -242,28 +249,22 @@ pub struct Found {
     id: EntryId,
     direction: Direction,
     status: Status,
-    translation: Option<Translation>,
-    service: Option<ServiceTag>,
+    meta: Meta,
+    /// What packets of this direction leave as.
+    sent: Tuple,
+    hot: [u64; 3],
 }
 
 impl Found {
-    fn new(entry: &Snapshot, direction: Direction) -> Self {
-        let (tuple, other) = match direction {
-            Direction::Original => (&entry.original, &entry.reply),
-            Direction::Reply => (&entry.reply, &entry.original),
-        };
-        let sent = other.inverse();
+    #[inline]
+    fn new(entry: &Sighting) -> Self {
         Self {
             id: entry.id,
-            direction,
+            direction: entry.direction,
             status: Status(entry.meta.status),
-            translation: (sent != *tuple).then_some(Translation {
-                source: sent.source,
-                destination: sent.destination,
-                source_port: sent.source_port,
-                destination_port: sent.destination_port,
-            }),
-            service: state::load_service(entry.hot),
+            meta: entry.meta,
+            sent: entry.other.inverse(),
+            hot: entry.hot,
         }
     }
 
@@ -275,14 +276,19 @@ impl Found {
 
     /// What packets of this direction are rewritten to; `None` when the connection is not translated.
     #[inline]
-    pub const fn translation(&self) -> Option<Translation> {
-        self.translation
+    pub fn translation(&self) -> Option<Translation> {
+        self.status.is_translated().then_some(Translation {
+            source: self.sent.source,
+            destination: self.sent.destination,
+            source_port: self.sent.source_port,
+            destination_port: self.sent.destination_port,
+        })
     }
 
     /// For whom the connection was made.
     #[inline]
-    pub const fn service(&self) -> Option<ServiceTag> {
-        self.service
+    pub fn service(&self) -> Option<ServiceTag> {
+        state::load_service(self.hot)
     }
 
     /// Status bits when it was found.
@@ -393,10 +399,10 @@ impl Conntrack {
     /// The live connection that owns `tuple`.
     #[inline]
     pub fn find(&self, tuple: &Tuple, now: Timestamp) -> Option<Found> {
-        self.find_hashed(tuple, self.hash(tuple), now)
+        self.find_near(tuple, self.hash(tuple), None, now)
     }
 
-    /// The hash of a tuple, for batches: hash all, prefetch all buckets, then all entries, then [`Self::find_hashed`].
+    /// The hash of a tuple, for batches: hash all, prefetch all buckets, guess all entries, then [`Self::find_near`].
     #[inline]
     pub fn hash(&self, tuple: &Tuple) -> TupleHash {
         self.slots.hash(tuple)
@@ -408,17 +414,26 @@ impl Conntrack {
         self.slots.prefetch_buckets(hash);
     }
 
-    /// Brings the entry of a tuple near, if it has one.
+    /// The entry that a tuple probably has, brought near.
     #[inline]
-    pub fn prefetch_entry(&self, hash: TupleHash) {
-        self.slots.prefetch_entry(hash);
+    pub fn guess(&self, hash: TupleHash) -> Option<Guess> {
+        self.slots.guess(hash)
     }
 
-    /// [`Self::find`] with the hash at hand.
+    /// [`Self::find`] with the hash at hand, and the entry that it probably is.
     #[inline]
-    pub fn find_hashed(&self, tuple: &Tuple, hash: TupleHash, now: Timestamp) -> Option<Found> {
-        let (entry, direction) = self.slots.find(tuple, hash)?;
-        (!entry.meta.is_expired(now)).then(|| Found::new(&entry, direction))
+    pub fn find_near(
+        &self,
+        tuple: &Tuple,
+        hash: TupleHash,
+        guess: Option<Guess>,
+        now: Timestamp,
+    ) -> Option<Found> {
+        debug_assert_eq!(hash, self.hash(tuple));
+        let entry = guess
+            .and_then(|guess| self.slots.check(guess, tuple))
+            .or_else(|| self.slots.find(tuple, hash))?;
+        (!entry.meta.is_expired(now)).then(|| Found::new(&entry))
     }
 
     /// Whether no live connection owns `reply`.
@@ -431,7 +446,27 @@ impl Conntrack {
     }
 
     /// A further packet of a connection. When its entry has gone meanwhile the packet passes as `found` says.
+    #[inline]
     pub fn track(&self, found: &Found, headers: &Headers, now: Timestamp) -> Tracked {
+        if self.goes_on(found, headers, now) {
+            return Tracked::Accepted;
+        }
+        self.advance_locked(found, headers, now)
+    }
+
+    /// A datagram of an assured flow only puts its end off: that needs no lock. False when there is more to do.
+    #[inline]
+    fn goes_on(&self, found: &Found, headers: &Headers, now: Timestamp) -> bool {
+        let is_stream = matches!(headers.transport, Transport::Udp)
+            && found.status.has(Status::STREAM)
+            && self.accounts.is_empty();
+        is_stream && {
+            let deadline = deadline(now, self.settings.timeouts.udp.stream);
+            self.slots.put_off(found.id, found.meta, deadline)
+        }
+    }
+
+    fn advance_locked(&self, found: &Found, headers: &Headers, now: Timestamp) -> Tracked {
         let Some(entry) = self.slots.lock(found.id) else {
             return Tracked::Ignored;
         };
@@ -477,6 +512,7 @@ impl Conntrack {
         }
     }
 
+    #[inline]
     fn advance(
         &self,
         entry: &Guard<'_>,
@@ -597,7 +633,14 @@ impl Conntrack {
                     if self.slots.events().is_heard() {
                         self.slots.events().tell(EventKind::New, now, entry);
                     }
-                    return Ok(Confirmed::Inserted(Found::new(&entry, Direction::Original)));
+                    let sighting = Sighting {
+                        id,
+                        direction: Direction::Original,
+                        other: new.reply,
+                        meta: new.meta,
+                        hot: entry.hot,
+                    };
+                    return Ok(Confirmed::Inserted(Found::new(&sighting)));
                 }
                 Err(InsertError::OriginalTaken) => {
                     // When the winner has gone again meanwhile, there is room for us.

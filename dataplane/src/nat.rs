@@ -44,11 +44,16 @@ pub fn plan(
 }
 
 /// Rewrites addresses and ports of a packet and mends its checksums.
+#[inline]
 pub fn rewrite(packet: &mut Packet<'_>, headers: &Headers, translation: &Translation) {
     let change = TransportChange::between(&headers.tuple, translation);
     let protocol = headers.tuple.protocol;
     let checksum_state = packet.checksum_state();
-    packet.set_addresses(translation.source, translation.destination);
+    packet.set_addresses(
+        translation.source,
+        translation.destination,
+        change.addresses,
+    );
     let transport = packet.transport_mut();
     write_ports(transport, protocol, translation);
     match headers.transport {
@@ -83,9 +88,11 @@ pub fn rewrite_error(
         &inverse(translation, quote.tuple.protocol),
     );
     let (source, destination) = error_addresses(packet, quote, translation);
-    let addresses = Change::address(packet.source(), source)
-        .and(Change::address(packet.destination(), destination));
-    packet.set_addresses(source, destination);
+    let addresses = Change::addresses(
+        [packet.source(), packet.destination()],
+        [source, destination],
+    );
+    packet.set_addresses(source, destination, addresses);
     let after = crate::checksum::sum(packet.transport());
     let body = Change::word(before, after);
     let is_v6 = packet.protocol() == Protocol::ICMPV6;
@@ -137,6 +144,7 @@ fn rewrite_quoted(quoted: &mut [u8], quote: &Quote, translation: &Translation) {
 }
 
 /// For ICMP queries the identifier is the one port; type and code never change.
+#[inline]
 fn write_ports(transport: &mut [u8], protocol: Protocol, translation: &Translation) {
     match protocol {
         Protocol::TCP | Protocol::UDP | Protocol::SCTP => {
@@ -158,9 +166,10 @@ struct TransportChange {
 }
 
 impl TransportChange {
+    #[inline]
     fn between(old: &Tuple, new: &Translation) -> Self {
-        let addresses = Change::address(old.source, new.source)
-            .and(Change::address(old.destination, new.destination));
+        let addresses =
+            Change::addresses([old.source, old.destination], [new.source, new.destination]);
         let source_port = Change::word(old.source_port, new.source_port);
         let ports =
             if old.source_port == new.source_port && old.destination_port == new.destination_port {
@@ -174,6 +183,7 @@ impl TransportChange {
     }
 
     /// Mends the checksum field in `transport`. A field that is not there (a short quote) is left alone.
+    #[inline]
     fn mend(&self, transport: &mut [u8], protocol: Protocol, state: ChecksumState) {
         let (at, change) = match protocol {
             // The kernel mends a quoted TCP checksum only if the whole header is quoted.

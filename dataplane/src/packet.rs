@@ -17,7 +17,6 @@ pub struct Packet<'a> {
     bytes: &'a mut [u8],
     ip: IpLayout,
     checksum: ChecksumState,
-    kind: Kind,
 }
 
 /// What a packet is to connection tracking.
@@ -75,17 +74,25 @@ struct IpLayout {
     transport: usize,
     /// Length by the IP header; in a quote it may exceed what is there.
     end: usize,
-    fragment: Option<Fragment>,
+    cut: Option<Cut>,
+}
+
+/// Of a fragment: where the header is that says so, and the byte that names the protocol of the data.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    header: u16,
+    protocol_at: u16,
 }
 
 const MALFORMED: Unparsed = Unparsed::Malformed(DropReason::Malformed);
 
 impl<'a> Packet<'a> {
-    /// Checks the packet in `frame`.
+    /// Checks the packet in `frame`, and says what it is to connection tracking.
     ///
     /// # Errors
     /// [`Unparsed`], see there.
-    pub fn parse(frame: &'a mut Frame) -> Result<Self, Unparsed> {
+    #[inline]
+    pub fn parse(frame: &'a mut Frame) -> Result<(Self, Kind), Unparsed> {
         let checksum = frame.checksum_state();
         let ip = IpLayout::parse(frame.packet())?;
         let available = frame.packet().len();
@@ -94,17 +101,12 @@ impl<'a> Packet<'a> {
         }
         let bytes = &mut frame.packet_mut()[..ip.end];
         let kind = kind_of(bytes, &ip)?;
-        Ok(Self {
+        let packet = Self {
             bytes,
             ip,
             checksum,
-            kind,
-        })
-    }
-
-    /// What it is to connection tracking.
-    pub const fn kind(&self) -> &Kind {
-        &self.kind
+        };
+        Ok((packet, kind))
     }
 
     /// Source address.
@@ -123,8 +125,8 @@ impl<'a> Packet<'a> {
     }
 
     /// Which fragment it is, if it is one.
-    pub const fn fragment(&self) -> Option<Fragment> {
-        self.ip.fragment
+    pub fn fragment(&self) -> Option<Fragment> {
+        self.ip.fragment(self.bytes)
     }
 
     /// Length of the IP packet in bytes.
@@ -149,7 +151,7 @@ impl<'a> Packet<'a> {
 
     /// Whether the transport checksum is wrong. One that is partial or verified is not; that of a fragment is not known.
     pub fn has_bad_checksum(&self) -> bool {
-        if self.checksum != ChecksumState::Unverified || self.ip.fragment.is_some() {
+        if self.checksum != ChecksumState::Unverified || self.ip.cut.is_some() {
             return false;
         }
         let transport = self.transport();
@@ -192,9 +194,16 @@ impl<'a> Packet<'a> {
         )
     }
 
-    /// Replaces the addresses, keeping the IPv4 header checksum right. The transport checksum is the caller's.
-    pub fn set_addresses(&mut self, source: Address, destination: Address) {
-        write_addresses(self.bytes, source, destination);
+    /// Replaces the addresses, keeping the IPv4 header checksum right, whose `change` this makes. The transport checksum
+    /// is the caller's.
+    #[inline]
+    pub fn set_addresses(
+        &mut self,
+        source: Address,
+        destination: Address,
+        change: checksum::Change,
+    ) {
+        put_addresses(self.bytes, source, destination, change);
         (self.ip.source, self.ip.destination) = (source, destination);
     }
 
@@ -204,9 +213,11 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// The tuple that a packet will most probably turn out to have: nothing is checked but that the bytes are there.
+/// The tuple that a packet will turn out to have if it is one of a flow: nothing is checked but that the bytes are
+/// there. None of a fragment, whose datagram alone has one.
+#[inline]
 pub fn apparent_tuple(packet: &[u8]) -> Option<Tuple> {
-    let ip = IpLayout::parse(packet).ok()?;
+    let ip = IpLayout::parse(packet).ok().filter(|ip| ip.cut.is_none())?;
     let (source_port, destination_port) = ports(ip.protocol, packet.get(ip.transport..)?)?;
     Some(Tuple {
         source: ip.source,
@@ -218,6 +229,7 @@ pub fn apparent_tuple(packet: &[u8]) -> Option<Tuple> {
 }
 
 /// TTL or hop limit plus one: the kernel takes two on the way through a TUN device, a router takes one.
+#[inline]
 pub fn give_back_hop(packet: &mut [u8]) {
     match packet.first().map(|byte| byte >> 4) {
         Some(4) if packet.len() >= IPV4_HEADER => {
@@ -232,6 +244,7 @@ pub fn give_back_hop(packet: &mut [u8]) {
 }
 
 /// Applies `change` to the full checksum in the first two bytes of `field`.
+#[inline]
 pub fn update(field: &mut [u8], change: checksum::Change) {
     let old = u16::from_be_bytes([field[0], field[1]]);
     field[..2].copy_from_slice(&change.apply(old).to_be_bytes());
@@ -239,11 +252,24 @@ pub fn update(field: &mut [u8], change: checksum::Change) {
 
 /// Replaces the addresses of an IP packet and keeps its IPv4 header checksum right.
 pub fn write_addresses(packet: &mut [u8], source: Address, destination: Address) {
+    let old = if source.is_ipv4() {
+        [12, 16].map(|at| Address::from_v4(array(packet, at)))
+    } else {
+        // IPv6 headers have no checksum.
+        [source, destination]
+    };
+    let change = checksum::Change::addresses(old, [source, destination]);
+    put_addresses(packet, source, destination, change);
+}
+
+#[inline]
+fn put_addresses(
+    packet: &mut [u8],
+    source: Address,
+    destination: Address,
+    change: checksum::Change,
+) {
     if source.is_ipv4() {
-        let old_source = Address::from_v4(array(packet, 12));
-        let old_destination = Address::from_v4(array(packet, 16));
-        let change = checksum::Change::address(old_source, source)
-            .and(checksum::Change::address(old_destination, destination));
         update(&mut packet[10..12], change);
         packet[12..16].copy_from_slice(&source.octets_v4());
         packet[16..20].copy_from_slice(&destination.octets_v4());
@@ -280,6 +306,7 @@ impl Quote {
 }
 
 impl IpLayout {
+    #[inline]
     fn parse(packet: &[u8]) -> Result<Self, Unparsed> {
         match packet.first().map(|byte| byte >> 4) {
             Some(4) => Self::parse_v4(packet),
@@ -288,6 +315,31 @@ impl IpLayout {
         }
     }
 
+    /// What the header of a fragment says (RFC 791, section 3.1; RFC 8200, section 4.5).
+    fn fragment(&self, packet: &[u8]) -> Option<Fragment> {
+        let Cut {
+            header,
+            protocol_at,
+        } = self.cut?;
+        let (identification, offset, more) = if self.source.is_ipv4() {
+            let flags = word(packet, 6);
+            let offset = u32::from(flags & 0x1fff) * 8;
+            (u32::from(word(packet, 4)), offset, flags & 0x2000 != 0)
+        } else {
+            let field = word(packet, usize::from(header) + 2);
+            let identification = u32::from_be_bytes(array(packet, usize::from(header) + 4));
+            (identification, u32::from(field & 0xfff8), field & 1 != 0)
+        };
+        Some(Fragment {
+            identification,
+            offset,
+            more,
+            data: self.transport,
+            protocol_at: usize::from(protocol_at),
+        })
+    }
+
+    #[inline]
     fn parse_v4(packet: &[u8]) -> Result<Self, Unparsed> {
         if packet.len() < IPV4_HEADER {
             return Err(MALFORMED);
@@ -297,21 +349,14 @@ impl IpLayout {
         if transport < IPV4_HEADER || transport > packet.len() || end < transport {
             return Err(MALFORMED);
         }
-        let flags = word(packet, 6);
-        let offset = u32::from(flags & 0x1fff) * 8;
-        let more = flags & 0x2000 != 0;
-        let identification = u32::from(word(packet, 4));
         Ok(Self {
             source: Address::from_v4(array(packet, 12)),
             destination: Address::from_v4(array(packet, 16)),
             protocol: Protocol(packet[9]),
             transport,
             end,
-            fragment: (more || offset != 0).then_some(Fragment {
-                identification,
-                offset,
-                more,
-                data: transport,
+            cut: (word(packet, 6) & 0x3fff != 0).then_some(Cut {
+                header: 0,
                 protocol_at: 9,
             }),
         })
@@ -327,7 +372,7 @@ impl IpLayout {
             protocol: Protocol(packet[6]),
             transport: IPV6_HEADER,
             end: IPV6_HEADER + usize::from(word(packet, 4)),
-            fragment: None,
+            cut: None,
         };
         if layout.source.is_ipv4() || layout.destination.is_ipv4() {
             return Err(Unparsed::Malformed(DropReason::MappedAddress));
@@ -345,7 +390,7 @@ impl IpLayout {
         let mut protocol_at = 6;
         for _ in 0..MAXIMUM_EXTENSION_HEADERS {
             // What follows is part of the datagram.
-            if self.fragment.is_some() {
+            if self.cut.is_some() {
                 return Ok(());
             }
             let kind = self.protocol.0;
@@ -357,8 +402,12 @@ impl IpLayout {
             };
             self.protocol = Protocol(header[0]);
             if kind == FRAGMENT {
+                // An atomic fragment (RFC 6946) is none.
+                self.cut = (word(header, 2) & 0xfff9 != 0).then_some(Cut {
+                    header: self.transport as u16,
+                    protocol_at: protocol_at as u16,
+                });
                 self.transport += 8;
-                self.fragment = fragment_header(header, self.transport, protocol_at);
             } else {
                 protocol_at = self.transport;
                 self.transport += 8 + usize::from(header[1]) * 8;
@@ -368,21 +417,9 @@ impl IpLayout {
     }
 }
 
-/// RFC 8200, section 4.5. An atomic fragment (RFC 6946) is none.
-fn fragment_header(header: &[u8], data: usize, protocol_at: usize) -> Option<Fragment> {
-    let field = word(header, 2);
-    let fragment = Fragment {
-        identification: u32::from_be_bytes(array(header, 4)),
-        offset: u32::from(field & 0xfff8),
-        more: field & 1 != 0,
-        data,
-        protocol_at,
-    };
-    (fragment.more || fragment.offset != 0).then_some(fragment)
-}
-
+#[inline]
 fn kind_of(bytes: &[u8], ip: &IpLayout) -> Result<Kind, Unparsed> {
-    if ip.fragment.is_some() {
+    if ip.cut.is_some() {
         return Ok(Kind::Fragment);
     }
     let invalid = Unparsed::Invalid(ip.destination);
@@ -409,6 +446,7 @@ fn kind_of(bytes: &[u8], ip: &IpLayout) -> Result<Kind, Unparsed> {
     }))
 }
 
+#[inline]
 fn transport_of(protocol: Protocol, bytes: &[u8]) -> Option<Transport> {
     match protocol {
         Protocol::TCP => {
@@ -432,6 +470,7 @@ fn transport_of(protocol: Protocol, bytes: &[u8]) -> Option<Transport> {
 }
 
 /// The two port fields of a tuple, see [`Tuple`]. `None` when the bytes do not suffice.
+#[inline]
 fn ports(protocol: Protocol, transport: &[u8]) -> Option<(u16, u16)> {
     match protocol {
         Protocol::TCP | Protocol::UDP | Protocol::SCTP => {
@@ -464,7 +503,10 @@ fn is_neighbour_or_multicast_discovery(protocol: Protocol, transport: &[u8]) -> 
 fn quote(icmp: &[u8]) -> Option<Quote> {
     let quoted = icmp.get(ICMP_HEADER..)?;
     let ip = IpLayout::parse(quoted).ok()?;
-    if ip.fragment.is_some_and(|fragment| fragment.offset != 0) {
+    if ip
+        .fragment(quoted)
+        .is_some_and(|fragment| fragment.offset != 0)
+    {
         return None;
     }
     let (source_port, destination_port) = ports(ip.protocol, quoted.get(ip.transport..)?)?;

@@ -5,7 +5,7 @@
 //! newest table still has its endpoint. Read first: `docs/architecture.md`; then the module whose noun interests you.
 
 use crate::conntrack::{ConfirmError, Confirmed, Conntrack, Found, Headers, ServiceTag};
-use crate::conntrack::{Tentative, Tracked};
+use crate::conntrack::{Guess, Tentative, Tracked, TupleHash};
 use crate::fragments::{self, Collected, Described, Fragments};
 use crate::frame::Frame;
 use crate::nat;
@@ -37,73 +37,94 @@ pub struct Context<'a> {
     pub datagram: Vec<Frame>,
     /// Whether INVALID packets go on untranslated (`tcpBeLiberal` takes kube-proxy's drop rule away).
     pub forward_invalid: bool,
+    /// What was brought near for the packet that comes next; nothing otherwise.
+    pub near: Near,
     /// Randomness.
     pub rng: &'a mut Rng,
     /// Time.
     pub now: Timestamp,
 }
 
-/// Brings near what [`process`] will need for a batch of frames, so that their waits for memory overlap: the index for
-/// all of them first, then the entries. A batch of one would only pay for it.
-pub fn bring_near(conntrack: &Conntrack, frames: &[Frame]) {
-    if frames.len() < 2 {
-        return;
-    }
-    for frames in frames.chunks(NEAR) {
-        let mut hashes = [None; NEAR];
-        for (hash, frame) in hashes.iter_mut().zip(frames) {
-            *hash = packet::apparent_tuple(frame.packet()).map(|tuple| conntrack.hash(&tuple));
-            hash.iter()
-                .for_each(|hash| conntrack.prefetch_buckets(*hash));
-        }
-        for hash in hashes.into_iter().flatten() {
-            conntrack.prefetch_entry(hash);
-        }
-    }
-}
+/// What is known of a packet before it is its turn.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Near(Option<(TupleHash, Option<Guess>)>);
 
 /// Frames whose waits for memory overlap. More find no place in the caches' queues.
-const NEAR: usize = 16;
+pub const NEAR: usize = 16;
+
+/// Brings near what [`process`] will need for a batch of at most [`NEAR`] frames, so that their waits for memory overlap:
+/// the index for all of them first, then the entries. A batch of one would only pay for it.
+pub fn bring_near(conntrack: &Conntrack, frames: &[Frame]) -> [Near; NEAR] {
+    let mut near = [Near::default(); NEAR];
+    if frames.len() < 2 {
+        return near;
+    }
+    for (near, frame) in near.iter_mut().zip(frames) {
+        near.0 = packet::apparent_tuple(frame.packet()).map(|tuple| {
+            let hash = conntrack.hash(&tuple);
+            conntrack.prefetch_buckets(hash);
+            (hash, None)
+        });
+    }
+    for (hash, guess) in near.iter_mut().filter_map(|near| near.0.as_mut()) {
+        *guess = conntrack.guess(*hash);
+    }
+    near
+}
 
 /// Decides on the packet in `frame`, which came from `origin`, and translates it in place.
 pub fn process(context: &mut Context<'_>, origin: Origin, frame: &mut Frame) -> Verdict {
     packet::give_back_hop(frame.packet_mut());
-    let packet = match Packet::parse(frame) {
-        Ok(packet) => packet,
-        Err(unparsed) => return not_a_packet(context, origin, unparsed),
+    let described = match &mut Packet::parse(frame) {
+        Ok((packet, Kind::Fragment)) => Described::of(packet),
+        Ok((packet, kind)) => return whole(context, origin, packet, kind),
+        Err(unparsed) => return not_a_packet(context, origin, *unparsed),
     };
-    match Described::of(&packet) {
+    match described {
         Some(described) => datagram(context, origin, frame, &described),
-        None => whole(context, origin, packet),
+        None => Verdict::Drop(DropReason::Malformed),
     }
 }
 
-fn whole(context: &mut Context<'_>, origin: Origin, mut packet: Packet<'_>) -> Verdict {
+#[inline]
+fn whole(
+    context: &mut Context<'_>,
+    origin: Origin,
+    packet: &mut Packet<'_>,
+    kind: &Kind,
+) -> Verdict {
     // As the kernel does, which verifies in PREROUTING only.
     if origin != Origin::Node && packet.has_bad_checksum() {
         context.conntrack.count_invalid(packet.protocol());
         return invalid(context, origin, packet.destination());
     }
-    match *packet.kind() {
-        Kind::Flow(headers) => flow(context, origin, &mut packet, &headers),
-        Kind::Error(quote) => related(context, origin, &mut packet, &quote),
+    match kind {
+        Kind::Flow(headers) => flow(context, origin, packet, headers),
+        Kind::Error(quote) => related(context, origin, packet, quote),
         Kind::Fragment => invalid(context, origin, packet.destination()),
     }
 }
 
+#[inline]
 fn flow(
     context: &mut Context<'_>,
     origin: Origin,
     packet: &mut Packet<'_>,
     headers: &Headers,
 ) -> Verdict {
-    match context.conntrack.find(&headers.tuple, context.now) {
+    let (tuple, now) = (&headers.tuple, context.now);
+    let found = match std::mem::take(&mut context.near).0 {
+        Some((hash, guess)) => context.conntrack.find_near(tuple, hash, guess, now),
+        None => context.conntrack.find(tuple, now),
+    };
+    match found {
         Some(found) => established(context, origin, packet, headers, found),
         None => new_flow(context, origin, packet, headers),
     }
 }
 
 /// A packet of a connection that the table knows: track its state, rewrite, forward.
+#[inline]
 fn established(
     context: &mut Context<'_>,
     origin: Origin,
@@ -198,9 +219,9 @@ fn datagram(
     let Some(mut joined) = fragments::join(&mut frames) else {
         return Verdict::Drop(DropReason::Malformed);
     };
-    let verdict = match Packet::parse(&mut joined) {
-        Ok(packet) => whole(context, origin, packet),
-        Err(unparsed) => not_a_packet(context, origin, unparsed),
+    let verdict = match &mut Packet::parse(&mut joined) {
+        Ok((packet, kind)) => whole(context, origin, packet, kind),
+        Err(unparsed) => not_a_packet(context, origin, *unparsed),
     };
     match verdict {
         Verdict::Forward => fragments::spread(&mut joined, &mut frames),
@@ -212,6 +233,7 @@ fn datagram(
     verdict
 }
 
+#[inline]
 fn translate(packet: &mut Packet<'_>, headers: &Headers, found: &Found) -> Verdict {
     let Some(translation) = found.translation() else {
         return Verdict::Pass;
@@ -307,6 +329,7 @@ fn no_room(context: &Context<'_>, tentative: &Tentative, reason: DropReason) -> 
 
 /// Whether a UDP flow must end because the newest table has no place for it: its endpoint is gone, or what went on
 /// untranslated is now addressed to a Service (there a sweep after each sync). See [`ServiceTable::is_stale`].
+#[inline]
 fn is_stale(context: &Context<'_>, headers: &Headers, found: &Found) -> bool {
     let newest = context.services.generation();
     let Some(tag) = found.service().filter(|tag| tag.generation != newest) else {

@@ -80,7 +80,7 @@ impl ServiceTable {
     /// Builds the index. `hash` keys it.
     pub fn new(mut parts: Parts, hash: &RandomState) -> Self {
         parts.frontends.sort_by_key(|(key, _)| *key);
-        let index = Index::new(&parts.frontends, hash.clone());
+        let index = Index::new(&parts.frontends, hash);
         let node_addresses = Arc::new(parts.node_addresses.iter().copied().collect());
         let ids: Arc<[u64]> = parts
             .services
@@ -107,7 +107,7 @@ impl ServiceTable {
 
     /// The next version of a table: turns and counts of connections go on, and it knows since when UDP is served.
     pub fn following(parts: Parts, previous: &Self) -> Self {
-        let mut table = Self::new(parts, &previous.index.hash);
+        let mut table = Self::new(parts, &previous.index.key);
         table.loads = Arc::clone(&previous.loads);
         for (id, since) in &mut table.serving_since {
             *since = previous.serving_since.get(id).copied().unwrap_or(*since);

@@ -6,7 +6,7 @@ use crate::conntrack::Conntrack;
 use crate::fragments::Fragments;
 use crate::frame::Frame;
 use crate::notices::Notices;
-use crate::path::{self, Context};
+use crate::path::{self, Context, NEAR, Near};
 use crate::ports::ReservedPorts;
 use crate::reject::{self, RateLimit, RejectSources};
 use crate::select::Affinity;
@@ -71,6 +71,9 @@ pub struct Shared {
 /// Frames that a worker takes at once. More do not help: the caches are full.
 pub const BATCH: usize = 64;
 
+/// Batches that one device may have before the others have their turn: some 500 frames.
+const SHARE: usize = 14;
+
 /// One worker: its devices, its buffers, its randomness.
 #[derive(Debug)]
 pub struct Worker<'a, D> {
@@ -128,7 +131,7 @@ impl<'a, D: Device> Worker<'a, D> {
         loop {
             let mut received = 0;
             for device in 0..self.devices.len() {
-                let count = self.receive_batch(device)?;
+                let count = self.receive_batch(device, BATCH)?;
                 self.handle_batch(device, count, clock());
                 received += count;
             }
@@ -138,14 +141,36 @@ impl<'a, D: Device> Worker<'a, D> {
         }
     }
 
-    fn receive_batch(&mut self, device: usize) -> io::Result<usize> {
+    /// Takes what has arrived at one device, until it is empty or has had its share. The first frame goes on its way
+    /// before the device is asked for another one; while there are more, batches double.
+    ///
+    /// # Errors
+    /// As [`Self::drain`].
+    pub fn drain_one(&mut self, device: usize, clock: impl Fn() -> Timestamp) -> io::Result<()> {
+        let mut size = 1;
+        for _ in 0..SHARE {
+            let count = self.receive_batch(device, size)?;
+            if count > 0 {
+                self.handle_batch(device, count, clock());
+            }
+            if count < size {
+                return Ok(());
+            }
+            size = (2 * size).min(BATCH);
+        }
+        Ok(())
+    }
+
+    /// At most `size` frames.
+    fn receive_batch(&mut self, device: usize, size: usize) -> io::Result<usize> {
         let (_, device) = &mut self.devices[device];
-        for (count, frame) in self.frames.iter_mut().enumerate() {
+        let frames = &mut self.frames[..size];
+        for (count, frame) in frames.iter_mut().enumerate() {
             if !device.receive(frame)? {
                 return Ok(count);
             }
         }
-        Ok(self.frames.len())
+        Ok(size)
     }
 
     fn handle_batch(&mut self, device: usize, count: usize, now: Timestamp) {
@@ -160,12 +185,19 @@ impl<'a, D: Device> Worker<'a, D> {
             notices: &shared.notices,
             datagram: Vec::new(),
             forward_invalid: shared.forward_invalid,
+            near: Near::default(),
             rng: &mut self.rng,
             now,
         };
         let (origin, device) = &mut self.devices[device];
-        path::bring_near(&shared.conntrack, &self.frames[..count]);
-        for frame in &mut self.frames[..count] {
+        let mut near = [Near::default(); NEAR];
+        for nth in 0..count {
+            if nth % NEAR == 0 {
+                let next = &self.frames[nth..count.min(nth + NEAR)];
+                near = path::bring_near(&shared.conntrack, next);
+            }
+            let frame = &mut self.frames[nth];
+            context.near = near[nth % NEAR];
             let verdict = path::process(&mut context, *origin, frame);
             if device.has_copies() && verdict != Verdict::Forward {
                 continue;

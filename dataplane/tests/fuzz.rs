@@ -192,7 +192,7 @@ fn is_intact(packet: &[u8]) -> bool {
     let header_is_right = packet.first().is_none_or(|first| first >> 4 != 4)
         || naive_sum(&packet[..(usize::from(packet[0] & 15) * 4).min(packet.len())]) == 0xffff;
     let mut frame = Frame::from_packet(packet);
-    header_is_right && Packet::parse(&mut frame).is_ok_and(|packet| !packet.has_bad_checksum())
+    header_is_right && Packet::parse(&mut frame).is_ok_and(|(packet, _)| !packet.has_bad_checksum())
 }
 
 /// All but hop limit or TTL, and the header checksum that follows it.

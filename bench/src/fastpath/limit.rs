@@ -4,18 +4,19 @@
 //! The layout is that of `dataplane/src/conntrack/slots.rs`: buckets of eight slots with 16 bits of the hash each, two
 //! buckets per tuple, two tuples per entry of 64 bytes, an index filled to 70 %. Huge pages and staged batches too.
 
-use super::flows::Flow;
+use super::flows::{Flow, Stage, Traffic};
 use dataplane::checksum::Change;
 use dataplane::frame::Frame;
-use dataplane::sys::memory;
+use dataplane::sys::memory::{self, Zeroed};
 use dataplane::tuple::Direction;
 use std::hash::{BuildHasher, Hasher};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+use zerocopy::FromZeros;
 
-#[derive(Default)]
-#[repr(align(64))]
+#[derive(FromZeros)]
+#[repr(C, align(64))]
 struct Line([AtomicU64; 8]);
 
 /// Words of an entry. Of each direction: addresses; ports of both directions in one; then counters.
@@ -26,8 +27,8 @@ const LAST_SEEN: usize = 4;
 
 /// The table of the bare loop.
 pub(super) struct Limit {
-    buckets: Vec<Line>,
-    entries: Vec<Line>,
+    buckets: Zeroed<Line>,
+    entries: Zeroed<Line>,
     hash: ahash::RandomState,
 }
 
@@ -43,8 +44,8 @@ impl Limit {
     pub(super) fn new(count: u32, seed: u64) -> Self {
         let buckets = (count as usize * 2 * 10 / 7).div_ceil(8).max(2);
         let table = Self {
-            buckets: lines(buckets),
-            entries: lines(count as usize),
+            buckets: Zeroed::new(buckets),
+            entries: Zeroed::new(count as usize),
             hash: ahash::RandomState::with_seeds(seed, 1, 2, 3),
         };
         for number in 0..count {
@@ -57,7 +58,7 @@ impl Limit {
         let entry = &self.entries[flow.0 as usize].0;
         let mut both = 0;
         for direction in [Direction::Original, Direction::Reply] {
-            let [(source, source_port), (destination, destination_port)] = flow.ends(direction);
+            let [(source, source_port), (destination, destination_port)] = flow.ends(direction).0;
             let addresses = u64::from(source) << 32 | u64::from(destination);
             let ports = u32::from(source_port) << 16 | u32::from(destination_port);
             entry[ADDRESSES[direction as usize]].store(addresses, Relaxed);
@@ -130,7 +131,8 @@ impl Limit {
         now: u64,
     ) -> Duration {
         for (frame, (flow, direction)) in frames.iter_mut().zip(packets) {
-            flow.write(direction, frame);
+            let ends = flow.ends(direction);
+            ends.write(Traffic::UDP_V4, (direction, Stage::Open), frame);
         }
         let mut probes = vec![Probe::default(); batch];
         let start = Instant::now();
@@ -219,12 +221,4 @@ fn field<const N: usize>(packet: &[u8], at: usize) -> [u8; N] {
     let mut bytes = [0; N];
     bytes.copy_from_slice(&packet[at..at + N]);
     bytes
-}
-
-/// Lines of zeros, in huge pages where there are any.
-fn lines(count: usize) -> Vec<Line> {
-    let mut lines = Vec::with_capacity(count);
-    memory::prefer_huge_pages(lines.spare_capacity_mut());
-    lines.resize_with(count, Line::default);
-    lines
 }

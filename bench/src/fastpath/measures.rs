@@ -1,14 +1,145 @@
-//! What is measured without a limit beside it: first packets, ports of nearly full destinations, memory.
+//! What is measured without a limit beside it: other traffic, churn, first packets, ports of nearly full destinations,
+//! memory.
 
-use super::flows::Flow;
-use super::subject::{self, CHUNK, Subject};
-use super::{establish, median};
-use dataplane::conntrack::{Conntrack, Headers, Settings, Transport};
+use super::flows::{Flow, Traffic};
+use super::subject::{self, CHUNK, Subject, Wanted, of_flow, opening};
+use super::{MEASURED_AT, Size, establish, median, random_packets, together};
+use dataplane::conntrack::{Confirmed, Conntrack, Headers, Settings, Transport};
 use dataplane::ports::{self, Choice, ReservedPorts};
 use dataplane::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
+use dataplane::worker::Shared;
 use fastrand::Rng;
 use serde::Serialize;
 use std::time::{Duration, Instant};
+
+/// Packets of established flows of other kinds than the rows with a limit, on one thread, in batches of 64.
+#[derive(Clone, Debug, Serialize)]
+pub struct Kind {
+    /// Of which kind.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// Flows in the table.
+    pub flows: u32,
+    /// Of one packet.
+    pub ns_per_packet: f64,
+    /// By that of UDP over IPv4, measured in turns with it.
+    pub ratio_to_udp_ipv4: f64,
+}
+
+pub(super) fn kinds(size: &Size, flows: u32) -> Vec<Kind> {
+    let of = |traffic: Traffic| {
+        let shared = subject::shared(Settings::kernel(flows as usize), (traffic, false), 1);
+        establish(&shared, traffic, flows);
+        (shared, traffic)
+    };
+    let subjects: Vec<_> = std::iter::once(Traffic::UDP_V4)
+        .chain(Traffic::OTHERS)
+        .map(of)
+        .collect();
+    let mut rounds = vec![Vec::new(); subjects.len()];
+    for round in 0..size.rounds as u64 {
+        for ((shared, traffic), figures) in subjects.iter().zip(&mut rounds) {
+            let chunks = |_| established_chunks(shared, *traffic, flows, (64, size.chunks, round));
+            figures.push(together(1, chunks));
+        }
+    }
+    let medians: Vec<f64> = rounds.into_iter().map(median).collect();
+    let kind = |((_, traffic), &ns_per_packet): (&(Shared, Traffic), &f64)| Kind {
+        traffic: *traffic,
+        flows,
+        ns_per_packet,
+        ratio_to_udp_ipv4: ns_per_packet / medians[0],
+    };
+    subjects.iter().zip(&medians).map(kind).collect()
+}
+
+/// The time of each chunk of packets of random established flows, in batches of `batch`.
+pub(super) fn established_chunks(
+    shared: &Shared,
+    traffic: Traffic,
+    flows: u32,
+    (batch, chunks, seed): (usize, usize, u64),
+) -> Vec<Duration> {
+    let mut subject = Subject::new(shared, traffic, batch, seed);
+    let mut packets = random_packets(flows, seed).map(of_flow);
+    let mut now = MEASURED_AT;
+    (0..chunks)
+        .map(|_| {
+            now = now.after(CHUNK_TIME);
+            subject.handle(packets.by_ref().take(CHUNK), now)
+        })
+        .collect()
+}
+
+/// About the time that a chunk takes, so that deadlines move as they do in life.
+const CHUNK_TIME: Duration = Duration::from_micros(20);
+
+/// Established packets while flows come and go.
+#[derive(Clone, Debug, Serialize)]
+pub struct Churn {
+    /// Established flows.
+    pub flows: u32,
+    /// One packet in so many opens a flow, whose time is over at once; the sweep goes on beside it.
+    pub packets_per_new_flow: usize,
+    /// Threads over one table.
+    pub threads: usize,
+    /// Of all threads together.
+    pub ns_per_packet: f64,
+    /// New flows per second of all threads together.
+    pub new_flows_per_second: f64,
+    /// How many times as fast as one thread.
+    pub scaling: f64,
+}
+
+/// Of packets in the mix. At ten million packets per second that is more than 50,000 new flows per second and thread.
+const PACKETS_PER_NEW_FLOW: usize = 64;
+
+pub(super) fn churn(size: &Size, flows: u32) -> Vec<Churn> {
+    let room = flows as usize * 5 / 4 + 100_000;
+    let shared = subject::shared(Settings::kernel(room), (Traffic::UDP_V4, false), 5);
+    establish(&shared, Traffic::UDP_V4, flows);
+    let mut rounds = [Vec::new(), Vec::new()];
+    for round in 0..size.rounds as u64 {
+        for (figures, threads) in rounds.iter_mut().zip([1, 2]) {
+            figures.push(together(threads, |thread| {
+                churn_chunks(&shared, flows, (size.chunks, round * 2 + thread))
+            }));
+        }
+    }
+    let [one, two] = rounds.map(median);
+    [(1, one), (2, two)]
+        .map(|(threads, ns_per_packet)| Churn {
+            flows,
+            packets_per_new_flow: PACKETS_PER_NEW_FLOW,
+            threads,
+            ns_per_packet,
+            new_flows_per_second: 1e9 / ns_per_packet / PACKETS_PER_NEW_FLOW as f64,
+            scaling: one / ns_per_packet,
+        })
+        .into()
+}
+
+fn churn_chunks(shared: &Shared, flows: u32, (chunks, seed): (usize, u64)) -> Vec<Duration> {
+    const NEW: usize = CHUNK / PACKETS_PER_NEW_FLOW;
+    let mut subject = Subject::new(shared, Traffic::UDP_V4, 64, seed);
+    let mut rng = Rng::with_seed(seed);
+    let mut established = random_packets(flows, seed).map(of_flow);
+    let mut now = MEASURED_AT;
+    let mut one = || {
+        now = now.after(CHUNK_TIME);
+        let new = std::iter::repeat_with(|| {
+            of_flow((Flow(rng.u32(1 << 31..3 << 30)), Direction::Original))
+        });
+        let mut packets: Vec<Wanted> = established.by_ref().take(CHUNK - NEW).collect();
+        packets.extend(new.take(NEW));
+        let handled = subject.handle(packets.into_iter(), now);
+        let start = Instant::now();
+        // The new flows' lifetime is over by then, that of the established ones is not.
+        shared.conntrack.expire(now.after(LIFETIME), 4 * NEW);
+        handled + start.elapsed()
+    };
+    (0..chunks).map(|_| one()).collect()
+}
 
 /// First packets: find the Service, choose, lease a port, enter into the table; and the sweep that removes the flow
 /// when its time is over.
@@ -31,15 +162,16 @@ const LIFETIME: Duration = Duration::from_secs(30);
 
 /// Flows come at a rate at which `flows` are alive at once.
 pub(super) fn new_flows(flows: u32, masquerade: bool) -> NewFlows {
-    let shared = subject::shared(Settings::kernel(flows as usize * 5 / 4), masquerade, 2);
-    let mut subject = Subject::new(&shared, 64, 2);
+    let settings = Settings::kernel(flows as usize * 5 / 4);
+    let shared = subject::shared(settings, (Traffic::UDP_V4, masquerade), 2);
+    let mut subject = Subject::new(&shared, Traffic::UDP_V4, 64, 2);
     let step = LIFETIME * CHUNK as u32 / flows;
     let mut now = Timestamp::from_seconds(100);
     let (mut first_packets, mut sweeps) = (Vec::new(), Vec::new());
     let (mut sweep_time, mut expired) = (Duration::ZERO, 0);
     let mut next = 0;
-    for chunk in 0..4 * flows as usize / CHUNK {
-        let packets = (next..).map(|number| (Flow(number), Direction::Original));
+    for chunk in 0..3 * flows as usize / CHUNK {
+        let packets = (next..).map(|number| opening((Flow(number), Direction::Original)));
         let elapsed = subject.handle(packets.take(CHUNK), now);
         next += CHUNK as u32;
         now = now.after(step);
@@ -83,47 +215,51 @@ const PORTS: usize = 65_536 - 1024;
 
 /// Fills the table up to `taken`; then leases, enters, and ends a random one, again and again.
 pub(super) fn ports(taken: f64) -> Ports {
-    const TRIES: usize = 2000;
+    const TRIES: usize = 20_000;
+    // Reading the clock takes as long as what is measured: it is read around so many.
+    const AT_ONCE: usize = 8;
     let conntrack = Conntrack::new(Settings::kernel(2 * PORTS), [5, 6, 7, 8]);
     let reserved = ReservedPorts::default();
     let mut rng = Rng::with_seed(3);
     let now = Timestamp::from_seconds(100);
     let mut live = Vec::new();
     let mut times = Vec::new();
+    let mut found = 0;
     let fill = (PORTS as f64 * taken) as usize;
     for number in 0..fill + TRIES {
         let is_measured = number >= fill;
         if is_measured {
-            let found = live.swap_remove(rng.usize(..live.len()));
-            conntrack.end(&found, now);
+            let gone = live.swap_remove(rng.usize(..live.len()));
+            conntrack.end(&gone, now);
         }
         let headers = client(number as u32);
         let Ok(mut tentative) = conntrack.open(&headers, now) else {
             continue;
         };
         tentative.reply.destination = Address::from_v4([192, 168, 0, 1]);
+        let reply = tentative.reply;
         let start = Instant::now();
-        let lease = ports::lease(
-            &conntrack,
-            &reserved,
-            &mut tentative.reply,
-            Choice::Random,
-            (now, &mut rng),
-        );
-        let elapsed = start.elapsed().as_nanos() as f64;
+        let mut lease = Ok(());
+        for _ in 0..AT_ONCE {
+            tentative.reply = reply;
+            let turn = (now, &mut rng);
+            let reply = &mut tentative.reply;
+            lease = ports::lease(&conntrack, &reserved, reply, Choice::Random, turn);
+        }
+        let elapsed = start.elapsed().as_nanos() as f64 / AT_ONCE as f64;
         if let (Ok(()), Ok(confirmed)) = (lease, conntrack.confirm(tentative, now)) {
-            use dataplane::conntrack::Confirmed::{Adopted, Inserted};
-            let (Inserted(found) | Adopted(found)) = confirmed;
-            live.push(found);
-            if is_measured {
-                times.push(elapsed);
-            }
+            let (Confirmed::Inserted(entry) | Confirmed::Adopted(entry)) = confirmed;
+            live.push(entry);
+            found += usize::from(is_measured);
+        }
+        if is_measured {
+            times.push(elapsed);
         }
     }
     Ports {
         taken,
         tried: TRIES,
-        found: times.len(),
+        found,
         ns_per_allocation: median(times),
     }
 }
@@ -157,8 +293,9 @@ pub struct Memory {
 
 pub(super) fn memory(flows: u32) -> Memory {
     let before = resident_bytes();
-    let shared = subject::shared(Settings::kernel(flows as usize), false, 4);
-    establish(&shared, flows);
+    let settings = Settings::kernel(flows as usize);
+    let shared = subject::shared(settings, (Traffic::UDP_V4, false), 4);
+    establish(&shared, Traffic::UDP_V4, flows);
     let grown = resident_bytes().saturating_sub(before);
     Memory {
         flows,

@@ -1,6 +1,6 @@
 //! What is measured: a [`Worker`] with all that it does to a packet, over a device in memory.
 
-use super::flows::{self, Flow};
+use super::flows::{self, Ends, Flow, Stage, Traffic};
 use arc_swap::ArcSwap;
 use dataplane::conntrack::{Conntrack, Settings};
 use dataplane::fragments::Fragments;
@@ -16,13 +16,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Frames that are prepared, then handled at one go: they stay in the first cache, as frames do that were just read.
-pub(super) const CHUNK: usize = 256;
+pub(crate) const CHUNK: usize = 256;
 
 /// A device whose frames are prepared in memory. Giving one to the worker and taking it back costs an exchange of
 /// two buffers.
 #[derive(Debug)]
-pub(super) struct Memory {
-    pub(super) frames: Vec<Frame>,
+struct Memory {
+    frames: Vec<Frame>,
     /// The first that is still to be received.
     next: usize,
     /// The worker gets at most so many at once.
@@ -35,7 +35,7 @@ impl Memory {
         // A worker stops at its own batch size without asking for more.
         let batch = if batch >= BATCH { usize::MAX } else { batch };
         Self {
-            frames: (0..CHUNK).map(|_| Frame::from_packet(&[0; 64])).collect(),
+            frames: (0..CHUNK).map(|_| Frame::from_packet(&[0; 66])).collect(),
             next: CHUNK,
             batch,
             left_in_batch: batch,
@@ -44,6 +44,7 @@ impl Memory {
 }
 
 impl Device for Memory {
+    #[inline]
     fn receive(&mut self, frame: &mut Frame) -> io::Result<bool> {
         if self.left_in_batch == 0 || self.next == self.frames.len() {
             self.left_in_batch = self.batch;
@@ -55,17 +56,22 @@ impl Device for Memory {
         Ok(true)
     }
 
+    #[inline]
     fn send(&mut self, _frame: &Frame) -> io::Result<()> {
         Ok(())
     }
 }
 
 /// What workers share, for `capacity` connections.
-pub(super) fn shared(settings: Settings, masquerade: bool, seed: u64) -> Shared {
+pub(crate) fn shared(
+    settings: Settings,
+    (traffic, masquerade): (Traffic, bool),
+    seed: u64,
+) -> Shared {
     let mut rng = Rng::with_seed(seed);
     Shared {
         conntrack: Conntrack::new(settings, std::array::from_fn(|_| rng.u64(..))),
-        services: ArcSwap::from_pointee(flows::services(masquerade)),
+        services: ArcSwap::from_pointee(flows::services(traffic, masquerade)),
         facts: ArcSwap::from_pointee(NodeFacts::default()),
         affinity: Affinity::default(),
         fragments: Fragments::default(),
@@ -75,50 +81,94 @@ pub(super) fn shared(settings: Settings, masquerade: bool, seed: u64) -> Shared 
     }
 }
 
+/// A packet that is to be made: its ends, its direction, where in its connection it stands.
+pub(crate) type Wanted = (Ends, Direction, Stage);
+
+/// A packet of an established flow.
+pub(crate) const fn of_flow((flow, direction): (Flow, Direction)) -> Wanted {
+    (flow.ends(direction), direction, Stage::Open)
+}
+
+/// A packet of a flow that is being opened.
+pub(crate) const fn opening((flow, direction): (Flow, Direction)) -> Wanted {
+    (flow.ends(direction), direction, Stage::Opening)
+}
+
 /// One worker and its device.
-pub(super) struct Subject<'a> {
+pub(crate) struct Subject<'a> {
     worker: Worker<'a, Memory>,
+    traffic: Traffic,
     counters: Arc<Counters>,
     handled: u64,
 }
 
 impl<'a> Subject<'a> {
-    pub(super) fn new(shared: &'a Shared, batch: usize, seed: u64) -> Self {
+    pub(crate) fn new(shared: &'a Shared, traffic: Traffic, batch: usize, seed: u64) -> Self {
         let counters = Arc::new(Counters::default());
         let devices = vec![(Origin::Pod, Memory::new(batch))];
         let rng = Rng::with_seed(seed);
         Self {
             worker: Worker::new(shared, devices, Arc::clone(&counters), rng),
+            traffic,
             counters,
             handled: 0,
         }
     }
 
-    /// Prepares a chunk of packets, then handles it at `now`; the time that handling took.
+    /// Prepares a chunk of packets at most, then handles it at `now`; the time that handling took.
     ///
     /// # Panics
     /// When more than one packet of a thousand was not forwarded: then nothing of worth was measured. One of a million
     /// flows may be gone, because both buckets of a tuple were full.
-    pub(super) fn handle(
+    pub(crate) fn handle(
         &mut self,
-        packets: impl Iterator<Item = (Flow, Direction)>,
+        packets: impl Iterator<Item = Wanted>,
         now: Timestamp,
     ) -> Duration {
-        let (_, device) = &mut self.worker.devices_mut()[0];
-        device.next = CHUNK;
-        for (flow, direction) in packets.take(CHUNK) {
-            device.next -= 1;
-            flow.write(direction, &mut device.frames[device.next]);
-        }
-        self.handled += (CHUNK - device.next) as u64;
-        let start = Instant::now();
-        let result = self.worker.drain(|| now);
-        let elapsed = start.elapsed();
+        let (elapsed, _) = self.count(packets, now);
         let counts = self.counters.read();
         assert!(
-            result.is_ok() && self.handled - counts.forward <= self.handled / 1000,
+            self.handled - counts.forward <= self.handled / 1000,
             "packets were not forwarded: {counts:?}"
         );
         elapsed
     }
+
+    /// As [`Self::handle`]; says how many of the packets were forwarded, too.
+    pub(crate) fn count(
+        &mut self,
+        packets: impl Iterator<Item = Wanted>,
+        now: Timestamp,
+    ) -> (Duration, u64) {
+        let before = self.counters.read().forward;
+        let (_, device) = &mut self.worker.devices_mut()[0];
+        device.next = CHUNK;
+        for (ends, direction, stage) in packets.take(CHUNK) {
+            device.next -= 1;
+            ends.write(
+                self.traffic,
+                (direction, stage),
+                &mut device.frames[device.next],
+            );
+        }
+        // In the order in which they were asked for.
+        device.frames[device.next..].reverse();
+        self.handled += (CHUNK - device.next) as u64;
+        let start = Instant::now();
+        handle_prepared(&mut self.worker, now);
+        let elapsed = start.elapsed();
+        (elapsed, self.counters.read().forward - before)
+    }
+
+    /// How many packets were made so far.
+    pub(crate) const fn handled(&self) -> u64 {
+        self.handled
+    }
+}
+
+/// All that is timed. A function of its own, so that a profiler can count what is done in it and nothing else.
+#[inline(never)]
+fn handle_prepared(worker: &mut Worker<'_, Memory>, now: Timestamp) {
+    // The device has no errors.
+    let _ = worker.drain(|| now);
 }

@@ -1,7 +1,8 @@
 //! `penstock bench`: measurements of this machine that need no lab.
 
 use super::{Failure, Output, print};
-use bench::fastpath::{self, Report, Size};
+use bench::attack;
+use bench::fastpath::{self, Report};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use std::fmt::Write;
@@ -17,7 +18,19 @@ pub(crate) struct Arguments {
 enum Benchmark {
     /// The packet path in memory, beside the limit of its own layout
     Fastpath {
-        /// A second instead of a minute: whether it works, not how fast it is
+        /// A second instead of two minutes: whether it works, not how fast it is
+        #[arg(long)]
+        quick: bool,
+        /// Numbers of flows in the table
+        #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1000..=20_000_000))]
+        flows: Option<Vec<u32>>,
+        /// How to print it
+        #[arg(short, long, default_value = "text")]
+        output: Output,
+    },
+    /// What floods, scans, crafted packets and full tables do to the flows of others
+    Attack {
+        /// A second instead of half a minute: whether it works
         #[arg(long)]
         quick: bool,
         /// How to print it
@@ -27,39 +40,65 @@ enum Benchmark {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let Benchmark::Fastpath { quick, output } = &arguments.benchmark;
-    let size = if *quick { Size::quick() } else { Size::full() };
-    let report = fastpath::run(&size, |next| eprintln!("penstock: {next}"));
-    match output {
-        Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?)),
-        Output::Text => print(&text(&report)?),
+    let progress = |next: &str| eprintln!("penstock: {next}");
+    match &arguments.benchmark {
+        Benchmark::Fastpath {
+            quick,
+            flows,
+            output,
+        } => {
+            let mut size = if *quick {
+                fastpath::Size::quick()
+            } else {
+                fastpath::Size::full()
+            };
+            size.flows = flows.clone().unwrap_or(size.flows);
+            let report = fastpath::run(&size, progress);
+            match output {
+                Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?)),
+                Output::Text => print(&text(&report)?),
+            }
+        }
+        Benchmark::Attack { quick, output } => {
+            let size = if *quick {
+                attack::Size::quick()
+            } else {
+                attack::Size::full()
+            };
+            let report = attack::run(size, progress);
+            match output {
+                Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?)),
+                Output::Text => print(&attack_text(&report)),
+            }
+        }
     }
 }
 
 fn text(report: &Report) -> Result<String, std::fmt::Error> {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header([
-        "FLOWS",
-        "THREADS",
-        "BATCH",
-        "NS/PACKET",
-        "LIMIT",
-        "RATIO",
-        "",
-    ]);
-    for row in &report.rows {
-        table.add_row([
-            row.flows.to_string(),
-            row.threads.to_string(),
-            row.batch.to_string(),
-            format!("{:.1}", row.ns_per_packet),
-            format!("{:.1}", row.limit_ns_per_packet),
-            format!("{:.2}", row.ratio),
-            "#".repeat((row.ratio * 8.0).min(60.0) as usize),
-        ]);
+    let mut text = format!(
+        "Established flows (UDP, IPv4, both directions)\n{}\n\n",
+        established(report)
+    );
+    for kind in &report.kinds {
+        let (protocol, family) = (kind.traffic.protocol, kind.traffic.family);
+        writeln!(
+            text,
+            "{protocol:?} over {family:?}: {:.1} ns/packet at {} flows, {:.2} times UDP over IPv4",
+            kind.ns_per_packet, kind.flows, kind.ratio_to_udp_ipv4
+        )?;
     }
-    let mut text = format!("Established flows (UDP, IPv4, both directions)\n{table}\n\n");
+    for churn in &report.churn {
+        writeln!(
+            text,
+            "With {:.0} new flows/s among {}, {} threads: {:.1} ns/packet, {:.2} times one thread",
+            churn.new_flows_per_second,
+            churn.flows,
+            churn.threads,
+            churn.ns_per_packet,
+            churn.scaling
+        )?;
+    }
+    writeln!(text, "\nThe table alone\n{}\n", tables(report))?;
     for new in &report.new_flows {
         let masqueraded = if new.masquerade { ", masqueraded" } else { "" };
         writeln!(
@@ -88,4 +127,79 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
         memory.bytes_per_flow, memory.resident_bytes_per_flow, memory.flows
     )?;
     Ok(text)
+}
+
+fn plain_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header);
+    table
+}
+
+fn established(report: &Report) -> Table {
+    let mut table = plain_table(&[
+        "FLOWS",
+        "THREADS",
+        "BATCH",
+        "NS/PACKET",
+        "LIMIT",
+        "RATIO",
+        "SPREAD",
+        "SCALING",
+        "",
+    ]);
+    for row in &report.rows {
+        let [least, most] = row.ratio_spread;
+        table.add_row([
+            row.flows.to_string(),
+            row.threads.to_string(),
+            row.batch.to_string(),
+            format!("{:.1}", row.ns_per_packet),
+            format!("{:.1}", row.limit_ns_per_packet),
+            format!("{:.2}", row.ratio),
+            format!("{least:.2}..{most:.2}"),
+            format!("{:.2}", row.scaling),
+            "#".repeat((row.ratio * 8.0).min(60.0) as usize),
+        ]);
+    }
+    table
+}
+
+fn tables(report: &Report) -> Table {
+    let mut table = plain_table(&["TABLE", "FLOWS", "THREADS", "NS/LOOKUP", "RATIO", ""]);
+    for row in &report.tables {
+        table.add_row([
+            row.table.to_owned(),
+            row.flows.to_string(),
+            row.threads.to_string(),
+            format!("{:.1}", row.ns_per_lookup),
+            format!("{:.2}", row.ratio),
+            "#".repeat((row.ratio * 8.0).min(60.0) as usize),
+        ]);
+    }
+    table
+}
+
+fn attack_text(report: &attack::Report) -> String {
+    let mut table = plain_table(&[
+        "ATTACK",
+        "PACKETS",
+        "ESTABLISHED LOST",
+        "NEW FLOWS MADE",
+        "NS/PACKET",
+        "BEFORE",
+        "RATIO",
+    ]);
+    for row in &report.rows {
+        table.add_row([
+            row.attack.to_owned(),
+            row.attack_packets.to_string(),
+            format!("{} of {}", row.established_lost, row.established_packets),
+            format!("{} of {}", row.new_flows_succeeded, row.new_flows),
+            format!("{:.1}", row.ns_per_packet),
+            format!("{:.1}", row.ns_per_packet_before),
+            format!("{:.2}", row.ratio),
+        ]);
+    }
+    format!("What an attack does to the flows of others\n{table}\n")
 }

@@ -66,8 +66,9 @@ impl Conntrack {
 
     /// The connection with this original tuple (`conntrack -G`).
     pub fn get(&self, original: &Tuple, now: Timestamp) -> Option<EntryView> {
-        let (entry, direction) = self.slots.find(original, self.hash(original))?;
-        let is_it = direction == Direction::Original && !entry.meta.is_expired(now);
+        let seen = self.slots.find(original, self.hash(original))?;
+        let entry = self.slots.snapshot(seen.id)?;
+        let is_it = seen.direction == Direction::Original && !entry.meta.is_expired(now);
         is_it.then(|| self.view(&entry, now))
     }
 

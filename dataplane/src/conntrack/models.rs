@@ -59,18 +59,17 @@ fn insert(slots: &Slots, new: &NewEntry) -> Result<EntryId, InsertError> {
 
 /// What a lookup of `tuple` gives, checked to be one flow's and that flow's.
 fn look(slots: &Slots, tuple: &Tuple) -> Option<EntryId> {
-    let (entry, direction) = slots.find(tuple, slots.hash(tuple))?;
-    let owned = match direction {
-        Direction::Original => entry.original,
-        Direction::Reply => entry.reply,
+    let entry = slots.find(tuple, slots.hash(tuple))?;
+    let (original, reply) = match entry.direction {
+        Direction::Original => (*tuple, entry.other),
+        Direction::Reply => (entry.other, *tuple),
     };
-    assert_eq!(owned, *tuple);
-    let [.., endpoint] = entry.reply.source.octets_v4();
+    let [.., endpoint] = reply.source.octets_v4();
     assert_eq!(
         entry.hot[0],
-        u64::from(entry.original.source_port) << 8 | u64::from(endpoint)
+        u64::from(original.source_port) << 8 | u64::from(endpoint)
     );
-    assert_eq!(entry.reply.destination_port, entry.original.source_port);
+    assert_eq!(reply.destination_port, original.source_port);
     Some(entry.id)
 }
 

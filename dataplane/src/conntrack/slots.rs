@@ -21,7 +21,8 @@
 //!    so what it copied belongs to that life of the entry (a sequence lock; the fences are in [`Slots::write`] and
 //!    [`Slots::snapshot`]).
 //! 3. What changes while an entry lives is written only under its lock bit. The lock is held for the time that one
-//!    packet's state takes, never across a wait; a lookup does not look at it.
+//!    packet's state takes, never across a wait; a lookup does not look at it. One exception: the deadline of a flow
+//!    whose status can change no more is replaced by compare-exchange ([`Slots::put_off`]).
 //! 4. A slot is filled by compare-exchange from empty, before the entry is LIVE, and emptied by the one who unlinks it.
 //!    A slot never moves. Two of one entry are distinct, and hold no other life's generation.
 //! 5. Of two entries with a tuple in common at most one becomes LIVE. Both publish their slots before they look for the
@@ -38,8 +39,6 @@ use super::events::{EventKind, Events, Farewell};
 use super::pools::Pools;
 use super::sync::{AtomicU64, Ordering, fence, pause};
 use super::tick;
-#[cfg(not(any(loom, shuttle)))]
-use crate::sys::memory::prefer_huge_pages;
 use crate::sys::memory::prefetch;
 use crate::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
 use std::hash::{BuildHasher, Hasher};
@@ -76,14 +75,15 @@ const NEXT_FREE: usize = 7;
 /// Words of an entry that belong to the protocol and the Service: three hot, five cold.
 pub(super) type StateWords = [u64; 8];
 
-#[repr(align(64))]
+#[cfg_attr(not(any(loom, shuttle)), derive(zerocopy::FromZeros))]
+#[repr(C, align(64))]
 struct Line([AtomicU64; 8]);
-#[repr(align(64))]
+#[cfg_attr(not(any(loom, shuttle)), derive(zerocopy::FromZeros))]
+#[repr(C, align(64))]
 struct Bucket([AtomicU64; WIDTH]);
+#[cfg_attr(not(any(loom, shuttle)), derive(zerocopy::FromZeros))]
+#[repr(C)]
 struct Windows([AtomicU64; 5]);
-/// Not aligned to a cache line: memory of a greater alignment is written when it is allocated, and then it is there also
-/// for tables without IPv6.
-struct Addresses([AtomicU64; 8]);
 
 /// Deadline, status and protocol of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,9 +132,26 @@ pub(super) struct Snapshot {
     is_live: bool,
 }
 
-/// A keyed hash of a tuple, and what follows from it.
+/// A LIVE entry, seen from a tuple that it owns.
 #[derive(Clone, Copy, Debug)]
+pub(super) struct Sighting {
+    pub(super) id: EntryId,
+    /// That of the tuple.
+    pub(super) direction: Direction,
+    /// The tuple of the other direction.
+    pub(super) other: Tuple,
+    pub(super) meta: Meta,
+    /// The hot words of the state.
+    pub(super) hot: [u64; 3],
+}
+
+/// A keyed hash of a tuple, and what follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TupleHash(u64);
+
+/// An entry that a tuple with a certain hash may have.
+#[derive(Clone, Copy, Debug)]
+pub struct Guess(EntryId);
 
 impl TupleHash {
     const fn tag(self) -> u64 {
@@ -190,10 +207,10 @@ pub(super) struct NewEntry {
 
 /// See the module.
 pub(super) struct Slots {
-    buckets: Box<[Bucket]>,
-    hot: Box<[Line]>,
-    windows: Box<[Windows]>,
-    addresses: Box<[Addresses]>,
+    buckets: Zeroed<Bucket>,
+    hot: Zeroed<Line>,
+    windows: Zeroed<Windows>,
+    addresses: Zeroed<Line>,
     /// tag << 32 | number of the first free entry plus one. The tag makes each pop's compare-exchange fail when
     /// the list changed meanwhile.
     free: AtomicU64,
@@ -205,16 +222,20 @@ pub(super) struct Slots {
     events: Events,
 }
 
-/// Memory of zeros, which the operating system provides page by page when it is first touched.
+/// Memory of zeros; models have no such allocator.
+#[cfg(not(any(loom, shuttle)))]
+use crate::sys::memory::Zeroed;
+#[cfg(any(loom, shuttle))]
+type Zeroed<T> = Box<[T]>;
+
 macro_rules! zeroed {
-    ($type:ty, $count:expr, $cells:expr) => {{
+    ($type:ident, $count:expr) => {{
         #[cfg(not(any(loom, shuttle)))]
-        // SAFETY: all bits zero is a valid value of arrays of AtomicU64, which has the validity of u64.
-        let memory: Box<[$type]> = unsafe { Box::<[$type]>::new_zeroed_slice($count).assume_init() };
-        #[cfg(not(any(loom, shuttle)))]
-        prefer_huge_pages(&memory);
+        let memory = Zeroed::<$type>::new($count);
         #[cfg(any(loom, shuttle))]
-        let memory: Box<[$type]> = (0..$count).map(|_| $cells(std::array::from_fn(|_| AtomicU64::new(0)))).collect();
+        let memory: Zeroed<$type> = (0..$count)
+            .map(|_| $type(std::array::from_fn(|_| AtomicU64::new(0))))
+            .collect();
         memory
     }};
 }
@@ -225,10 +246,10 @@ impl Slots {
         let slots = capacity * 2 * 10 / 7;
         let buckets = slots.div_ceil(WIDTH).max(2);
         Self {
-            buckets: zeroed!(Bucket, buckets, Bucket),
-            hot: zeroed!(Line, capacity, Line),
-            windows: zeroed!(Windows, capacity, Windows),
-            addresses: zeroed!(Addresses, capacity, Addresses),
+            buckets: zeroed!(Bucket, buckets),
+            hot: zeroed!(Line, capacity),
+            windows: zeroed!(Windows, capacity),
+            addresses: zeroed!(Line, capacity),
             free: AtomicU64::new(0),
             fresh: AtomicU64::new(0),
             census: Census::new(per_source, hash.clone()),
@@ -285,29 +306,108 @@ impl Slots {
 
     /// Brings the entry near that the tuple probably has.
     #[inline]
-    pub(super) fn prefetch_entry(&self, hash: TupleHash) {
-        if let Some(id) = self.candidates(hash).next() {
-            prefetch(&self.hot[id.index as usize]);
+    pub(super) fn guess(&self, hash: TupleHash) -> Option<Guess> {
+        let id = self.candidates(hash).next()?;
+        prefetch(&self.hot[id.index as usize]);
+        Some(Guess(id))
+    }
+
+    /// The guessed entry, if it is LIVE and owns `tuple`.
+    #[inline]
+    pub(super) fn check(&self, guess: Guess, tuple: &Tuple) -> Option<Sighting> {
+        self.sight(guess.0, tuple)
+    }
+
+    /// Gives an entry whose meta was `seen` another deadline, if it has still that meta. False when it has not.
+    ///
+    /// Taken apart from the lock (invariant 3): that the word is the same is all that must hold. Should it be that of a
+    /// later life, its protocol, status and deadline are the same too, and it is put off in this one's stead.
+    #[inline]
+    pub(super) fn put_off(&self, id: EntryId, seen: Meta, deadline: u32) -> bool {
+        if seen.deadline == deadline {
+            return true;
         }
+        let word = &self.hot[id.index as usize].0[META];
+        let new = Meta { deadline, ..seen };
+        let family = word.load(Ordering::Relaxed) & 1;
+        word.compare_exchange(
+            seen.pack() | family,
+            new.pack() | family,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        )
+        .is_ok()
     }
 
     /// The LIVE entry that owns `tuple`, expired or not.
-    pub(super) fn find(&self, tuple: &Tuple, hash: TupleHash) -> Option<(Snapshot, Direction)> {
-        self.candidates(hash).find_map(|id| {
-            let snapshot = self.snapshot(id).filter(|snapshot| snapshot.is_live)?;
-            Some((snapshot, snapshot.owns(tuple)?))
+    #[inline]
+    pub(super) fn find(&self, tuple: &Tuple, hash: TupleHash) -> Option<Sighting> {
+        self.candidates(hash).find_map(|id| self.sight(id, tuple))
+    }
+
+    /// As [`Self::snapshot`] of a LIVE entry that owns `tuple`, but copies only what a packet of it needs.
+    #[inline]
+    fn sight(&self, id: EntryId, tuple: &Tuple) -> Option<Sighting> {
+        let line = &self.hot[id.index as usize].0;
+        let before = line[CONTROL].load(Ordering::Acquire);
+        if !matches!(before & PHASE, PENDING | LIVE)
+            || (before >> 32) as u16 != id.generation as u16
+        {
+            return None;
+        }
+        let word = |at: usize| line[at].load(Ordering::Relaxed);
+        let meta = Meta::unpack(word(META));
+        let (direction, other) = self.sides(id.index, tuple)?;
+        let hot = [word(STATE), word(STATE + 1), word(STATE + 2)];
+        // As in `snapshot`.
+        fence(Ordering::Acquire);
+        let after = line[CONTROL].load(Ordering::Relaxed);
+        let is_same_life = before >> 32 == after >> 32 && after & PHASE == LIVE;
+        is_same_life.then_some(Sighting {
+            id: EntryId {
+                generation: (before >> 32) as u32,
+                ..id
+            },
+            direction,
+            other,
+            meta,
+            hot,
         })
+    }
+
+    /// Which of an entry's tuples this one is, and the other one.
+    #[inline]
+    fn sides(&self, index: u32, tuple: &Tuple) -> Option<(Direction, Tuple)> {
+        let line = &self.hot[index as usize].0;
+        let word = |at: usize| line[at].load(Ordering::Relaxed);
+        let meta = word(META);
+        let is_ipv6 = meta & 1 != 0;
+        if is_ipv6 == tuple.source.is_ipv4() || Meta::unpack(meta).protocol != tuple.protocol {
+            return None;
+        }
+        if is_ipv6 {
+            let [original, reply] = self.tuples(index, tuple.protocol);
+            return if original == *tuple {
+                Some((Direction::Original, reply))
+            } else {
+                (reply == *tuple).then_some((Direction::Reply, original))
+            };
+        }
+        let (own, both) = ((pair_v4(tuple), ports(tuple)), word(PORTS));
+        let original = (word(ORIGINAL), (both >> 32) as u32);
+        let reply = (word(REPLY), both as u32);
+        if own == original {
+            Some((Direction::Original, tuple_v4(reply, tuple.protocol)))
+        } else {
+            (own == reply).then(|| (Direction::Reply, tuple_v4(original, tuple.protocol)))
+        }
     }
 
     /// Entries whose slots have the tag of `hash`, in its two buckets.
     #[inline]
     fn candidates(&self, hash: TupleHash) -> Candidates<'_> {
         let buckets = hash.buckets(self.buckets.len());
-        Candidates {
-            buckets: buckets.map(|bucket| &self.buckets[bucket]),
-            tag: hash.tag(),
-            next: 0,
-        }
+        Candidates::new(buckets.map(|bucket| &self.buckets[bucket]), hash.tag())
     }
 
     /// Copies an entry, if it is PENDING or LIVE with the (lower 16 bits of the) generation of `id` all the while.
@@ -715,10 +815,38 @@ impl Slots {
 
 /// The slots of two buckets that have a tag.
 struct Candidates<'t> {
-    buckets: [&'t Bucket; 2],
+    /// The second bucket, until it is looked at.
+    second: Option<&'t Bucket>,
     tag: u64,
-    /// The slot to look at, counted over both buckets.
-    next: usize,
+    /// The bucket that is looked at, and which of its slots had the tag and were not given out yet.
+    bucket: &'t Bucket,
+    matching: u32,
+}
+
+impl<'t> Candidates<'t> {
+    #[inline]
+    fn new([first, second]: [&'t Bucket; 2], tag: u64) -> Self {
+        Self {
+            second: Some(second),
+            tag,
+            bucket: first,
+            matching: first.matching(tag),
+        }
+    }
+}
+
+impl Bucket {
+    /// A bit for each slot that has the tag; a tag of zero is that of empty slots, too. Without a branch: which slot it
+    /// is nobody can foretell.
+    #[inline(always)]
+    fn matching(&self, tag: u64) -> u32 {
+        let mut matching = 0;
+        for (nth, slot) in self.0.iter().enumerate() {
+            let has_tag = (slot.load(Ordering::Acquire) ^ tag) >> 48 == 0;
+            matching |= u32::from(has_tag) << nth;
+        }
+        matching
+    }
 }
 
 impl Iterator for Candidates<'_> {
@@ -726,10 +854,15 @@ impl Iterator for Candidates<'_> {
 
     #[inline]
     fn next(&mut self) -> Option<EntryId> {
-        while self.next < 2 * WIDTH {
-            let word = self.buckets[self.next / WIDTH].0[self.next % WIDTH].load(Ordering::Acquire);
-            self.next += 1;
-            if word != 0 && word & 0xffff << 48 == self.tag {
+        loop {
+            while self.matching == 0 {
+                self.bucket = self.second.take()?;
+                self.matching = self.bucket.matching(self.tag);
+            }
+            let slot = &self.bucket.0[self.matching.trailing_zeros() as usize % WIDTH];
+            self.matching &= self.matching - 1;
+            let word = slot.load(Ordering::Acquire);
+            if word != 0 && (word ^ self.tag) >> 48 == 0 {
                 // The generation has 16 bits here; the rest of it is checked by whoever reads the entry.
                 return Some(EntryId {
                     index: word as u32 - 1,
@@ -737,7 +870,6 @@ impl Iterator for Candidates<'_> {
                 });
             }
         }
-        None
     }
 }
 
@@ -858,10 +990,25 @@ impl Drop for Guard<'_> {
     }
 }
 
+/// The inverse of [`pair_v4`] and [`ports`].
+#[inline]
+fn tuple_v4((pair, ports): (u64, u32), protocol: Protocol) -> Tuple {
+    let address = |bits: u32| Address::from_v4(bits.to_be_bytes());
+    Tuple {
+        source: address((pair >> 32) as u32),
+        destination: address(pair as u32),
+        source_port: (ports >> 16) as u16,
+        destination_port: ports as u16,
+        protocol,
+    }
+}
+
+#[inline]
 fn pair_v4(tuple: &Tuple) -> u64 {
     u64::from(tuple.source.to_bits() as u32) << 32 | u64::from(tuple.destination.to_bits() as u32)
 }
 
+#[inline]
 fn ports(tuple: &Tuple) -> u32 {
     u32::from(tuple.source_port) << 16 | u32::from(tuple.destination_port)
 }

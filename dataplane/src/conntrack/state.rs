@@ -48,6 +48,7 @@ pub(super) fn store_service(words: &mut StateWords, service: Option<ServiceTag>)
     words[FLAGS] = with_generation(words[FLAGS], tag.generation);
 }
 
+#[inline]
 pub(super) fn load_service(hot: [u64; 3]) -> Option<ServiceTag> {
     let generation = high(hot[FLAGS]).checked_sub(1)?;
     Some(ServiceTag {

@@ -6,16 +6,20 @@ use std::hash::{BuildHasher, RandomState};
 /// Open addressing with linear probing from [`FrontendKey`] to the position of the frontend.
 #[derive(Debug)]
 pub(super) struct Index {
-    pub(super) hash: RandomState,
+    pub(super) key: RandomState,
+    /// Keyed by `key`, and many times as fast.
+    hash: ahash::RandomState,
     /// Position plus one; zero is an empty slot. The length is a power of two.
     slots: Vec<u32>,
 }
 
 impl Index {
-    pub(super) fn new(frontends: &[(FrontendKey, Frontend)], hash: RandomState) -> Self {
+    pub(super) fn new(frontends: &[(FrontendKey, Frontend)], key: &RandomState) -> Self {
         let capacity = (frontends.len() * 2).next_power_of_two().max(2);
+        let [a, b, c, d] = std::array::from_fn(|nth| key.hash_one(nth));
         let mut index = Self {
-            hash,
+            key: key.clone(),
+            hash: ahash::RandomState::with_seeds(a, b, c, d),
             slots: vec![0; capacity],
         };
         for (position, (key, _)) in frontends.iter().enumerate() {

@@ -1,6 +1,87 @@
 //! What a program can ask of the memory beyond its bytes: to be near in time, and to come in large pages.
 #![allow(unsafe_code)]
 
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::Deref;
+use std::ptr::NonNull;
+use zerocopy::FromZeros;
+
+/// Zeros that the operating system provides when they are first touched, in huge pages where there are any.
+///
+/// A `Box` would do for types of small alignment: the allocator clears memory of a larger one by hand, and so touches
+/// all of it.
+#[derive(Debug)]
+pub struct Zeroed<T> {
+    /// As the allocator gave it.
+    memory: NonNull<u8>,
+    layout: Layout,
+    first: NonNull<T>,
+    count: usize,
+}
+
+/// Of a huge page: a table larger than one begins with one.
+const HUGE: usize = 2 << 20;
+/// Up to this alignment the allocator asks the operating system for zeros.
+const SMALL_ALIGNMENT: usize = 8;
+
+impl<T: FromZeros> Zeroed<T> {
+    /// `count` values of zeros.
+    ///
+    /// # Panics
+    /// When they are more than the address space holds.
+    pub fn new(count: usize) -> Self {
+        const { assert!(!std::mem::needs_drop::<T>()) };
+        let size = size_of::<T>().checked_mul(count);
+        let alignment = size.map_or(
+            HUGE,
+            |size| if size > HUGE { HUGE } else { align_of::<T>() },
+        );
+        let layout = size
+            .and_then(|size| size.max(1).checked_add(alignment))
+            .and_then(|room| Layout::from_size_align(room, SMALL_ALIGNMENT).ok())
+            .unwrap_or_else(|| panic!("{count} entries are more than there are addresses for"));
+        // SAFETY: the layout's size is not zero.
+        let memory = unsafe { alloc_zeroed(layout) };
+        let Some(memory) = NonNull::new(memory) else {
+            handle_alloc_error(layout)
+        };
+        let skipped = memory.as_ptr().align_offset(alignment.max(align_of::<T>()));
+        // SAFETY: at most `alignment` bytes are skipped, and the layout has so many more than the values take.
+        let first = unsafe { memory.add(skipped) }.cast();
+        let zeroed = Self {
+            memory,
+            layout,
+            first,
+            count,
+        };
+        prefer_huge_pages(&zeroed);
+        zeroed
+    }
+}
+
+impl<T> Deref for Zeroed<T> {
+    type Target = [T];
+
+    #[inline]
+    fn deref(&self) -> &[T] {
+        // SAFETY: `count` values from `first` lie in the memory and are aligned (see `new`); all zeros are a valid T
+        // (`FromZeros`); the memory lives as long as `self`, and nobody has it but by this reference.
+        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.count) }
+    }
+}
+
+impl<T> Drop for Zeroed<T> {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout. `new` demands that values need no drop.
+        unsafe { dealloc(self.memory.as_ptr(), self.layout) }
+    }
+}
+
+// SAFETY: it owns its values as a Box does.
+unsafe impl<T: Send> Send for Zeroed<T> {}
+// SAFETY: a shared reference gives shared references to the values only.
+unsafe impl<T: Sync> Sync for Zeroed<T> {}
+
 /// Starts to bring the cache line at `target` near.
 #[inline]
 pub fn prefetch<T>(target: &T) {
@@ -15,7 +96,7 @@ pub fn prefetch<T>(target: &T) {
 }
 
 /// Asks for huge pages behind `memory`, which must not have been touched yet. Without effect where there are none.
-pub fn prefer_huge_pages<T>(memory: &[T]) {
+fn prefer_huge_pages<T>(memory: &[T]) {
     #[cfg(feature = "tun")]
     {
         const PAGE: usize = 4096;
@@ -36,4 +117,23 @@ pub fn prefer_huge_pages<T>(memory: &[T]) {
     }
     #[cfg(not(feature = "tun"))]
     let _ = memory;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small, larger than a huge page, and none.
+    #[test]
+    fn values_are_zero_and_aligned() {
+        #[derive(FromZeros)]
+        #[repr(C, align(64))]
+        struct Line([u64; 8]);
+        for count in [0, 1, 100, 100_000] {
+            let zeroed: Zeroed<Line> = Zeroed::new(count);
+            assert_eq!(zeroed.len(), count);
+            assert_eq!(zeroed.as_ptr().align_offset(64), 0);
+            assert!(zeroed.iter().all(|line| line.0 == [0; 8]));
+        }
+    }
 }

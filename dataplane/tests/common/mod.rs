@@ -7,7 +7,7 @@ use dataplane::conntrack::{Conntrack, Settings};
 use dataplane::fragments::Fragments;
 use dataplane::frame::Frame;
 use dataplane::notices::Notices;
-use dataplane::path::{self, Context};
+use dataplane::path::{self, Context, Near};
 use dataplane::ports::ReservedPorts;
 use dataplane::select::Affinity;
 use dataplane::service::{
@@ -337,6 +337,7 @@ impl Bed {
             notices: &self.notices,
             datagram: Vec::new(),
             forward_invalid: false,
+            near: Near::default(),
             rng: &mut self.rng,
             now: self.now,
         };

@@ -8,7 +8,7 @@ use dataplane::fragments::Fragments;
 use dataplane::frame::Frame;
 use dataplane::notices::Notices;
 use dataplane::packet::sctp_checksum;
-use dataplane::path::{self, Context};
+use dataplane::path::{self, Context, Near};
 use dataplane::ports::ReservedPorts;
 use dataplane::select::Affinity;
 use dataplane::tuple::Timestamp;
@@ -30,6 +30,7 @@ fn send(explainer: &Explainer<'_>, packet: &Packet, seed: u64) -> (Verdict, Vec<
         notices: &Notices::default(),
         datagram: Vec::new(),
         forward_invalid: false,
+        near: Near::default(),
         rng: &mut Rng::with_seed(seed),
         now: Timestamp::from_seconds(1000),
     };

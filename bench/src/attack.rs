@@ -1,0 +1,312 @@
+//! `penstock bench attack`: what strangers can do to others' flows. While each attack goes on, packets of established
+//! flows and new flows of others pass in turns with it; what is lost of them is counted, and what a packet of theirs
+//! costs is held against the same table without the attack.
+
+use crate::fastpath::{
+    CHUNK, Ends, Flow, MASQUERADED, Stage, Subject, Traffic, establish, of_flow, opening, shared,
+};
+use dataplane::conntrack::{Settings, Statistics};
+use dataplane::tuple::{Direction, Timestamp};
+use dataplane::worker::Shared;
+use fastrand::Rng;
+use serde::Serialize;
+use std::time::Duration;
+
+/// How much is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Entries that the table has room for.
+    pub capacity: u32,
+    /// Established flows of others.
+    pub established: u32,
+    /// Tuples of the attack made for one bucket of an unkeyed hash.
+    pub crafted: u32,
+}
+
+impl Size {
+    /// That of the documented figures: the kernel's table, half a minute.
+    pub const fn full() -> Self {
+        Self {
+            capacity: 262_144,
+            established: 50_000,
+            crafted: 1_000_000,
+        }
+    }
+
+    /// Whether it works.
+    pub const fn quick() -> Self {
+        Self {
+            capacity: 16_384,
+            established: 2_000,
+            crafted: 50_000,
+        }
+    }
+}
+
+/// All figures.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Version of this shape.
+    #[serde(rename = "schemaVersion")]
+    pub schema_version: u32,
+    /// `attack`.
+    pub benchmark: &'static str,
+    /// One per attack.
+    pub rows: Vec<Row>,
+}
+
+/// What one attack did to others.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// Which.
+    pub attack: &'static str,
+    /// Entries that the table has room for.
+    pub capacity: u32,
+    /// Packets that the attacker sent.
+    pub attack_packets: u64,
+    /// Packets of established flows, both directions.
+    pub established_packets: u64,
+    /// Those that were not forwarded.
+    pub established_lost: u64,
+    /// New flows of others, each with an answer.
+    pub new_flows: u64,
+    /// Those whose first packet and answer were forwarded.
+    pub new_flows_succeeded: u64,
+    /// Of a packet of an established flow, in batches of 64.
+    pub ns_per_packet: f64,
+    /// The same before the attack.
+    pub ns_per_packet_before: f64,
+    /// The former by the latter.
+    pub ratio: f64,
+    /// Entries dropped early to make room.
+    pub early_drops: u64,
+    /// First packets dropped because there was no room for them.
+    pub drops: u64,
+}
+
+/// Makes all attacks. `progress` hears what comes next.
+pub fn run(size: Size, mut progress: impl FnMut(&str)) -> Report {
+    let ten_tables = u64::from(size.capacity) * 10;
+    let kernel = Settings::kernel(size.capacity as usize);
+    let crafted_room = Settings::kernel((size.crafted + 2 * size.established) as usize * 5 / 4);
+    // Room for the established flows and nothing else.
+    let full = Settings::kernel(size.established as usize);
+    let scenarios: [(&'static str, Settings, u64, Attack); 6] = [
+        ("SYN flood from many sources", kernel, ten_tables, flood),
+        (
+            "scan of ten tables from one source",
+            kernel,
+            ten_tables,
+            scan,
+        ),
+        (
+            "tuples crafted for an unkeyed hash",
+            crafted_room,
+            size.crafted.into(),
+            crafted,
+        ),
+        (
+            "99.9 % of the ports towards a destination taken",
+            kernel,
+            PORTS_TAKEN,
+            one_destination,
+        ),
+        (
+            "table full of assured flows",
+            full,
+            u64::from(size.capacity),
+            flood,
+        ),
+        (
+            "segments that belong to no connection",
+            kernel,
+            ten_tables,
+            stray,
+        ),
+    ];
+    let rows = scenarios.map(|(name, settings, packets, attack)| {
+        progress(name);
+        let scenario = Scenario {
+            name,
+            packets,
+            attack,
+        };
+        scenario.run(size.established, settings)
+    });
+    Report {
+        schema_version: 1,
+        benchmark: "attack",
+        rows: rows.into(),
+    }
+}
+
+/// The packet number `n` of an attack.
+type Attack = fn(u64) -> (Ends, Stage);
+
+struct Scenario {
+    name: &'static str,
+    packets: u64,
+    attack: Attack,
+}
+
+/// Rounds by which figures before and during an attack are medians of.
+const BEFORE: usize = 400;
+const TCP: Traffic = Traffic {
+    protocol: crate::fastpath::Transport::Tcp,
+    family: crate::fastpath::Family::Ipv4,
+};
+/// New flows of others per chunk of the attack.
+const NEW: usize = 8;
+
+impl Scenario {
+    fn run(&self, established: u32, settings: Settings) -> Row {
+        let capacity = settings.capacity as u32;
+        let shared = shared(settings, (TCP, false), 9);
+        establish(&shared, TCP, established);
+        let mut others = Others::new(&shared, established);
+        let before = median((0..BEFORE).map(|_| others.speak()).collect());
+        let mut attacker = Subject::new(&shared, TCP, 64, 10);
+        let mut during = Vec::new();
+        let mut number = 0;
+        while number < self.packets {
+            let packets = (number..self.packets).map(|number| {
+                let (ends, stage) = (self.attack)(number);
+                (ends, Direction::Original, stage)
+            });
+            attacker.count(packets.take(CHUNK), others.now);
+            number += CHUNK as u64;
+            others.open();
+            during.push(others.speak());
+        }
+        let during = median(during);
+        let counted: Statistics = shared.conntrack.statistics().into_iter().sum();
+        Row {
+            attack: self.name,
+            capacity,
+            attack_packets: attacker.handled(),
+            established_packets: others.spoken,
+            established_lost: others.lost,
+            new_flows: others.opened,
+            new_flows_succeeded: others.succeeded,
+            ns_per_packet: during,
+            ns_per_packet_before: before,
+            ratio: during / before,
+            early_drops: counted.early_drop,
+            drops: counted.drop,
+        }
+    }
+}
+
+/// Those who are to notice nothing.
+struct Others<'a> {
+    subject: Subject<'a>,
+    shared: &'a Shared,
+    established: u32,
+    rng: Rng,
+    now: Timestamp,
+    next_new: u32,
+    spoken: u64,
+    lost: u64,
+    opened: u64,
+    succeeded: u64,
+}
+
+impl<'a> Others<'a> {
+    fn new(shared: &'a Shared, established: u32) -> Self {
+        Self {
+            subject: Subject::new(shared, TCP, 64, 11),
+            shared,
+            established,
+            rng: Rng::with_seed(12),
+            now: Timestamp::from_seconds(110),
+            next_new: 1 << 28,
+            spoken: 0,
+            lost: 0,
+            opened: 0,
+            succeeded: 0,
+        }
+    }
+
+    /// A chunk of packets of established flows; nanoseconds of one.
+    fn speak(&mut self) -> f64 {
+        self.now = self.now.after(Duration::from_micros(40));
+        let (rng, established) = (&mut self.rng, self.established);
+        let packets =
+            std::iter::repeat_with(|| of_flow((Flow(rng.u32(..established)), Direction::Original)));
+        let (elapsed, forwarded) = self.subject.count(packets.take(CHUNK), self.now);
+        self.spoken += CHUNK as u64;
+        self.lost += CHUNK as u64 - forwarded;
+        // As the agent sweeps: 100,000 entries per second.
+        self.shared.conntrack.expire(self.now, 4);
+        elapsed.as_nanos() as f64 / CHUNK as f64
+    }
+
+    /// New flows, and a second packet of each.
+    fn open(&mut self) {
+        let flows = self.next_new..self.next_new + NEW as u32;
+        self.next_new += NEW as u32;
+        self.opened += NEW as u64;
+        let first = flows
+            .clone()
+            .map(|number| opening((Flow(number), Direction::Original)));
+        let (_, opened) = self.subject.count(first, self.now);
+        // A retransmission: it finds the flow, or opens it after all.
+        let second = flows.map(|number| opening((Flow(number), Direction::Original)));
+        let (_, found) = self.subject.count(second, self.now);
+        self.succeeded += opened.min(found);
+    }
+}
+
+/// A SYN from an address that nobody else uses.
+const fn flood(number: u64) -> (Ends, Stage) {
+    let source = 0x2c00_0000 | (number as u32).wrapping_mul(0x9e37_79b1) & 0x00ff_ffff;
+    let client = (source, 1024 + (number % 60_000) as u16);
+    (
+        Ends::of(client, number as u32, Direction::Original),
+        Stage::Opening,
+    )
+}
+
+/// SYNs of one source from all of its ports to all Services.
+const fn scan(number: u64) -> (Ends, Stage) {
+    let client = (0xc633_6442, 1024 + (number % 64_000) as u16);
+    let ends = Ends::of(client, (number / 64_000) as u32, Direction::Original);
+    (ends, Stage::Opening)
+}
+
+/// Tuples whose words have one and the same exclusive or, sum of addresses and ports: what is hashed without a key
+/// puts them into few buckets.
+const fn crafted(number: u64) -> (Ends, Stage) {
+    let number = number as u32;
+    // What is added to the address is taken from the port, and both differ by multiples of 1024 only.
+    let client = (
+        0x2d00_0000 + (number >> 6) * 1024,
+        (64_512 - (number & 63) * 1008) as u16,
+    );
+    (Ends::of(client, 0, Direction::Original), Stage::Opening)
+}
+
+/// 99.9 % of the 64,512 ports from 1024 on.
+const PORTS_TAKEN: u64 = 64_448;
+
+/// SYNs to one Service with one endpoint, to whom masquerading gives ports of one pool.
+const fn one_destination(number: u64) -> (Ends, Stage) {
+    let source = 0x2e00_0000 + (number / 60_000) as u32;
+    let client = (source, 1024 + (number % 60_000) as u16);
+    (
+        Ends::of(client, MASQUERADED, Direction::Original),
+        Stage::Opening,
+    )
+}
+
+/// Acknowledgements out of nowhere: they are taken for connections from before the start, as the kernel does.
+const fn stray(number: u64) -> (Ends, Stage) {
+    let (ends, _) = flood(number);
+    (ends, Stage::Open)
+}
+
+/// The value in the middle; 0 of none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}

@@ -53,8 +53,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use steering::{DEVICES, Plan, Steering};
 pub(crate) use workers::Clock;
-pub use workers::Source;
 use workers::Workers;
+pub use workers::{Source, Waiting, Work};
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -79,8 +79,8 @@ pub struct Settings {
     pub limit_rejects: bool,
     /// Connections that one source address may have; no limit but the table's when absent.
     pub connections_per_source: Option<u32>,
-    /// Whether packets go back as they came: the limit that benchmarks hold the dataplane against.
-    pub copy: bool,
+    /// What workers do with packets.
+    pub work: Work,
 }
 
 /// Runs the agent until SIGTERM or SIGINT. `ready` is called once packets flow, and says
@@ -193,7 +193,7 @@ impl Agent {
         let queues = self.open()?;
         let failed = events.clone();
         let told = move |error| drop(failed.send(Event::WorkerFailed(error)));
-        let workers = Workers::start(&self.shared, queues, (self.clock, self.settings.copy), told)?;
+        let workers = Workers::start(&self.shared, queues, (self.clock, self.settings.work), told)?;
         self.telemetry.follow_workers(workers.counters());
         self.workers = Some(workers);
         self.steer()?;

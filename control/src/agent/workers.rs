@@ -7,7 +7,7 @@ use dataplane::tuple::{Origin, Timestamp};
 use dataplane::verdict::{Counters, Counts};
 use dataplane::worker::{Device, Shared, Worker};
 use fastrand::Rng;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -72,6 +72,24 @@ impl AsFd for Source {
     }
 }
 
+/// What workers do with what they get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// The dataplane.
+    Services(Waiting),
+    /// They give it back as it came: the limit that benchmarks hold the dataplane against.
+    Copy,
+}
+
+/// How a worker waits for packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// It sleeps.
+    Asleep,
+    /// It asks again and again, and uses a processor for it.
+    Busy,
+}
+
 /// The running workers.
 #[derive(Debug)]
 pub(super) struct Workers {
@@ -81,14 +99,14 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    /// Starts one worker per element of `queues`; one that `copies` only gives back what it gets. `failed` is called when a worker ends before it is told to.
+    /// Starts one worker per element of `queues`. `failed` is called when a worker ends before it is told to.
     ///
     /// # Errors
     /// When the kernel gives no event descriptor or no thread.
     pub(super) fn start(
         shared: &Arc<Shared>,
         queues: Vec<Vec<(Origin, Source)>>,
-        (clock, copies): (Clock, bool),
+        (clock, work): (Clock, Work),
         failed: impl Fn(io::Error) + Clone + Send + 'static,
     ) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
@@ -103,11 +121,12 @@ impl Workers {
             let (shared, stop) = (Arc::clone(shared), Arc::clone(&workers.stop));
             let failed = failed.clone();
             let body = move || {
-                let ended = if copies {
-                    copy(devices, &stop)
-                } else {
-                    let worker = Worker::new(&shared, devices, counters, Rng::new());
-                    run(worker, &stop, clock)
+                let ended = match work {
+                    Work::Copy => copy(devices, &stop),
+                    Work::Services(waiting) => {
+                        let worker = Worker::new(&shared, devices, counters, Rng::new());
+                        run(worker, &stop, (clock, waiting))
+                    }
                 };
                 if let Err(error) = ended {
                     failed(error);
@@ -146,21 +165,48 @@ impl Workers {
     }
 }
 
-fn run(mut worker: Worker<'_, Source>, stop: &OwnedFd, clock: Clock) -> io::Result<()> {
-    loop {
-        if is_stopped(worker.devices(), stop)? {
-            return Ok(());
-        }
-        worker.drain(|| clock.now())?;
+fn run(
+    mut worker: Worker<'_, Source>,
+    stop: &OwnedFd,
+    (clock, waiting): (Clock, Waiting),
+) -> io::Result<()> {
+    if waiting == Waiting::Busy {
+        return run_busy(worker, stop, clock);
     }
+    let queues = descriptors(worker.devices())?;
+    let mut polled = polled(&queues, stop);
+    while wait(&mut polled, None)? {
+        for (device, _) in ready(&polled).filter(|(_, ready)| *ready) {
+            worker.drain_one(device, || clock.now())?;
+        }
+    }
+    Ok(())
+}
+
+/// Asks the devices again and again, so that no packet waits for this thread to wake up.
+fn run_busy(mut worker: Worker<'_, Source>, stop: &OwnedFd, clock: Clock) -> io::Result<()> {
+    const ROUNDS: usize = 1000;
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let mut polled = polled(&[], stop);
+    while wait(&mut polled, Some(&at_once))? {
+        for _ in 0..ROUNDS {
+            worker.drain(|| clock.now())?;
+        }
+    }
+    Ok(())
 }
 
 /// The bare copy loop: what any dataplane on these devices has to do, and nothing else.
 fn copy(mut devices: Vec<(Origin, Source)>, stop: &OwnedFd) -> io::Result<()> {
     let mut frame = Frame::new();
-    while !is_stopped(&devices, stop)? {
-        for (_, device) in &mut devices {
-            while device.receive(&mut frame)? {
+    let queues = descriptors(&devices)?;
+    let mut polled = polled(&queues, stop);
+    while wait(&mut polled, None)? {
+        for ((_, device), (_, ready)) in devices.iter_mut().zip(ready(&polled)) {
+            while ready && device.receive(&mut frame)? {
                 if !device.has_copies() {
                     // What cannot be sent is lost, as on any link.
                     let _ = device.send(&frame);
@@ -171,15 +217,36 @@ fn copy(mut devices: Vec<(Origin, Source)>, stop: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until a device has something to receive, or until the end.
-fn is_stopped(devices: &[(Origin, Source)], stop: &OwnedFd) -> io::Result<bool> {
-    let mut polled = vec![PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN)];
-    for (_, queue) in devices {
-        polled.push(PollFd::from_borrowed_fd(queue.as_fd(), PollFlags::IN));
-    }
-    match poll(&mut polled, None) {
-        Ok(_) => Ok(!polled[0].revents().is_empty()),
-        Err(rustix::io::Errno::INTR) => Ok(false),
+/// Descriptors of their own, to wait for while the devices are used.
+fn descriptors(devices: &[(Origin, Source)]) -> io::Result<Vec<OwnedFd>> {
+    let own = |(_, device): &(Origin, Source)| device.as_fd().try_clone_to_owned();
+    devices.iter().map(own).collect()
+}
+
+/// What is waited for: the end, then the devices.
+fn polled<'f>(queues: &'f [OwnedFd], stop: &'f OwnedFd) -> Vec<PollFd<'f>> {
+    std::iter::once(stop)
+        .chain(queues)
+        .map(|descriptor| PollFd::from_borrowed_fd(descriptor.as_fd(), PollFlags::IN))
+        .collect()
+}
+
+/// Each device, and whether it has something to receive.
+fn ready(polled: &[PollFd<'_>]) -> impl Iterator<Item = (usize, bool)> {
+    let devices = polled[1..].iter();
+    devices
+        .map(|device| !device.revents().is_empty())
+        .enumerate()
+}
+
+/// Waits until a device has something to receive, or as long as it may. False at the end.
+fn wait(polled: &mut [PollFd<'_>], at_most: Option<&Timespec>) -> io::Result<bool> {
+    match poll(polled, at_most) {
+        Ok(_) => Ok(polled[0].revents().is_empty()),
+        Err(rustix::io::Errno::INTR) => {
+            polled.iter_mut().for_each(PollFd::clear_revents);
+            Ok(true)
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Failure, print};
 use clap::Args;
-use control::agent::{self, LinkPattern, Settings};
+use control::agent::{self, LinkPattern, Settings, Waiting, Work};
 use dataplane::sys::tun::Offloads;
 use std::path::{Path, PathBuf};
 
@@ -27,9 +27,9 @@ pub(crate) struct Arguments {
     /// Where other commands reach this agent [default: /run/penstock/nodes/NODE.sock]
     #[arg(long, value_name = "PATH")]
     control_socket: Option<PathBuf>,
-    /// Worker threads, each with a queue of every device
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
-    workers: u8,
+    /// Worker threads, each with a queue of every device [default: one on up to three processors, half of them beyond]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    workers: Option<u8>,
     /// Take complete checksums and packets no larger than the MTU
     #[arg(long)]
     no_offload: bool,
@@ -39,6 +39,9 @@ pub(crate) struct Arguments {
     /// Connections that one source address may have, so that one that scans does not push out others [default: no limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     connections_per_source: Option<u32>,
+    /// Never sleep: a processor for each worker, and no packet waits for one to wake up
+    #[arg(long)]
+    busy_poll: bool,
     /// Give every packet back as it came, for benchmarks
     #[arg(long, hide = true)]
     copy: bool,
@@ -58,7 +61,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         node: arguments.node,
         uplinks: arguments.uplink,
         pods: arguments.pods,
-        workers: arguments.workers.into(),
+        workers: arguments.workers.map_or_else(default_workers, usize::from),
         offloads: if arguments.no_offload {
             Offloads::Off
         } else {
@@ -66,10 +69,22 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         },
         limit_rejects: !arguments.no_reject_limit,
         connections_per_source: arguments.connections_per_source,
-        copy: arguments.copy,
+        work: match (arguments.copy, arguments.busy_poll) {
+            (true, _) => Work::Copy,
+            (false, true) => Work::Services(Waiting::Busy),
+            (false, false) => Work::Services(Waiting::Asleep),
+        },
     };
     agent::run(settings, || print("ready\n").is_ok())?;
     Ok(())
+}
+
+/// On few processors a second worker takes from the programs that packets are for.
+fn default_workers() -> usize {
+    match std::thread::available_parallelism().map_or(1, usize::from) {
+        0..4 => 1,
+        processors => (processors / 2).min(64),
+    }
 }
 
 fn require_privileges() -> Result<(), Failure> {

@@ -5,7 +5,7 @@ use super::coverage::{Coverage, Watched};
 use super::side::{self, Choice, Entry, Side, Tuple};
 use super::world::World;
 use anyhow::Result;
-use control::agent::{LinkPattern, Settings, Source, Stepped};
+use control::agent::{LinkPattern, Settings, Source, Stepped, Waiting, Work};
 use control::snapshot::Snapshot;
 use dataplane::conntrack::{EntryView, Status};
 use dataplane::service::{Decision, ServiceTable};
@@ -73,7 +73,7 @@ fn settings(case: &Case) -> Settings {
         offloads: Offloads::On,
         limit_rejects: false,
         connections_per_source: None,
-        copy: false,
+        work: Work::Services(Waiting::Asleep),
     }
 }
 

@@ -98,6 +98,7 @@ fn asked(name: &str, dataplane: &str) -> Vec<String> {
         &["-L", "-p", "tcp", "--state", "NO_SUCH_STATE"],
         &["-L", "--sport", "5"],
         &["-L", "-f", "ipv4", "-s", "fd00::1"],
+        &["-L", "-e", "NEW"],
         // What is about all of them takes no filter, and leaves them all where they are.
         &["-F", "-p", "tcp"],
         &["-C", "-p", "tcp"],

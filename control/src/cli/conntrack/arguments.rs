@@ -83,8 +83,7 @@ pub(crate) struct Arguments {
         long,
         value_name = "KIND",
         value_delimiter = ',',
-        ignore_case = true,
-        requires = "events"
+        ignore_case = true
     )]
     event_mask: Vec<Kind>,
 
@@ -239,11 +238,14 @@ impl Arguments {
         })
     }
 
-    /// What is about all connections refuses filters, rather than to forget them.
+    /// What is about all connections refuses filters, rather than to forget them; likewise what shows no events.
     fn check_unfiltered(&self, filter: &Filter) -> Result<(), Failure> {
         let unfiltered = self.flush || self.count || self.statistics || self.top.is_some();
         if unfiltered && *filter != Filter::default() {
             return usage("-F, -C, -S and --top are about all connections and take no filters");
+        }
+        if !self.event_mask.is_empty() && !self.events {
+            return usage("--event-mask goes with -E only");
         }
         Ok(())
     }

@@ -312,7 +312,7 @@ impl Compiler<'_> {
         }
     }
 
-    fn push_endpoints(&mut self, endpoints: &[&model::Endpoint]) -> EndpointRange {
+    fn push_endpoints(&mut self, endpoints: &[&model::Endpoint]) -> Option<EndpointRange> {
         let start = self.endpoints.len() as u32;
         for endpoint in endpoints {
             let network = self.network;
@@ -327,10 +327,7 @@ impl Compiler<'_> {
                 on_node: self.network.is_own(endpoint.address),
             });
         }
-        EndpointRange {
-            start,
-            count: endpoints.len() as u32,
-        }
+        EndpointRange::new(start, endpoints.len() as u32)
     }
 
     /// What happens to traffic to the cluster IP.
@@ -338,15 +335,15 @@ impl Compiler<'_> {
         &self,
         service_port: &ServicePort,
         sets: &EndpointSets<'_>,
-        cluster: EndpointRange,
-        local: EndpointRange,
+        cluster: Option<EndpointRange>,
+        local: Option<EndpointRange>,
     ) -> Actions {
-        if !sets.has_internal {
-            return Actions::all(unavailable(sets));
-        }
         let endpoints = match service_port.internal_traffic_policy {
             TrafficPolicy::Cluster => cluster,
             TrafficPolicy::Local => local,
+        };
+        let Some(endpoints) = endpoints else {
+            return Actions::all(unavailable(sets));
         };
         let all = self.config.masquerade_all;
         let balance = |masquerade| Action::Balance {
@@ -429,15 +426,17 @@ impl Actions {
 fn external(
     service_port: &ServicePort,
     sets: &EndpointSets<'_>,
-    cluster: EndpointRange,
-    local: EndpointRange,
+    cluster: Option<EndpointRange>,
+    local: Option<EndpointRange>,
 ) -> Actions {
-    if !sets.has {
-        return Actions::all(Action::Reject);
-    }
-    let balance = |endpoints, masquerade| Action::Balance {
-        endpoints,
-        masquerade,
+    let balance = |endpoints: Option<EndpointRange>, masquerade| {
+        endpoints.map_or_else(
+            || unavailable(sets),
+            |endpoints| Action::Balance {
+                endpoints,
+                masquerade,
+            },
+        )
     };
     if service_port.external_traffic_policy == TrafficPolicy::Cluster {
         return Actions::all(balance(cluster, true));
@@ -445,11 +444,7 @@ fn external(
     Actions {
         from_pod: balance(cluster, false),
         from_local: balance(cluster, true),
-        from_outside: if sets.has_external {
-            balance(local, false)
-        } else {
-            Action::Drop
-        },
+        from_outside: balance(local, false),
     }
 }
 

@@ -55,7 +55,7 @@ pub fn ends(frame: &mut Frame) -> Option<(Address, Address)> {
 }
 
 /// Turns `frame`, which came from `origin` and was refused, into the answer for its sender. False when there must be
-/// none: the packet was itself an ICMP error, a fragment or for many, or the node has no address to answer from.
+/// none: the packet was itself an ICMP error, a fragment, for many or not intact, or the node has no address to answer from.
 pub fn port_unreachable(
     frame: &mut Frame,
     origin: Origin,
@@ -66,13 +66,16 @@ pub fn port_unreachable(
         return false;
     };
     let (sender, destination, length) = (packet.source(), packet.destination(), packet.length());
-    let is_answerable = matches!(kind, Kind::Flow(_)) && !is_for_many(destination);
+    let is_answerable = matches!(kind, Kind::Flow(_))
+        && !is_for_many(destination)
+        && !packet.has_bad_checksum();
     let source = sources.choose(origin, destination, is_node_address);
     let (true, Some(source)) = (is_answerable, source) else {
         return false;
     };
     let mut quoted = frame.packet()[..length].to_vec();
-    if origin != Origin::Node && !is_node_address {
+    // What the node sends itself has lost no hop on its way here, and was given one.
+    if origin == Origin::Node || !is_node_address {
         take_hop(&mut quoted);
     }
     let mut answer = if source.is_ipv4() {
@@ -166,7 +169,11 @@ struct Bucket {
     last: Timestamp,
 }
 
+/// `icmp_ratelimit`.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// DIFFERS: the kernel limits ICMPv6 errors the less the shorter the prefix of the route to the receiver is; here all are
+/// limited as those that leave by a default route (`icmpv6_xrlim_allow`: a second, halved four times).
+const INTERVAL_V6: Duration = Duration::from_micros(62_500);
 const BURST: u32 = 6;
 /// Receivers remembered at most; strangers choose them.
 const MAXIMUM_RECEIVERS: usize = 65_536;
@@ -184,16 +191,21 @@ impl RateLimit {
         if receivers.len() >= MAXIMUM_RECEIVERS {
             receivers.retain(|_, bucket| now.since(bucket.last) < INTERVAL * BURST);
         }
+        let interval = if receiver.is_ipv4() {
+            INTERVAL
+        } else {
+            INTERVAL_V6
+        };
         let full = Bucket {
-            tokens: INTERVAL * BURST,
+            tokens: interval * BURST,
             last: now,
         };
         let bucket = receivers.entry(receiver).or_insert(full);
-        bucket.tokens = (bucket.tokens + now.since(bucket.last)).min(INTERVAL * BURST);
+        bucket.tokens = (bucket.tokens + now.since(bucket.last)).min(interval * BURST);
         bucket.last = now;
-        let allowed = bucket.tokens >= INTERVAL;
+        let allowed = bucket.tokens >= interval;
         if allowed {
-            bucket.tokens -= INTERVAL;
+            bucket.tokens -= interval;
         }
         allowed
     }

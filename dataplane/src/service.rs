@@ -343,7 +343,7 @@ impl ServiceTable {
                 Action::Reject | Action::Drop => None,
             })
             .collect();
-        ranges.iter().map(|range| range.count as usize).sum()
+        ranges.iter().map(|range| range.count() as usize).sum()
     }
 
     /// A Service by its index.

@@ -35,10 +35,7 @@ fn parts(selection: Selection, endpoints: &[u8]) -> Parts {
         .frontends
         .retain(|(key, _)| key.address == address("10.96.0.10") && key.port == 80);
     let balance = Action::Balance {
-        endpoints: EndpointRange {
-            start: 0,
-            count: endpoints.len() as u32,
-        },
+        endpoints: EndpointRange::new(0, endpoints.len() as u32).unwrap(),
         masquerade: false,
     };
     for (_, frontend) in &mut parts.frontends {

@@ -120,10 +120,7 @@ fn a_flow_stays_when_its_endpoint_is_at_another_place_of_the_table() {
     let mut moved = parts(2, Some(OLD), &[], true);
     let first = moved.endpoints.iter().copied().take(1);
     moved.endpoints = moved.endpoints.iter().copied().chain(first).collect();
-    let range = EndpointRange {
-        start: moved.endpoints.iter().count() as u32 - 1,
-        count: 1,
-    };
+    let range = EndpointRange::new(moved.endpoints.iter().count() as u32 - 1, 1).unwrap();
     for (_, frontend) in moved
         .frontends
         .iter_mut()

@@ -10,9 +10,15 @@ mod canonical;
 pub mod case;
 mod compare;
 mod coverage;
+mod deliberate;
+mod difference;
 pub mod generate;
+mod host;
 mod kernel;
+mod modes;
 mod ours;
+mod ports;
+mod proportion;
 pub mod report;
 mod shrink;
 mod side;
@@ -22,12 +28,16 @@ mod world;
 
 use anyhow::{Context as _, Result};
 use case::Case;
-use compare::{Difference, Outcome};
+use compare::Outcome;
 use control::render::RenderError;
+use difference::Difference;
 use generate::{Cluster, Given};
 pub use kernel::Rules;
+use modes::Modes;
+pub use proportion::Proportion;
 use report::{Found, Report};
 use serde::{Deserialize, Serialize};
+use side::Side;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -68,7 +78,7 @@ pub struct Request {
 }
 
 /// Cases that run at the same time: much of one is waiting for devices to come and go.
-const AT_A_TIME: usize = 4;
+const AT_A_TIME: usize = 6;
 
 /// Runs cases until there are enough, or enough differences. `progress` is told of each difference.
 ///
@@ -126,7 +136,15 @@ pub fn run(request: &Request, progress: &(dyn Fn(&Found) + Sync)) -> Result<Repo
     })?;
     let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
     report.finish(start.elapsed());
+    if request.clusters.is_empty() {
+        report.proportions = proportions(request)?;
+    }
     Ok(report)
+}
+
+fn proportions(request: &Request) -> Result<Vec<Proportion>> {
+    let case = proportion::case(request.seed)?;
+    with_sides(&case, request, |sides, _| proportion::measure(&case, sides))
 }
 
 /// Runs a saved case again.
@@ -168,16 +186,29 @@ fn given(request: &Request, seed: u64) -> Result<Given> {
 }
 
 fn one(case: &Case, request: &Request) -> Result<Outcome> {
+    with_sides(case, request, |[kernel, subject], modes| {
+        let mut outcome = compare::run(case, modes, kernel, subject)?;
+        outcome.coverage = subject.coverage();
+        Ok(outcome)
+    })
+}
+
+/// Runs `inside` with both sides of `case`, and with what kube-proxy's modes do not do alike if both matter.
+fn with_sides<T>(
+    case: &Case,
+    request: &Request,
+    inside: impl FnOnce([&mut dyn Side; 2], Option<&Modes>) -> Result<T>,
+) -> Result<T> {
     let mut kernel = kernel::Kernel::start(case, request.against)?;
+    let modes = match request.against {
+        Rules::Iptables => None,
+        Rules::Nftables => Some(Modes::of(case)?),
+    };
     match request.subject {
-        Subject::Penstock => ours::with(case, |ours| {
-            let mut outcome = compare::run(case, &mut kernel, ours)?;
-            outcome.coverage = ours.coverage();
-            Ok(outcome)
-        }),
+        Subject::Penstock => ours::with(case, |ours| inside([&mut kernel, ours], modes.as_ref())),
         Subject::Iptables => {
             let mut iptables = kernel::Kernel::start(case, Rules::Iptables)?;
-            compare::run(case, &mut kernel, &mut iptables)
+            inside([&mut kernel, &mut iptables], modes.as_ref())
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use netlab::diff::generate::{Cluster, objects};
 use netlab::diff::report::Report;
-use netlab::diff::{Request, Rules, Subject, replay, run};
+use netlab::diff::{Proportion, Request, Rules, Subject, replay, run};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -29,7 +29,7 @@ fn assert_same(report: &Report) {
         .map(|found| format!("{}\n{}\n{}", found.file.display(), found.kind, found.story))
         .collect();
     assert!(
-        stories.is_empty(),
+        report.is_same(),
         "{}\n{}",
         stories.join("\n"),
         report.summary()
@@ -40,87 +40,82 @@ fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// The same cases each time. They reach every verdict, most reasons and most transitions, so that "no difference" says
-/// something.
+/// The same cases each time. They reach all that can be reached, so that "no difference" says something.
 #[test]
 fn root_fixed_cases_are_the_same_and_reach_the_dataplane() {
     let report = run(
         &Request {
-            cases: Some(100),
+            cases: Some(40),
             ..request()
         },
         &|_| {},
     )
     .unwrap();
     assert_same(&report);
-    assert!(report.packets > 10_000, "{}", report.packets);
-    let coverage = &report.coverage;
-    let missing =
-        |counts: &std::collections::BTreeMap<String, u64>, wanted: &[&str]| -> Vec<String> {
-            let is_missing = |name: &&&str| counts.get(**name).is_none_or(|count| *count == 0);
-            wanted
-                .iter()
-                .filter(is_missing)
-                .map(|name| (*name).to_owned())
-                .collect()
-        };
-    let none: Vec<String> = Vec::new();
-    let verdicts = ["forward", "pass", "reject", "hold", "drop"];
-    assert_eq!(missing(&coverage.verdicts, &verdicts), none);
-    let reasons = [
-        "invalid",
-        "no-local-endpoint",
-        "source-not-allowed",
-        "quote-too-short",
-        "redirect",
-    ];
-    assert_eq!(missing(&coverage.drop_reasons, &reasons), none);
-    let decisions = [
-        "cluster IP, pod, keep source",
-        "cluster IP, outside, masquerade",
-        "cluster IP, pod, reject",
-        "cluster IP, pod, no local endpoint",
-        "NodePort, outside, keep source",
-        "NodePort, outside, masquerade",
-        "NodePort, outside, reject",
-        "NodePort, outside, no local endpoint",
-        "load balancer IP, outside, keep source",
-        "load balancer IP, outside, masquerade",
-        "load balancer IP, outside, source not allowed",
-        "load balancer IP, outside, no local endpoint",
-        "external IP, outside, masquerade",
-        "external IP, pod, keep source",
-    ];
-    assert_eq!(missing(&coverage.decisions, &decisions), none);
-    let transitions = [
-        "NONE to SYN_SENT",
-        "SYN_SENT to SYN_RECV",
-        "SYN_RECV to ESTABLISHED",
-        "NONE to ESTABLISHED",
-        "ESTABLISHED to FIN_WAIT",
-        "FIN_WAIT to CLOSE_WAIT",
-        "FIN_WAIT to LAST_ACK",
-        "CLOSE_WAIT to LAST_ACK",
-        "LAST_ACK to TIME_WAIT",
-        "TIME_WAIT to SYN_SENT",
-        "ESTABLISHED to CLOSE",
-        "SYN_SENT to SYN_SENT2",
-    ];
-    assert_eq!(missing(&coverage.tcp_transitions, &transitions), none);
+    assert!(report.packets > 20_000, "{}", report.packets);
+    for (kind, all, missing) in report.coverage.reached() {
+        assert!(all > 4, "{kind}");
+        assert_eq!(missing, Vec::<&str>::new(), "{kind}");
+    }
 }
 
 /// Cases that nobody has seen before; a failure names the seed.
 #[test]
-#[ignore = "fresh cases still find differences; run them with --ignored"]
 fn root_fresh_cases_are_the_same() {
     let since = SystemTime::UNIX_EPOCH.elapsed().unwrap();
-    let time = Some(Duration::from_secs(45));
+    let time = Some(Duration::from_secs(100));
     let request = Request {
         seed: since.as_secs() << 16,
         time,
         ..request()
     };
+    let report = run(&request, &|_| {}).unwrap();
+    eprint!("{}", report.summary());
+    assert_same(&report);
+}
+
+/// What kube-proxy's own modes do not do alike has names, and nothing else differs.
+#[test]
+fn root_modes_differ_as_named() {
+    for subject in [Subject::Penstock, Subject::Iptables] {
+        let request = Request {
+            against: Rules::Nftables,
+            subject,
+            cases: Some(5),
+            ..request()
+        };
+        let report = run(&request, &|_| {}).unwrap();
+        assert_same(&report);
+        let is_of_modes = |why: &&String| why.starts_with("modes: ");
+        let named = report.deliberate.keys().filter(is_of_modes).count();
+        assert!(named >= 2, "{:?}", report.deliberate);
+    }
+}
+
+/// Two kernels with the same rules: whatever differs here would be the harness's own.
+#[test]
+fn root_two_kernels_are_the_same() {
+    let request = Request {
+        subject: Subject::Iptables,
+        cases: Some(5),
+        ..request()
+    };
     assert_same(&run(&request, &|_| {}).unwrap());
+}
+
+#[test]
+fn shares_that_are_no_chance_are_wrong() {
+    let of = |kernel: [u64; 2], subject: [u64; 2]| Proportion {
+        endpoints: 2,
+        flows: 700,
+        kernel: kernel.into(),
+        subject: subject.into(),
+    };
+    assert!(!of([350, 350], [330, 370]).is_wrong());
+    assert!(of([350, 350], [270, 430]).is_wrong());
+    assert!(of([700, 0], [350, 350]).is_wrong());
+    // Half of them reached nobody.
+    assert!(of([350, 350], [175, 175]).is_wrong());
 }
 
 /// Every node of every fixture.
@@ -170,5 +165,5 @@ fn root_regressions_stay_the_same() {
         assert_same(&report);
         count += 1;
     }
-    assert!(count >= 8);
+    assert!(count >= 15);
 }

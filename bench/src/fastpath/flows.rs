@@ -221,14 +221,11 @@ pub(crate) fn services(traffic: Traffic, masquerade: bool) -> ServiceTable {
         on_node: false,
     };
     let frontend = |nth: u32| {
-        let endpoints = EndpointRange {
-            start: nth,
-            count: 1,
-        };
-        let balance = Action::Balance {
-            endpoints,
-            masquerade: masquerade || nth == MASQUERADED,
-        };
+        let balance =
+            EndpointRange::new(nth, 1).map_or(Action::Reject, |endpoints| Action::Balance {
+                endpoints,
+                masquerade: masquerade || nth == MASQUERADED,
+            });
         let key = FrontendKey {
             address: traffic.address(FIRST_SERVICE + nth),
             port: SERVICE_PORT,

@@ -2,6 +2,7 @@
 
 use super::SourceClass;
 use crate::tuple::{Address, Origin, Protocol};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,13 +88,12 @@ pub struct Endpoint {
     pub on_node: bool,
 }
 
-/// A contiguous run of [`ServiceTable::endpoints`].
+/// A contiguous run of [`ServiceTable::endpoints`]. Invariant: there is one at least, so that a choice among them cannot
+/// fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EndpointRange {
-    /// Index of the first.
-    pub start: u32,
-    /// How many.
-    pub count: u32,
+    start: u32,
+    count: NonZeroU32,
 }
 
 /// The endpoints of a table, which versions of it share as far as they have them in common.
@@ -107,7 +107,7 @@ pub struct Endpoints {
 impl Endpoints {
     /// Those of `range`.
     pub fn of(&self, range: EndpointRange) -> &[Endpoint] {
-        let (start, count) = (range.start as usize, range.count as usize);
+        let (start, count) = (range.start as usize, range.count() as usize);
         match start.checked_sub(self.shared.len()) {
             None => &self.shared[start..][..count],
             Some(start) => &self.since[start..][..count],
@@ -272,6 +272,19 @@ pub struct Parts {
 }
 
 impl EndpointRange {
+    /// `count` endpoints from the one with index `start` on; `None` when these are none.
+    pub const fn new(start: u32, count: u32) -> Option<Self> {
+        match NonZeroU32::new(count) {
+            Some(count) => Some(Self { start, count }),
+            None => None,
+        }
+    }
+
+    /// How many.
+    pub(super) const fn count(self) -> u32 {
+        self.count.get()
+    }
+
     /// The same endpoints, in a list with `offset` others before them.
     const fn moved(self, offset: u32) -> Self {
         Self {

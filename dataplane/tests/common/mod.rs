@@ -467,10 +467,7 @@ fn add_service(parts: &mut Parts, names: &Names, number: u32) {
         affinity_timeout: None,
         udp: Some(UdpEndpoints::default()),
     });
-    let range = EndpointRange {
-        start: u32::from(number == 4),
-        count: 1,
-    };
+    let range = EndpointRange::new(u32::from(number == 4), 1).unwrap();
     let balance = |masquerade| Action::Balance {
         endpoints: range,
         masquerade,

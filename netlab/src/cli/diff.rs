@@ -93,7 +93,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
     } else {
         screens::print_json(&json!(report))?;
     }
-    Ok(ExitCode::from(u8::from(!report.differences.is_empty())))
+    Ok(ExitCode::from(u8::from(!report.is_same())))
 }
 
 fn require(rules: Rules) -> Result<(), Error> {

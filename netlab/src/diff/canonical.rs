@@ -1,177 +1,14 @@
 //! What of packets and connections must be the same on both sides, and what each side may choose for itself.
 
 use super::case::Case;
+use super::deliberate;
+use super::ports::{self, Ports};
 use super::side::{Entry, Tuple};
 use super::wire::{self, ICMP, ICMPV6, Ip, SCTP, TCP, UDP};
 use super::world::Output;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
-
-/// Source ports (or ICMP identifiers) that our side chose, and those that the other chose instead.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Ports {
-    /// By protocol, server, its port, translated client, our port.
-    pairs: HashMap<(u8, IpAddr, u16, IpAddr, u16), u16>,
-}
-
-impl Ports {
-    /// Takes the ports of one packet, sent from `sent`, on both sides as the same, if that may be: a source that is
-    /// masqueraded gets any port of the range, one that is not another port where its own is taken.
-    pub(super) fn learn(&mut self, sent: (IpAddr, u16), kernel: &[u8], ours: &[u8]) {
-        let read = |bytes: &[u8]| {
-            let ip = Ip::parse(bytes)?;
-            Some((ip, ip.ports(bytes)?))
-        };
-        let (Some((ip, (theirs, port))), Some((own, (our, our_port)))) = (read(kernel), read(ours))
-        else {
-            return;
-        };
-        let is_icmp = matches!(ip.protocol, ICMP | ICMPV6);
-        let same = (ip.source, ip.destination, ip.protocol)
-            == (own.source, own.destination, own.protocol)
-            && (is_icmp || port == our_port);
-        let (address, sent) = sent;
-        let range = range(sent, is_icmp);
-        let is_changed = ip.source != address || (theirs != sent && our != sent);
-        if same && is_changed && range.contains(&our) && range.contains(&theirs) {
-            let port = if is_icmp { 0 } else { port };
-            self.pairs
-                .insert((ip.protocol, ip.destination, port, ip.source, our), theirs);
-        }
-    }
-
-    fn theirs(&self, protocol: u8, server: (IpAddr, u16), client: (IpAddr, u16)) -> Option<u16> {
-        let key = (protocol, server.0, server.1, client.0, client.1);
-        self.pairs.get(&key).copied()
-    }
-
-    /// A tuple with the other side's port where ours stands.
-    fn replace_in(&self, protocol: u8, tuple: Tuple) -> Tuple {
-        let is_icmp = matches!(protocol, ICMP | ICMPV6);
-        let Tuple {
-            source,
-            source_port,
-            destination,
-            destination_port,
-        } = tuple;
-        if is_icmp {
-            let theirs = self.theirs(protocol, (source, 0), (destination, source_port));
-            return Tuple {
-                source_port: theirs.unwrap_or(source_port),
-                ..tuple
-            };
-        }
-        let from_server = self.theirs(
-            protocol,
-            (source, source_port),
-            (destination, destination_port),
-        );
-        let to_server = self.theirs(
-            protocol,
-            (destination, destination_port),
-            (source, source_port),
-        );
-        Tuple {
-            source_port: to_server.unwrap_or(source_port),
-            destination_port: from_server.unwrap_or(destination_port),
-            ..tuple
-        }
-    }
-
-    /// Puts the other side's port where ours stands, and mends the checksum by the difference.
-    fn replace(&self, bytes: &mut [u8]) {
-        let Some(ip) = Ip::parse(bytes) else { return };
-        if let Some((source, destination)) = ip.ports(bytes) {
-            let is_icmp = matches!(ip.protocol, ICMP | ICMPV6);
-            let port = |port| if is_icmp { 0 } else { port };
-            let (sender, receiver) = ((ip.source, source), (ip.destination, destination));
-            let to_server = self
-                .theirs(ip.protocol, (receiver.0, port(receiver.1)), sender)
-                .map(|theirs| (0, theirs));
-            // Sent to our port and not translated back, because the connection is over.
-            let to_client = || {
-                let server = (sender.0, port(sender.1));
-                self.theirs(ip.protocol, server, receiver)
-                    .map(|theirs| (2, theirs))
-            };
-            let Some((at, theirs)) = to_server.or_else(to_client) else {
-                return;
-            };
-            let is_right = wire::sctp_is_right(bytes, &ip);
-            write_port(bytes, &ip, if is_icmp { 4 } else { at }, theirs);
-            if is_right {
-                wire::mend_sctp(bytes, &ip);
-            }
-        } else if ip.is_error(bytes) {
-            self.replace_quoted(bytes, &ip);
-        }
-    }
-
-    /// An error to a server quotes what that server sent to our port.
-    fn replace_quoted(&self, bytes: &mut [u8], ip: &Ip) {
-        let at = ip.transport + 8;
-        let Some(quoted) = bytes.get(at..).and_then(Ip::parse) else {
-            return;
-        };
-        let Some((source, destination)) = quoted.ports(&bytes[at..]) else {
-            return;
-        };
-        let is_icmp = matches!(quoted.protocol, ICMP | ICMPV6);
-        let server = if is_icmp { 0 } else { source };
-        let Some(theirs) = self.theirs(
-            quoted.protocol,
-            (quoted.source, server),
-            (quoted.destination, destination),
-        ) else {
-            return;
-        };
-        let before = wire::sum(&bytes[at..]);
-        write_port(
-            &mut bytes[at..],
-            &quoted,
-            if is_icmp { 4 } else { 2 },
-            theirs,
-        );
-        let after = wire::sum(&bytes[at..]);
-        mend(
-            bytes,
-            ip.transport + 2,
-            wire::fold(before),
-            wire::fold(after),
-        );
-    }
-}
-
-fn range(port: u16, is_icmp: bool) -> std::ops::RangeInclusive<u16> {
-    match port {
-        _ if is_icmp => 0..=u16::MAX,
-        0..512 => 1..=511,
-        512..1024 => 600..=1023,
-        _ => 1024..=u16::MAX,
-    }
-}
-
-fn write_port(bytes: &mut [u8], ip: &Ip, at: usize, port: u16) {
-    let at = ip.transport + at;
-    let old = wire::word(bytes, at).unwrap_or_default();
-    bytes[at..at + 2].copy_from_slice(&port.to_be_bytes());
-    let Some(checksum) = wire::checksum_offset(ip.protocol).map(|offset| ip.transport + offset)
-    else {
-        return;
-    };
-    let is_absent = ip.protocol == UDP && wire::word(bytes, checksum) == Some(0);
-    if !is_absent {
-        mend(bytes, checksum, old, port);
-    }
-}
-
-/// RFC 1624, equation 3.
-fn mend(bytes: &mut [u8], checksum: usize, old: u16, new: u16) {
-    if let Some(field) = wire::word(bytes, checksum) {
-        let sum = u32::from(!field) + u32::from(!old) + u32::from(new);
-        bytes[checksum..checksum + 2].copy_from_slice(&(!wire::fold(sum)).to_be_bytes());
-    }
-}
+use std::time::Duration;
 
 /// Outputs as they are compared: by link, datagrams whole, ports those of the other side, and without the
 /// identification of what the node made itself.
@@ -179,12 +16,17 @@ pub(super) fn outputs(outputs: &[Output], tag: u16, ports: &Ports) -> Vec<Output
     let mut canonical = joined(outputs);
     canonical.sort_by_key(|output| output.link);
     for output in &mut canonical {
+        forget_part_of_ports(&mut output.bytes);
         ports.replace(&mut output.bytes);
         let is_sent = Ip::parse(&output.bytes).is_some_and(|ip| ip.tag == tag);
         if !is_sent {
             forget_tag(&mut output.bytes);
         }
+        if tag == wire::ANY_TAG {
+            forget_partial_checksum(&mut output.bytes);
+        }
         forget_quoted_sctp_checksum(&mut output.bytes);
+        forget_quoted_identification(&mut output.bytes);
         one_zero(&mut output.bytes);
     }
     canonical
@@ -206,12 +48,66 @@ fn forget_quoted_sctp_checksum(bytes: &mut [u8]) {
         let before = wire::sum(&bytes[at..]);
         bytes[field..end].fill(0);
         let after = wire::sum(&bytes[at..]);
-        mend(
+        ports::mend(
             bytes,
             ip.transport + 2,
             wire::fold(before),
             wire::fold(after),
         );
+    }
+}
+
+/// What is quoted may be a packet of a socket, which chose the identification.
+fn forget_quoted_identification(bytes: &mut [u8]) {
+    let Some(ip) = Ip::parse(bytes).filter(|ip| ip.is_error(bytes) && ip.protocol == ICMP) else {
+        return;
+    };
+    let at = ip.transport + 8;
+    if bytes.len() < at + 20 {
+        return;
+    }
+    let before = wire::sum(&bytes[at..]);
+    let identification = wire::word(bytes, at + 4).unwrap_or_default();
+    bytes[at + 4..at + 6].fill(0);
+    ports::mend(bytes, at + 10, identification, 0);
+    let after = wire::sum(&bytes[at..]);
+    ports::mend(
+        bytes,
+        ip.transport + 2,
+        wire::fold(before),
+        wire::fold(after),
+    );
+}
+
+/// A packet that was cut within its ports has a port of each side's own, as has one that is quoted so far.
+fn forget_part_of_ports(bytes: &mut [u8]) {
+    let Some(ip) = Ip::parse(bytes) else { return };
+    let ports = if ip.is_error(bytes) {
+        let quoted = bytes.get(ip.transport + 8..).and_then(Ip::parse);
+        quoted.map(|quoted| (quoted.protocol, ip.transport + 8 + quoted.transport))
+    } else {
+        Some((ip.protocol, ip.transport))
+    };
+    let has_ports = |protocol| matches!(protocol, TCP | UDP | SCTP);
+    if let Some((_, at)) =
+        ports.filter(|(protocol, at)| has_ports(*protocol) && bytes.len() < at + 4)
+        && let Some(part) = bytes.get_mut(at..)
+    {
+        let before = wire::sum(part);
+        part.fill(0);
+        if ip.is_error(bytes) {
+            // An even offset: the headers before it are multiples of four.
+            ports::mend(bytes, ip.transport + 2, wire::fold(before), 0);
+        }
+    }
+}
+
+/// What the node's socket sends to the node itself may never get a whole checksum.
+fn forget_partial_checksum(bytes: &mut [u8]) {
+    if let Some(ip) = Ip::parse(bytes).filter(|ip| ip.protocol == UDP)
+        && let Some(checksum) = bytes.get_mut(ip.transport + 6..ip.transport + 8)
+    {
+        checksum.fill(0);
     }
 }
 
@@ -319,19 +215,6 @@ pub(super) fn same_but_headers(kernel: &[Output], ours: &[Output]) -> bool {
     without(kernel) == without(ours)
 }
 
-/// Whether the node of our side alone complains about a fragment without its headers. A rule that looks at TCP ports drops
-/// what has none, and kube-proxy has one for all that goes to the node where there are health check ports
-/// (docs/behaviours/differences.md).
-pub(super) fn complains_about_headers(kernel: &[Output], ours: &[Output]) -> bool {
-    let complaint = |output: &Output| {
-        Ip::parse(&output.bytes).is_some_and(|ip| {
-            ip.protocol == ICMPV6
-                && output.bytes.get(ip.transport..ip.transport + 2) == Some(&[4, 3])
-        })
-    };
-    kernel.is_empty() && !ours.is_empty() && ours.iter().all(complaint)
-}
-
 /// Whether `address` is the node's.
 pub(super) fn is_own(case: &Case, address: IpAddr) -> bool {
     let mut addresses = case.links.iter().flat_map(|link| &link.addresses);
@@ -357,7 +240,7 @@ pub(super) fn entries(
     let own = |address| is_own(case, address);
     let mut canonical: Vec<Entry> = entries
         .into_iter()
-        .filter(|entry| is_tracked_by_both(entry, own) && !is_parted(entry))
+        .filter(|entry| is_tracked_by_both(entry, own) && !is_parted(entry) && !is_mapped(entry))
         .map(|entry| Entry {
             original: ports.replace_in(entry.protocol, entry.original),
             reply: ports.replace_in(entry.protocol, entry.reply),
@@ -371,9 +254,23 @@ pub(super) fn entries(
 /// Our side sees TCP, UDP, SCTP and ICMP that traverse the node or are translated. What the node itself says to
 /// others does not come by, nor what it answers, nor other protocols (docs/behaviours/differences.md).
 fn is_tracked_by_both(entry: &Entry, own: impl Fn(IpAddr) -> bool) -> bool {
-    let with_the_node =
-        own(entry.original.source) || (own(entry.reply.source) && own(entry.original.destination));
+    let (original, reply) = (entry.original, entry.reply);
+    let translated = (reply.source, reply.destination) != (original.destination, original.source);
+    let with_the_node = if own(original.source) {
+        !translated
+    } else {
+        own(reply.source) && own(original.destination)
+    };
     matches!(entry.protocol, TCP | UDP | SCTP | ICMP | ICMPV6) && !with_the_node
+}
+
+fn is_mapped(entry: &Entry) -> bool {
+    let Tuple {
+        source,
+        destination,
+        ..
+    } = entry.original;
+    deliberate::is_mapped(source) || deliberate::is_mapped(destination)
 }
 
 /// Seconds by which timeouts may differ: the sides are read one after the other, and the kernel counts in ticks.
@@ -402,6 +299,40 @@ pub(super) fn differing(kernel: &[Entry], ours: &[Entry]) -> Option<[Vec<Entry>;
     let differing = [missing(kernel, ours), missing(ours, kernel)];
     let same = differing.iter().all(Vec::is_empty);
     (!same).then_some(differing)
+}
+
+/// The connections of which `later`, our table seen through a clock that is so much ahead, keeps too few or too many,
+/// by the timeouts that the kernel says.
+pub(super) fn differing_later(
+    kernel: &[Entry],
+    later: &[Entry],
+    ahead: Duration,
+) -> Option<[Vec<Entry>; 2]> {
+    let key = |entry: &Entry| (entry.protocol, entry.original, entry.reply);
+    let left: HashSet<_> = later.iter().map(key).collect();
+    let ahead = ahead.as_secs();
+    let lost = kernel
+        .iter()
+        .filter(|entry| entry.timeout > ahead + TOLERANCE && !left.contains(&key(entry)));
+    let over: HashSet<_> = kernel
+        .iter()
+        .filter(|entry| entry.timeout + TOLERANCE < ahead)
+        .map(key)
+        .collect();
+    let kept = later.iter().filter(|entry| over.contains(&key(entry)));
+    let differing = [lost.cloned().collect(), kept.cloned().collect::<Vec<_>>()];
+    let same = differing.iter().all(Vec::is_empty);
+    (!same).then_some(differing)
+}
+
+/// Entries whose reply tuple another entry has as well: two connections would be one. ICMP's is not all of its tuple.
+pub(super) fn repeated(entries: &[Entry]) -> Vec<Entry> {
+    let mut seen = HashSet::new();
+    let again = entries
+        .iter()
+        .filter(|entry| matches!(entry.protocol, TCP | UDP | SCTP))
+        .filter(|entry| !seen.insert((entry.protocol, entry.reply)));
+    again.cloned().collect()
 }
 
 /// What kinds of packets came out, in a few words.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 /// One case. Invariant: flows and changes that steps name are there.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Case {
     /// Version of this form.
     pub schema_version: u32,
@@ -24,6 +24,9 @@ pub struct Case {
     pub links: Vec<Link>,
     /// A KubeProxyConfiguration.
     pub config: Value,
+    /// Whether ICMP errors are limited as on a node; everywhere else the limits would hide differences.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub icmp_limits: bool,
     /// The objects at the start.
     pub objects: Vec<Value>,
     /// The objects after each change.
@@ -105,6 +108,7 @@ pub struct Route {
 
 /// A client, and what it sends to.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Flow {
     /// Where the client is.
     pub from: Place,
@@ -148,7 +152,7 @@ pub enum Step {
 
 /// A packet as far as it does not follow from its flow.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Packet {
     /// What it carries.
     pub body: Body,
@@ -210,6 +214,20 @@ pub enum Body {
     },
 }
 
+impl Body {
+    /// What it is, in a word.
+    pub(super) const fn kind(&self) -> &'static str {
+        match self {
+            Self::Tcp(_) => "TCP",
+            Self::Udp { .. } => "UDP",
+            Self::Query { .. } => "ICMP query",
+            Self::Error { .. } => "ICMP error",
+            Self::Sctp { .. } => "SCTP",
+            Self::Other { .. } => "other protocol",
+        }
+    }
+}
+
 /// A TCP segment. Numbers count from the initial sequence numbers of the two ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -236,7 +254,7 @@ pub struct Segment {
 
 /// How a packet is packed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Shape {
     /// TTL or hop limit.
     pub ttl: u8,
@@ -267,6 +285,10 @@ pub enum Order {
     Backward,
     /// The last one is missing.
     Incomplete,
+    /// Each comes twice.
+    Twice,
+    /// One comes between two others, and overlaps both.
+    Overlapping,
 }
 
 impl Default for Shape {

@@ -4,45 +4,33 @@
 //! ports of masquerading are each side's own: the first packet shows both, they must be in the same range, and from
 //! then on one stands for the other.
 
-use super::canonical::{self, Ports};
+use super::canonical;
 use super::case::{Body, Case, Flow, Packet, Place, Step};
 use super::coverage::Coverage;
-use super::side::{self, Choice, Entry, Side};
+use super::deliberate;
+use super::difference::{Difference, Seen};
+use super::modes::Modes;
+use super::ports::Ports;
+use super::side::{self, Choice, Side};
 use super::wire::{self, Circumstances, Ends, Ip};
-use super::world::Output;
+use super::world::{Output, Sender};
 use anyhow::{Context as _, Result};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
-
-/// Where the sides went apart.
-#[derive(Clone, Debug)]
-pub(super) struct Difference {
-    /// The step, by number; the end when it is the number of steps.
-    pub(super) step: usize,
-    /// What was sent in it.
-    pub(super) sent: Vec<Vec<u8>>,
-    /// What came out, or is tracked, on either side.
-    pub(super) seen: Seen,
-}
-
-/// What two sides made of the same.
-#[derive(Clone, Debug)]
-pub(super) enum Seen {
-    /// Packets.
-    Packets([Vec<Output>; 2]),
-    /// Connections that the other side has not, or has otherwise.
-    Entries([Vec<Entry>; 2]),
-}
 
 /// What was compared.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
     /// Packets sent, fragments counted each.
     pub(super) packets: u64,
+    /// The same, by what they carry and how they are packed.
+    pub(super) kinds: BTreeMap<&'static str, u64>,
     /// First choices of an endpoint: the flow's number and the endpoint.
     pub(super) choices: Vec<(usize, std::net::SocketAddr)>,
     /// Connections compared.
     pub(super) entries: u64,
+    /// Connections whose end was foreseen alike.
+    pub(super) timeouts: u64,
     /// Connections by protocol and state.
     pub(super) states: Vec<(u8, String)>,
     /// Deliberate differences met.
@@ -66,6 +54,8 @@ struct Heard {
 
 struct Run<'a> {
     case: &'a Case,
+    /// Where the first side has rules of another mode than the second does as.
+    modes: Option<&'a Modes>,
     heard: Vec<[Heard; 2]>,
     ports: Ports,
     /// Flows that went apart on purpose: nothing more is compared of them.
@@ -76,13 +66,15 @@ struct Run<'a> {
 /// Runs `case` on both sides, up to the first difference.
 pub(super) fn run<'s>(
     case: &Case,
+    modes: Option<&Modes>,
     first: &'s mut dyn Side,
     second: &'s mut dyn Side,
 ) -> Result<Outcome> {
     let mut run = Run {
         case,
+        modes,
         heard: vec![Default::default(); case.flows.len()],
-        ports: Ports::default(),
+        ports: Ports::of(case),
         parted: HashSet::new(),
         tally: Tally::default(),
     };
@@ -112,7 +104,10 @@ pub(super) fn run<'s>(
             return Ok(run.outcome(difference));
         }
     }
-    let difference = run.entries(case.steps.len(), &mut sides)?;
+    let difference = match run.entries(case.steps.len(), &mut sides)? {
+        None => run.timeouts(&mut sides)?,
+        difference => difference,
+    };
     Ok(run.outcome(difference))
 }
 
@@ -137,7 +132,12 @@ impl Run<'_> {
         if self.parted.contains(&flow) {
             return Ok(None);
         }
-        let tag = number as u16 + 1;
+        let by = self.sender(flow, packet, from_client);
+        // A socket chooses the identification.
+        let tag = match by {
+            Sender::Raw => number as u16 + 1,
+            Sender::Socket => wire::ANY_TAG,
+        };
         let mut sent: [Vec<Vec<u8>>; 2] = Default::default();
         let mut outputs: [Vec<Output>; 2] = Default::default();
         for nth in 0..2 {
@@ -156,14 +156,18 @@ impl Run<'_> {
                 true => heard.by_client.as_deref(),
                 false => heard.by_server.as_ref().map(|output| &*output.bytes),
             };
+            if !from_client && place == Place::Node && !self.is_server_on_node(flow, by) {
+                continue;
+            }
             sent[nth] = wire::build(packet, &ends, Circumstances { tag, heard });
             for bytes in &sent[nth] {
-                if let Place::Link(link) = place {
-                    sides[nth].world().send(link, bytes)?;
-                }
+                sides[nth].world().send(place, bytes, by)?;
                 sides[nth].work()?;
             }
             self.tally.packets += sent[nth].len() as u64;
+            if nth == 0 && !sent[0].is_empty() {
+                self.count(packet);
+            }
             sides[nth].world().take(&mut outputs[nth])?;
         }
         self.tally.packets -= sent[1].len() as u64;
@@ -171,22 +175,26 @@ impl Run<'_> {
             self.part(flow, "a packet with TTL 1");
             return Ok(None);
         }
-        let same = self.agree(flow, tag, (packet, from_client), &outputs) || {
-            let mut same = false;
-            // What passes through the node's own stack may take a moment.
-            for _ in 0..5 {
-                std::thread::sleep(Duration::from_millis(4));
-                for (side, outputs) in sides.iter_mut().zip(&mut outputs) {
-                    side.work()?;
-                    side.world().take(outputs)?;
-                }
-                same = self.agree(flow, tag, (packet, from_client), &outputs);
-                if same {
-                    break;
-                }
+        let mut same = self.agree(flow, tag, (packet, from_client), &outputs);
+        // What passes through the node's own stack may take a moment, and what stays in it shows its ports elsewhere.
+        for _ in 0..5 {
+            if same {
+                break;
             }
-            same
-        };
+            std::thread::sleep(Duration::from_millis(4));
+            for (side, outputs) in sides.iter_mut().zip(&mut outputs) {
+                side.work()?;
+                side.world().take(outputs)?;
+            }
+            let [first, second] = &mut *sides;
+            self.ports
+                .learn_tracked(&first.entries()?, &second.entries()?);
+            same = self.agree(flow, tag, (packet, from_client), &outputs);
+        }
+        if !same && let Some(why) = self.modes_differ(flow, &sent[0], &outputs) {
+            self.part(flow, why);
+            return Ok(None);
+        }
         if !same {
             let [sent, _] = sent;
             return Ok(Some(Difference {
@@ -197,6 +205,40 @@ impl Run<'_> {
         }
         self.remember(flow, tag, from_client, outputs);
         Ok(None)
+    }
+
+    fn count(&mut self, packet: &Packet) {
+        let shape = &packet.shape;
+        let is_error = matches!(packet.body, Body::Error { .. });
+        let kinds = [
+            (true, packet.body.kind()),
+            (shape.fragment.is_some(), "in fragments"),
+            (shape.wrong_checksum, "with a wrong checksum"),
+            (shape.cut.is_some(), "cut"),
+            (shape.options > 0, "with options"),
+            (
+                is_error && shape.fragment.is_some(),
+                "ICMP error in fragments",
+            ),
+        ];
+        for (_, kind) in kinds.iter().filter(|(is, _)| *is) {
+            *self.tally.kinds.entry(kind).or_default() += 1;
+        }
+    }
+
+    /// Why the modes of kube-proxy do not do the same, if both are at work. What a client was given in between may stay
+    /// with it by affinity.
+    fn modes_differ(
+        &self,
+        flow: usize,
+        sent: &[Vec<u8>],
+        outputs: &[Vec<Output>; 2],
+    ) -> Option<&'static str> {
+        let flow = &self.case.flows[flow];
+        let is_of_client = |other: &usize| self.case.flows[*other].source == flow.source;
+        let follows = self.parted.iter().any(is_of_client);
+        let after = follows.then_some("modes: what follows from one of these for the same client");
+        self.modes?.reason(flow, sent, outputs).or(after)
     }
 
     /// Who sends a packet of `flow`, and to whom; nobody if it is the server and the client's packet reached none.
@@ -222,6 +264,11 @@ impl Run<'_> {
             return Some((from, ends));
         }
         let Output { link, bytes } = self.heard[flow][side].by_server.as_ref()?;
+        let place = if *link < self.case.links.len() {
+            Place::Link(*link)
+        } else {
+            Place::Node
+        };
         let ip = Ip::parse(bytes)?;
         let (source_port, destination_port) = ip.ports(bytes).unwrap_or((0, 0));
         let ends = Ends {
@@ -232,7 +279,29 @@ impl Run<'_> {
             destination_port: source_port,
             initial: (initial.1, initial.0),
         };
-        Some((Place::Link(*link), ends))
+        Some((place, ends))
+    }
+
+    /// Whether the node itself answers: as an endpoint. What else it says to others does not come by our side.
+    fn is_server_on_node(&self, flow: usize, by: Sender) -> bool {
+        let of = &self.case.flows[flow];
+        let asked = self.ends(flow, false, 0);
+        let is_endpoint = asked.is_some_and(|(_, ends)| {
+            (ends.source, ends.source_port) != (of.destination, of.destination_port)
+        });
+        by == Sender::Socket && is_endpoint
+    }
+
+    /// How a packet is sent: what goes to a NodePort from the node itself, and what a server there answers, is led by
+    /// its ports, and those of raw packets the kernel does not look at.
+    fn sender(&self, flow: usize, packet: &Packet, from_client: bool) -> Sender {
+        let place = self.ends(flow, from_client, 0).map(|(place, _)| place);
+        let by_ports =
+            !from_client || canonical::is_own(self.case, self.case.flows[flow].destination);
+        match packet.body {
+            Body::Udp { .. } if place == Some(Place::Node) && by_ports => Sender::Socket,
+            _ => Sender::Raw,
+        }
     }
 
     /// Where the first side led a packet.
@@ -263,14 +332,14 @@ impl Run<'_> {
         outputs: &[Vec<Output>; 2],
     ) -> bool {
         let of = &self.case.flows[flow];
-        if from_client
-            && let (Some((first, _)), Some((second, _))) = (
-                forwarded(&outputs[0], tag, of.protocol),
-                forwarded(&outputs[1], tag, of.protocol),
-            )
-        {
-            self.ports
-                .learn((of.source, of.source_port), &first.bytes, &second.bytes);
+        let seen = outputs
+            .each_ref()
+            .map(|outputs| forwarded(outputs, tag, of.protocol));
+        let ends = self.ends(flow, from_client, 0);
+        if let ([Some((first, _)), Some((second, _))], Some((_, ends))) = (seen, ends) {
+            let sent = (ends.source, ends.source_port);
+            let seen = (&*first.bytes, &*second.bytes);
+            self.ports.learn(sent, from_client, seen);
         }
         let ours = canonical::outputs(&outputs[1], tag, &self.ports);
         let kernel = canonical::outputs(&outputs[0], tag, &Ports::default());
@@ -279,17 +348,10 @@ impl Run<'_> {
         }
         let to = self.ends(flow, from_client, 0);
         let to = to.map(|(_, ends)| ends.destination);
-        let to_own_v6 = to.is_some_and(|to| to.is_ipv6() && canonical::is_own(self.case, to));
-        let is_error = matches!(packet.body, Body::Error { .. });
-        let why = if to_own_v6 && is_error && canonical::same_but_headers(&kernel, &ours) {
-            "the IPv6 header of an ICMPv6 error to the node's own address"
-        } else if to_own_v6 && canonical::complains_about_headers(&kernel, &ours) {
-            "a fragment for the node without its headers"
-        } else {
-            return false;
-        };
-        self.tally.deliberate.push(why);
-        true
+        let why =
+            to.and_then(|to| deliberate::reason(self.case, (flow, packet), to, [&kernel, &ours]));
+        self.tally.deliberate.extend(why);
+        why.is_some()
     }
 
     /// Compares nothing more of a flow.
@@ -324,11 +386,14 @@ impl Run<'_> {
     fn remember(&mut self, flow: usize, tag: u16, from_client: bool, outputs: [Vec<Output>; 2]) {
         let protocol = self.case.flows[flow].protocol;
         let is_first = self.heard[flow][0].by_server.is_none();
-        for (heard, outputs) in self.heard[flow].iter_mut().zip(outputs) {
-            let whole = canonical::joined(&outputs);
-            let Some((output, _)) = forwarded(&whole, tag, protocol) else {
-                continue;
-            };
+        let whole = outputs.map(|outputs| canonical::joined(&outputs));
+        let arrived = whole
+            .each_ref()
+            .map(|outputs| forwarded(outputs, tag, protocol));
+        let [Some((first, _)), Some((second, _))] = arrived else {
+            return;
+        };
+        for (heard, output) in self.heard[flow].iter_mut().zip([first, second]) {
             match from_client {
                 true => heard.by_server = Some(output.clone()),
                 false => heard.by_client = Some(output.bytes.clone()),
@@ -348,10 +413,19 @@ impl Run<'_> {
     /// Compares what the sides track.
     fn entries(&mut self, step: usize, sides: &mut Sides<'_>) -> Result<Option<Difference>> {
         let [first, second] = sides;
-        let kernel =
-            canonical::entries(self.case, &self.parted, first.entries()?, &Ports::default());
-        let mut ours = second.entries()?;
+        let (kernel, mut ours) = (first.entries()?, second.entries()?);
+        let seen = |entries| Difference {
+            step,
+            sent: Vec::new(),
+            seen: Seen::Entries(entries),
+        };
+        let repeated = canonical::repeated(&ours);
+        if !repeated.is_empty() {
+            return Ok(Some(seen([Vec::new(), repeated])));
+        }
         ours.retain(|entry| !entry.is_stale);
+        self.ports.learn_tracked(&kernel, &ours);
+        let kernel = canonical::entries(self.case, &self.parted, kernel, &Ports::default());
         let ours = canonical::entries(self.case, &self.parted, ours, &self.ports);
         self.tally.entries += kernel.len() as u64;
         for entry in &kernel {
@@ -359,12 +433,33 @@ impl Run<'_> {
                 .states
                 .push((entry.protocol, entry.state.clone()));
         }
-        let differing = canonical::differing(&kernel, &ours);
-        Ok(differing.map(|entries| Difference {
-            step,
-            sent: Vec::new(),
-            seen: Seen::Entries(entries),
-        }))
+        Ok(canonical::differing(&kernel, &ours).map(seen))
+    }
+
+    /// Compares when what is tracked at the end would end: the kernel says its timeouts, our clock is moved.
+    fn timeouts(&mut self, sides: &mut Sides<'_>) -> Result<Option<Difference>> {
+        /// Between any two timeouts of the kernel, up to the longest, five days.
+        const AHEAD: [u64; 12] = [
+            1, 5, 15, 40, 75, 110, 150, 200, 400, 4_000, 100_000, 440_000,
+        ];
+        let [first, second] = sides;
+        let entries = first.entries()?;
+        let kernel = canonical::entries(self.case, &self.parted, entries, &Ports::default());
+        for ahead in AHEAD.map(Duration::from_secs) {
+            let Some(later) = second.entries_after(ahead)? else {
+                return Ok(None);
+            };
+            let later = canonical::entries(self.case, &self.parted, later, &self.ports);
+            if let Some(entries) = canonical::differing_later(&kernel, &later, ahead) {
+                return Ok(Some(Difference {
+                    step: self.case.steps.len(),
+                    sent: Vec::new(),
+                    seen: Seen::Later(ahead, entries),
+                }));
+            }
+        }
+        self.tally.timeouts += kernel.len() as u64;
+        Ok(None)
     }
 }
 
@@ -372,7 +467,9 @@ impl Run<'_> {
 fn forwarded(outputs: &[Output], tag: u16, protocol: u8) -> Option<(&Output, Ip)> {
     outputs.iter().find_map(|output| {
         let ip = Ip::parse(&output.bytes)?;
-        let is_it = ip.tag == tag && ip.protocol == protocol && !ip.is_error(&output.bytes);
+        let is_it = [ip.tag, wire::ANY_TAG].contains(&tag)
+            && ip.protocol == protocol
+            && !ip.is_error(&output.bytes);
         is_it.then_some((output, ip))
     })
 }
@@ -382,58 +479,4 @@ fn initial(seed: u64, flow: &Flow) -> (u32, u32) {
     let ports = u64::from(flow.source_port) << 32 | u64::from(flow.destination_port) << 48;
     let mut rng = fastrand::Rng::with_seed(seed ^ ports);
     (rng.u32(..), rng.u32(..))
-}
-
-impl Difference {
-    /// What kind of difference it is, for telling a new one from one that is known: no address, no port, no endpoint.
-    pub(super) fn kind(&self, case: &Case) -> String {
-        let step = match case.steps.get(self.step) {
-            Some(Step::Client(flow, packet)) => format!("client {}", body(case, *flow, packet)),
-            Some(Step::Server(flow, packet)) => format!("server {}", body(case, *flow, packet)),
-            Some(Step::Change(_)) => "change".to_owned(),
-            Some(Step::Wait(_)) => "wait".to_owned(),
-            None => "end".to_owned(),
-        };
-        let seen = match &self.seen {
-            Seen::Packets(sides) => sides
-                .each_ref()
-                .map(|outputs| canonical::kinds(outputs))
-                .join(" / "),
-            Seen::Entries(sides) => sides
-                .each_ref()
-                .map(|entries| {
-                    let of = |entry: &Entry| format!("{} {}", entry.protocol, entry.state);
-                    entries.first().map_or_else(|| "none".to_owned(), of)
-                })
-                .join(" / "),
-        };
-        format!("{step}: {seen}")
-    }
-}
-
-fn body(case: &Case, flow: usize, packet: &Packet) -> String {
-    let of = match &packet.body {
-        Body::Tcp(segment) => format!("tcp {}", segment.flags),
-        Body::Udp { .. } => "udp".to_owned(),
-        Body::Query { kind, .. } => format!("icmp {kind}"),
-        Body::Error { kind, code, .. } => format!("icmp error {kind}/{code}"),
-        Body::Sctp { chunk, .. } => format!("sctp {chunk}"),
-        Body::Other { .. } => format!("protocol {}", case.flows[flow].protocol),
-    };
-    let fragments = if packet.shape.fragment.is_some() {
-        " in fragments"
-    } else {
-        ""
-    };
-    let wrong = if packet.shape.wrong_checksum {
-        " with a wrong checksum"
-    } else {
-        ""
-    };
-    let cut = if packet.shape.cut.is_some() {
-        " cut"
-    } else {
-        ""
-    };
-    format!("{of}{fragments}{wrong}{cut}")
 }

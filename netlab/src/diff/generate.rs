@@ -60,15 +60,18 @@ pub fn objects(path: &Path) -> Result<Vec<Value>> {
     Ok(objects)
 }
 
-/// Conversations of a case.
-const CONVERSATIONS: std::ops::Range<usize> = 30..60;
+/// Conversations of a case. In a brief one short timeouts pass for real, in its pause and only there: a longer case takes
+/// longer than they are.
+const CONVERSATIONS: std::ops::Range<usize> = 150..300;
+const BRIEF: std::ops::Range<usize> = 15..30;
 
 /// The case of `seed`.
 pub fn case(seed: u64, given: &Given) -> Result<Case> {
     let mut rng = Rng::with_seed(seed);
+    let is_brief = rng.u8(..6) == 0;
     let cluster = match &given.cluster {
         Some(cluster) => cluster.clone(),
-        None => cluster::random(&mut rng, given.single_endpoints),
+        None => cluster::random(&mut rng, is_brief, given.single_endpoints),
     };
     let snapshot = side::snapshot(&cluster.objects)?;
     let config = KubeProxyConfig::parse("config", &cluster.config.to_string())?;
@@ -80,29 +83,41 @@ pub fn case(seed: u64, given: &Given) -> Result<Case> {
         node: cluster.node,
         links: layout.links.clone(),
         config: cluster.config,
+        icmp_limits: false,
         changes: Vec::new(),
         objects: cluster.objects,
         flows: Vec::new(),
         steps: Vec::new(),
     };
-    let count = rng.usize(CONVERSATIONS);
-    let mut conversations: Vec<Vec<Step>> = (0..count)
+    let count = rng.usize(if is_brief { BRIEF } else { CONVERSATIONS });
+    let (mut conversations, later): (Vec<_>, Vec<_>) = (0..count)
         .map(|_| conversation::random(&layout, &mut case.flows, &mut rng))
-        .collect();
-    if rng.u8(..3) == 0 {
-        conversations.push(changes(&mut case, &mut rng));
+        .unzip();
+    if rng.bool() {
+        add_changes(&mut case, &mut conversations, &mut rng);
     }
     case.steps = interleave(conversations, &mut rng);
+    if is_brief {
+        case.steps.push(Step::Wait(PAUSE_MILLISECONDS));
+        case.steps.extend(interleave(later, &mut rng));
+    }
     Ok(case)
 }
 
-/// Endpoints come, go and change, and come back.
-fn changes(case: &mut Case, rng: &mut Rng) -> Vec<Step> {
-    for _ in 0..rng.usize(1..3) {
+/// A flow of UDP that lives for two seconds is a stream; the shortest timeouts of random configurations pass as well.
+const PAUSE_MILLISECONDS: u64 = 2200;
+
+/// Between conversations endpoints come, go and change, and come back.
+fn add_changes(case: &mut Case, conversations: &mut Vec<Vec<Step>>, rng: &mut Rng) {
+    let mut places: Vec<usize> = (0..rng.usize(1..4))
+        .map(|_| rng.usize(..=conversations.len()))
+        .collect();
+    places.sort_unstable();
+    for (number, place) in places.into_iter().enumerate() {
         let changed = cluster::change(case.changes.last().unwrap_or(&case.objects), rng);
         case.changes.push(changed);
+        conversations.insert(place + number, vec![Step::Change(number)]);
     }
-    (0..case.changes.len()).map(Step::Change).collect()
 }
 
 /// One sequence of steps in which each conversation keeps its order. A few run at a time, as they do on a node.

@@ -40,7 +40,7 @@ pub(super) struct Kernel {
 impl Kernel {
     pub(super) fn start(case: &Case, rules: Rules) -> Result<Self> {
         let mut kernel = Self {
-            world: World::create(&case.links)?,
+            world: World::create(case)?,
             rules,
             config: side::config(case)?,
             node: case.node.clone(),
@@ -123,7 +123,9 @@ fn restore(namespace: &Namespace, program: &str, rules: &str) -> Result<()> {
 fn pipe(namespace: &Namespace, program: &str, arguments: &[&str], input: &str) -> Result<()> {
     let path = in_path(program).with_context(|| format!("{program} is missing; install it"))?;
     let mut command = Command::new(path);
+    // iptables locks one file for all namespaces. A lock on its own input makes none wait for another.
     command
+        .env("XTABLES_LOCKFILE", "/proc/self/fd/0")
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

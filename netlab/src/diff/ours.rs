@@ -17,7 +17,7 @@ use fastrand::Rng;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The node that our dataplane runs.
 pub(super) struct Ours<'a> {
@@ -33,7 +33,7 @@ pub(super) struct Ours<'a> {
 
 /// Runs `inside` with our side of `case`.
 pub(super) fn with<T>(case: &Case, inside: impl FnOnce(&mut Ours<'_>) -> Result<T>) -> Result<T> {
-    let world = World::create(&case.links)?;
+    let world = World::create(case)?;
     let (snapshot, mut config) = (side::snapshot(&case.objects)?, side::config(case)?);
     // The other side serves none of these, so nothing must listen there.
     (config.healthz_bind_address, config.metrics_bind_address) = (None, None);
@@ -71,7 +71,7 @@ fn settings(case: &Case) -> Settings {
         control_socket: PathBuf::new(),
         workers: 1,
         offloads: Offloads::On,
-        limit_rejects: false,
+        limit_rejects: case.icmp_limits,
         connections_per_source: None,
         work: Work::Services(Waiting::Asleep),
     }
@@ -82,11 +82,16 @@ impl Ours<'_> {
         Timestamp(self.start.elapsed().as_nanos() as u64)
     }
 
-    /// What was reached so far.
-    pub(super) fn coverage(&self) -> Coverage {
-        let mut coverage = self.coverage.clone();
-        coverage.count_verdicts(&self.counters.read());
-        coverage
+    fn entries_at(&self, now: Timestamp) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        let services = self.shared.services.load();
+        self.shared.conntrack.for_each(now, |view| {
+            entries.push(Entry {
+                is_stale: is_stale(&services, view),
+                ..entry(view)
+            });
+        });
+        entries
     }
 }
 
@@ -143,15 +148,17 @@ impl Side for Ours<'_> {
     }
 
     fn entries(&mut self) -> Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        let services = self.shared.services.load();
-        self.shared.conntrack.for_each(self.now(), |view| {
-            entries.push(Entry {
-                is_stale: is_stale(&services, view),
-                ..entry(view)
-            });
-        });
-        Ok(entries)
+        Ok(self.entries_at(self.now()))
+    }
+
+    fn coverage(&self) -> Coverage {
+        let mut coverage = self.coverage.clone();
+        coverage.count_verdicts(&self.counters.read());
+        coverage
+    }
+
+    fn entries_after(&mut self, later: Duration) -> Result<Option<Vec<Entry>>> {
+        Ok(Some(self.entries_at(self.now().after(later))))
     }
 }
 

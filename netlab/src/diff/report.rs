@@ -3,10 +3,10 @@
 use super::case::{Case, Place};
 use super::compare::Outcome;
 use super::coverage::Coverage;
+use super::proportion::Proportion;
 use super::{Request, Rules, Subject};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,8 +23,12 @@ pub struct Report {
     seed: u64,
     /// Cases run.
     cases: u64,
+    /// Sets of objects: one per case, and those after changes.
+    snapshots: u64,
     /// Packets compared.
     pub packets: u64,
+    /// The same, by what they carry and how they are packed.
+    packet_kinds: BTreeMap<&'static str, u64>,
     /// Packets per second, cases and all.
     packets_per_second: u64,
     /// Conversations, by protocol and place of the client.
@@ -33,10 +37,14 @@ pub struct Report {
     connections: u64,
     /// The same, by protocol and state.
     connection_states: BTreeMap<String, u64>,
+    /// Connections whose end was the same when our clock was moved.
+    timeouts: u64,
     /// Endpoints that the kernel chose and that we could choose as well.
     choices: u64,
+    /// Shares of endpoints when both sides choose freely.
+    pub proportions: Vec<Proportion>,
     /// Deliberate differences met, by name.
-    deliberate: BTreeMap<String, u64>,
+    pub deliberate: BTreeMap<String, u64>,
     /// What of our dataplane was reached.
     pub coverage: Coverage,
     /// Cases that showed any other difference.
@@ -68,14 +76,21 @@ impl Report {
             against: request.against,
             seed: request.seed,
             cases: 0,
+            snapshots: 0,
             packets: 0,
+            packet_kinds: BTreeMap::new(),
             packets_per_second: 0,
             conversations: BTreeMap::new(),
             connections: 0,
             connection_states: BTreeMap::new(),
+            timeouts: 0,
             choices: 0,
+            proportions: Vec::new(),
             deliberate: BTreeMap::new(),
-            coverage: Coverage::default(),
+            coverage: match request.subject {
+                Subject::Penstock => Coverage::at_start(),
+                Subject::Iptables => Coverage::default(),
+            },
             differing_cases: 0,
             differences: Vec::new(),
         }
@@ -89,6 +104,11 @@ impl Report {
         } = outcome;
         self.cases += 1;
         self.packets += tally.packets;
+        self.snapshots += 1 + case.changes.len() as u64;
+        for (kind, count) in tally.kinds {
+            *self.packet_kinds.entry(kind).or_default() += count;
+        }
+        self.timeouts += tally.timeouts;
         self.connections += tally.entries;
         self.choices += tally.choices.len() as u64;
         for flow in &case.flows {
@@ -123,31 +143,76 @@ impl Report {
         self.packets_per_second = (self.packets as f64 / took.as_secs_f64().max(0.001)) as u64;
     }
 
+    /// Whether there is no difference but those on purpose.
+    pub fn is_same(&self) -> bool {
+        self.differences.is_empty() && !self.proportions.iter().any(Proportion::is_wrong)
+    }
+
     /// The summary below the stories.
     pub fn summary(&self) -> String {
-        let mut text = String::new();
         let conversations: u64 = self.conversations.values().sum();
-        // Writing to a String does not fail.
-        let _ = writeln!(
-            text,
-            "{} cases from seed {}, {conversations} conversations, {} packets ({} per second), {} connections",
-            self.cases, self.seed, self.packets, self.packets_per_second, self.connections
-        );
-        for (why, count) in &self.deliberate {
-            let _ = writeln!(
-                text,
-                "on purpose: {why}, {count} times (docs/behaviours/differences.md)"
-            );
-        }
-        let _ = match self.differences.len() {
-            0 => writeln!(text, "no difference"),
-            kinds => writeln!(
-                text,
-                "{} cases differ, in {kinds} ways",
-                self.differing_cases
+        let mut lines = vec![
+            format!(
+                "{} cases from seed {}: {} snapshots, {conversations} conversations, {} packets ({} per second), {} connections",
+                self.cases,
+                self.seed,
+                self.snapshots,
+                self.packets,
+                self.packets_per_second,
+                self.connections
             ),
-        };
-        text
+            format!("conversations: {}", self.conversations_by_kind()),
+        ];
+        let kinds = self.packet_kinds.iter();
+        let kinds: Vec<String> = kinds
+            .map(|(kind, count)| format!("{kind} {count}"))
+            .collect();
+        lines.push(format!("packets: {}", kinds.join(", ")));
+        lines.extend(self.reached());
+        lines.extend(self.proportions.iter().map(Proportion::line));
+        let deliberate = self.deliberate.iter();
+        lines.extend(deliberate.map(|(why, count)| {
+            let page = match why.strip_prefix("modes: ") {
+                Some(_) => "iptables-nftables.md",
+                None => "differences.md",
+            };
+            format!("on purpose: {why}, {count} times (docs/behaviours/{page})")
+        }));
+        lines.push(match self.differences.len() {
+            0 if self.is_same() => "no difference".to_owned(),
+            0 => "endpoints do not get their shares".to_owned(),
+            kinds => format!("{} cases differ, in {kinds} ways", self.differing_cases),
+        });
+        lines.join("\n") + "\n"
+    }
+
+    /// By protocol and by place of the client, both families together; JSON has each apart.
+    fn conversations_by_kind(&self) -> String {
+        let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
+        for (name, count) in &self.conversations {
+            let name = name
+                .replace(" IPv4", "")
+                .replace("v6 IPv6", "")
+                .replace(" IPv6", "");
+            *kinds.entry(name).or_default() += count;
+        }
+        let kinds = kinds.iter().map(|(kind, count)| format!("{kind} {count}"));
+        kinds.collect::<Vec<String>>().join(", ")
+    }
+
+    fn reached(&self) -> Vec<String> {
+        let is_known = self.subject == Subject::Penstock;
+        let reached = self.coverage.reached().into_iter().filter(|_| is_known);
+        reached
+            .map(|(kind, all, missing)| {
+                let reached = format!("reached: {} of {all} {kind}", all - missing.len());
+                if missing.is_empty() {
+                    reached
+                } else {
+                    format!("{reached}, not {}", missing.join("; "))
+                }
+            })
+            .collect()
     }
 }
 

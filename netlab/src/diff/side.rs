@@ -1,12 +1,14 @@
 //! What both sides of a comparison are: a node that packets go into and come out of, and its connections.
 
 use super::case::Case;
+use super::coverage::Coverage;
 use super::world::World;
 use anyhow::{Context as _, Result};
 use control::config::KubeProxyConfig;
 use control::snapshot::Snapshot;
 use serde_json::{Value, json};
 use std::net::IpAddr;
+use std::time::Duration;
 
 /// A side.
 pub(super) trait Side {
@@ -24,6 +26,16 @@ pub(super) trait Side {
 
     /// The connections that it tracks.
     fn entries(&mut self) -> Result<Vec<Entry>>;
+
+    /// Those that it would still track after so long, if its clock can be moved.
+    fn entries_after(&mut self, _: Duration) -> Result<Option<Vec<Entry>>> {
+        Ok(None)
+    }
+
+    /// What of it was reached so far, if that can be known.
+    fn coverage(&self) -> Coverage {
+        Coverage::default()
+    }
 
     /// Where it led the first packet of a connection that went to the node itself, if it still knows.
     fn endpoint(&mut self, choice: &Choice) -> Result<Option<(IpAddr, u16)>> {

@@ -2,12 +2,15 @@
 
 use super::canonical;
 use super::case::{Case, Step};
-use super::compare::{Difference, Seen};
+use super::difference::{Difference, Seen};
 use super::side::Entry;
 use super::wire::{self, ICMP, ICMPV6, Ip, SCTP, TCP, UDP};
 use super::world::Output;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+
+/// Packets of one step that are told, of hundreds when there are fragments.
+const PACKETS: usize = 6;
 
 /// The whole story of a difference, several lines.
 pub(super) fn tell(case: &Case, difference: &Difference, other: &str) -> String {
@@ -27,7 +30,7 @@ pub(super) fn tell(case: &Case, difference: &Difference, other: &str) -> String 
             format!("  {:>3}  {}", difference.step, said(case, step)),
         );
     }
-    for packet in &difference.sent {
+    for packet in difference.sent.iter().take(PACKETS) {
         tell(&mut story, format!("       sent  {}", packet_line(packet)));
     }
     match &difference.seen {
@@ -36,17 +39,25 @@ pub(super) fn tell(case: &Case, difference: &Difference, other: &str) -> String 
                 if outputs.is_empty() {
                     tell(&mut story, format!("       {name}: nothing came out"));
                 }
-                for output in outputs {
-                    let link = &case.links[output.link].name;
+                for output in outputs.iter().take(PACKETS) {
+                    let link = case.links.get(output.link);
+                    let link = link.map_or("the node itself", |link| &link.name);
                     tell(
                         &mut story,
                         format!("       {name}: {link}  {}", packet_line(&output.bytes)),
                     );
                 }
+                if outputs.len() > PACKETS {
+                    let more = outputs.len() - PACKETS;
+                    tell(&mut story, format!("       {name}: and {more} more"));
+                }
             }
             tell(&mut story, byte_difference(sides));
         }
-        Seen::Entries(sides) => {
+        Seen::Entries(sides) | Seen::Later(_, sides) => {
+            if let Seen::Later(ahead, _) = difference.seen {
+                tell(&mut story, format!("       {} s later:", ahead.as_secs()));
+            }
             for (name, entries) in [other, "we"].iter().zip(sides) {
                 if entries.is_empty() {
                     tell(&mut story, format!("       {name} track: nothing else"));

@@ -11,6 +11,9 @@ pub(super) const ICMPV6: u8 = 58;
 pub(super) const OPTIONS: u8 = 60;
 pub(super) const SCTP: u8 = 132;
 
+/// Instead of the tag of a packet that has one.
+pub(super) const ANY_TAG: u16 = 0;
+
 /// Both ends of a packet that is to be built.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ends {
@@ -45,16 +48,28 @@ pub(super) fn build(packet: &Packet, ends: &Ends, given: Circumstances<'_>) -> V
     let Some((protocol, mut body)) = transport(packet, &ends, given.heard) else {
         return Vec::new();
     };
+    // By as much on both sides, whose ports may differ.
     if packet.shape.wrong_checksum
         && let Some(at) = checksum_offset(protocol)
-        && let Some(byte) = body.get_mut(at + 1)
+        && let Some(right) = word(&body, at).filter(|right| *right != 0)
     {
-        *byte ^= 0x55;
+        let wrong = fold(u32::from(right) + 0x55);
+        body[at..at + 2].copy_from_slice(&wrong.to_be_bytes());
     }
     if let Some(cut) = packet.shape.cut {
         body.truncate(cut.into());
     }
-    in_fragments(&ends, protocol, &body, &packet.shape, given.tag)
+    let mut packets = in_fragments(&ends, protocol, &body, &packet.shape, given.tag);
+    if let (Some(cut), [only]) = (packet.shape.cut, &mut packets[..])
+        && ends.source.is_ipv6()
+        && packet.shape.options > 0
+    {
+        // The cut goes through the extension header.
+        only.truncate(40 + usize::from(cut));
+        let length = (only.len() - 40) as u16;
+        only[4..6].copy_from_slice(&length.to_be_bytes());
+    }
+    packets
 }
 
 fn transport(packet: &Packet, ends: &Ends, heard: Option<&[u8]>) -> Option<(u8, Vec<u8>)> {
@@ -208,6 +223,19 @@ fn in_fragments(ends: &Ends, protocol: u8, body: &[u8], shape: &Shape, tag: u16)
         Order::Forward => {}
         Order::Backward => fragments.reverse(),
         Order::Incomplete => drop(fragments.pop()),
+        Order::Twice => {
+            fragments = fragments
+                .into_iter()
+                .flat_map(|one| [one.clone(), one])
+                .collect()
+        }
+        Order::Overlapping if last > 0 => {
+            let start = (size / 2 / 8 * 8).max(8);
+            let end = (start + size + 8).min(body.len());
+            let across = (tag, Some((start, end < body.len())));
+            fragments.insert(1, ip(ends, protocol, &body[start..end], shape, across));
+        }
+        Order::Overlapping => {}
     }
     fragments
 }

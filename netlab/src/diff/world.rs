@@ -1,10 +1,11 @@
 //! A node of a case: a network namespace whose links end in this process, so that nothing else answers on them.
 //!
 //! The links are TUN devices. The kernel takes a frame that is written to one all the way to the next device before the
-//! write returns, so that whatever comes out at once is there to be read. Invariant: the namespace has no name and goes
-//! with its last descriptor.
+//! write returns, so that whatever comes out at once is there to be read. The node's own sockets ([`host`]) are one place
+//! more. Invariant: the namespace has no name and goes with its last descriptor.
 
-use super::case::Link;
+use super::case::{Case, Link, Place};
+use super::host::{self, Host};
 use crate::namespace::Namespace;
 use control::model::Family;
 use control::netlink::{Netlink, Route, write_sysctl};
@@ -13,7 +14,7 @@ use dataplane::sys::tun::{self, Offloads, Queue};
 use dataplane::worker::Device;
 use std::io;
 
-/// A packet that came out, and the number of the link that it came out of.
+/// A packet that came out, and the number of the link that it came out of; the number of links for the node itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Output {
     pub(super) link: usize,
@@ -24,26 +25,36 @@ pub(super) struct Output {
 pub(super) struct World {
     namespace: Namespace,
     links: Vec<Queue>,
+    host: Host,
     frame: Frame,
 }
 
+/// How a packet is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sender {
+    /// As it is.
+    Raw,
+    /// Its data, by a UDP socket of the node.
+    Socket,
+}
+
 impl World {
-    /// A node with `links`, and nothing that handles Services.
-    pub(super) fn create(links: &[Link]) -> io::Result<Self> {
+    /// The node of `case` with its links, and nothing that handles Services.
+    pub(super) fn create(case: &Case) -> io::Result<Self> {
         let namespace = Namespace::unnamed()?;
-        let queues = namespace.run(|| {
-            set_defaults().map_err(io::Error::other)?;
+        let (links, host) = namespace.run(|| {
+            set_defaults(case.icmp_limits).map_err(io::Error::other)?;
             let mut netlink = Netlink::open()?;
             let lo = netlink.link_index("lo").map_err(io::Error::other)?;
             netlink.set_up(lo, true).map_err(io::Error::other)?;
-            links
-                .iter()
-                .map(|link| create_link(&mut netlink, link))
-                .collect::<io::Result<Vec<Queue>>>()
+            let links = case.links.iter();
+            let queues = links.map(|link| create_link(&mut netlink, link));
+            Ok((queues.collect::<io::Result<Vec<Queue>>>()?, Host::open()?))
         })?;
         Ok(Self {
             namespace,
-            links: queues,
+            links,
+            host,
             frame: Frame::new(),
         })
     }
@@ -52,8 +63,16 @@ impl World {
         &self.namespace
     }
 
-    /// Lets `packet` arrive on a link.
-    pub(super) fn send(&mut self, link: usize, packet: &[u8]) -> io::Result<()> {
+    /// Lets `packet` arrive on a link, or the node send it.
+    pub(super) fn send(&mut self, place: Place, packet: &[u8], by: Sender) -> io::Result<()> {
+        match (place, by) {
+            (Place::Link(link), _) => self.arrive(link, packet),
+            (Place::Node, Sender::Raw) => self.host.send(packet),
+            (Place::Node, Sender::Socket) => self.namespace.run(|| host::send_datagram(packet)),
+        }
+    }
+
+    fn arrive(&mut self, link: usize, packet: &[u8]) -> io::Result<()> {
         self.frame.set_packet(packet);
         match self.links[link].send(&self.frame) {
             // The kernel takes nothing that is shorter than an IP header.
@@ -72,6 +91,12 @@ impl World {
                 }
             }
         }
+        let link = self.links.len();
+        let mut room = [0; 1 << 16];
+        while let Some(length) = self.host.receive(&mut room)? {
+            let bytes = room[..length].to_vec();
+            outputs.push(Output { link, bytes });
+        }
         Ok(())
     }
 }
@@ -81,24 +106,30 @@ fn is_noise(packet: &[u8]) -> bool {
     packet.first().is_some_and(|first| first >> 4 == 6) && packet.get(24) == Some(&0xff)
 }
 
-/// No rate limits, no filters but those of Services, the same for both sides.
-fn set_defaults() -> control::netlink::Result<()> {
+/// No filters but those of Services, and no limits on ICMP unless they are what is tried; the same for both sides.
+fn set_defaults(icmp_limits: bool) -> control::netlink::Result<()> {
+    let limits = [
+        ("ipv4/icmp_ratemask", "0"),
+        ("ipv4/icmp_ratelimit", "0"),
+        ("ipv6/icmp/ratelimit", "0"),
+        // No type is limited.
+        ("ipv6/icmp/ratemask", ""),
+    ];
+    for (name, value) in limits.iter().filter(|_| !icmp_limits) {
+        write_sysctl(name, value)?;
+    }
     for (name, value) in [
         ("ipv4/ip_forward", "1"),
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/default/rp_filter", "0"),
         ("ipv4/conf/all/send_redirects", "0"),
         ("ipv4/conf/default/send_redirects", "0"),
-        ("ipv4/icmp_ratemask", "0"),
-        ("ipv4/icmp_ratelimit", "0"),
         ("ipv6/conf/all/disable_ipv6", "0"),
+        ("ipv6/auto_flowlabels", "0"),
         ("ipv6/conf/all/forwarding", "1"),
         ("ipv6/conf/default/forwarding", "1"),
         ("ipv6/conf/default/accept_ra", "0"),
         ("ipv6/conf/default/addr_gen_mode", "1"),
-        ("ipv6/icmp/ratelimit", "0"),
-        // No type is limited.
-        ("ipv6/icmp/ratemask", ""),
     ] {
         write_sysctl(name, value)?;
     }

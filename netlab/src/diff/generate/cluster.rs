@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 
 /// A cluster of three nodes, seen from the first.
-pub(super) fn random(rng: &mut Rng, single_endpoints: bool) -> Cluster {
+pub(super) fn random(rng: &mut Rng, is_brief: bool, single_endpoints: bool) -> Cluster {
     let families = *pick(
         rng,
         &[
@@ -25,10 +25,16 @@ pub(super) fn random(rng: &mut Rng, single_endpoints: bool) -> Cluster {
     for number in 0..rng.usize(4..14) {
         let one_family = rng.u8(..4) == 0;
         let families = if one_family { &families[..1] } else { families };
-        service(number, families, single_endpoints, rng, &mut objects);
+        service(
+            number,
+            families,
+            (is_brief, single_endpoints),
+            rng,
+            &mut objects,
+        );
     }
     Cluster {
-        config: config(rng),
+        config: config(is_brief, rng),
         objects,
         node: NODES[0].to_owned(),
     }
@@ -38,7 +44,7 @@ pub(super) fn pick<'a, T>(rng: &mut Rng, from: &'a [T]) -> &'a T {
     &from[rng.usize(..from.len())]
 }
 
-fn config(rng: &mut Rng) -> Value {
+fn config(is_brief: bool, rng: &mut Rng) -> Value {
     let mut config = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -69,6 +75,9 @@ fn config(rng: &mut Rng) -> Value {
         "localhostNodePorts": rng.u8(..4) != 0,
     });
     config["iptables"] = iptables;
+    if is_brief && rng.bool() {
+        config["conntrack"] = json!({ "udpTimeout": "2s", "udpStreamTimeout": "2s" });
+    }
     config
 }
 
@@ -97,7 +106,7 @@ fn node(number: usize, name: &str, rng: &mut Rng) -> Value {
 fn service(
     number: usize,
     families: &[&str],
-    single: bool,
+    (is_brief, single): (bool, bool),
     rng: &mut Rng,
     objects: &mut Vec<Value>,
 ) {
@@ -142,7 +151,7 @@ fn service(
     });
     if rng.u8(..4) == 0 {
         spec["externalIPs"] = json!(of("198.51.100.1", "2001:db8:198::a"));
-    } else if rng.u8(..8) == 0 {
+    } else if rng.u8(..3) == 0 {
         // An address of the node itself.
         spec["externalIPs"] = json!(["172.18.0.102"]);
     }
@@ -174,7 +183,8 @@ fn service(
     }
     if rng.u8(..5) == 0 {
         spec["sessionAffinity"] = "ClientIP".into();
-        let timeout = *pick(rng, &[1, 60, 10_800]);
+        let short = if is_brief { 2 } else { 3600 };
+        let timeout = *pick(rng, &[short, 60, 10_800]);
         spec["sessionAffinityConfig"] = json!({ "clientIP": { "timeoutSeconds": timeout } });
     }
     let (mut labels, mut annotations) = (json!({}), json!({}));

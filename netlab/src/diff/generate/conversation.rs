@@ -1,25 +1,31 @@
 //! Random conversations, by people who know the protocols and do not always keep to them.
 
-use super::super::case::{Body, Flow, Order, Packet, Segment, Shape, Step};
+use super::super::case::{Body, Flow, Order, Packet, Place, Segment, Shape, Step};
 use super::super::wire::{ICMP, ICMPV6, SCTP, TCP, UDP};
 use super::cluster::pick;
-use super::layout::{Layout, Target};
+use super::layout::{LOCALHOST, Layout, Target};
 use control::model::Family;
 use fastrand::Rng;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-/// One conversation; its flows are added to `flows`.
-pub(super) fn random(layout: &Layout, flows: &mut Vec<Flow>, rng: &mut Rng) -> Vec<Step> {
+/// One conversation, and how it goes on after a pause that all conversations make together; its flows are added to
+/// `flows`.
+pub(super) fn random(
+    layout: &Layout,
+    flows: &mut Vec<Flow>,
+    rng: &mut Rng,
+) -> (Vec<Step>, Vec<Step>) {
     let target = target(layout, rng);
-    let Some((from, source)) = layout.client(Family::of(target.address), rng) else {
-        return Vec::new();
+    let Some((from, source)) = layout.client(&target, rng) else {
+        return Default::default();
     };
     let icmp = if target.address.is_ipv4() {
         ICMP
     } else {
         ICMPV6
     };
-    let protocol = if rng.u8(..12) == 0 {
+    let by_socket = from == Place::Node && layout.is_own(target.address) && !target.is_virtual;
+    let protocol = if rng.u8(..12) == 0 && !by_socket {
         icmp
     } else {
         target.protocol
@@ -36,7 +42,11 @@ pub(super) fn random(layout: &Layout, flows: &mut Vec<Flow>, rng: &mut Rng) -> V
         // The port of another conversation, towards another destination.
         let last = flows.len() - 1;
         let other = flows[rng.usize(..last)];
-        if Family::of(other.source) == Family::of(source) {
+        let is_node = |flow: &Flow| flow.from == Place::Node;
+        if Family::of(other.source) == Family::of(source)
+            && !is_node(&other)
+            && !is_node(&flows[last])
+        {
             flows[last] = Flow {
                 source: other.source,
                 from: other.from,
@@ -48,12 +58,15 @@ pub(super) fn random(layout: &Layout, flows: &mut Vec<Flow>, rng: &mut Rng) -> V
     let mut talk = Talk {
         flow: flows.len() - 1,
         steps: Vec::new(),
+        later: Vec::new(),
         rng,
         protocol,
         six: source.is_ipv6(),
+        from,
+        by_socket,
     };
     talk.hold();
-    talk.steps
+    (talk.steps, talk.later)
 }
 
 fn target(layout: &Layout, rng: &mut Rng) -> Target {
@@ -61,6 +74,7 @@ fn target(layout: &Layout, rng: &mut Rng) -> Target {
         address: IpAddr::from([10, 96, 200, 1]),
         protocol: TCP,
         port: 80,
+        is_virtual: false,
     };
     if layout.targets.is_empty() {
         return anything;
@@ -70,8 +84,18 @@ fn target(layout: &Layout, rng: &mut Rng) -> Target {
         // Another port, another protocol, nobody's address.
         0 => target.port = target.port.wrapping_add(7),
         1 => target.protocol = *pick(rng, &[TCP, UDP, SCTP, 47, 50]),
-        2 if target.address.is_ipv4() => target.address = anything.address,
+        2 if target.address.is_ipv4() => {
+            (target.address, target.is_virtual) = (anything.address, false);
+        }
+        // An IPv4-mapped address, which must not be on the wire.
+        2 if rng.bool() => {
+            let mapped = Ipv4Addr::new(10, 96, 0, 10).to_ipv6_mapped();
+            (target.address, target.is_virtual) = (mapped.into(), false);
+        }
         _ => {}
+    }
+    if target.address == LOCALHOST {
+        target.protocol = UDP;
     }
     target
 }
@@ -87,9 +111,13 @@ fn source_port(rng: &mut Rng) -> u16 {
 struct Talk<'r> {
     flow: usize,
     steps: Vec<Step>,
+    later: Vec<Step>,
     rng: &'r mut Rng,
     protocol: u8,
     six: bool,
+    from: Place,
+    /// A UDP socket of the node sends, which does all the packing.
+    by_socket: bool,
 }
 
 impl Talk<'_> {
@@ -126,14 +154,18 @@ impl Talk<'_> {
     /// Packed as most packets are, or not.
     fn packed(&mut self, body: Body) -> Packet {
         let mut shape = Shape::default();
+        // No node sends errors with a wrong checksum.
+        let is_intact = self.from == Place::Node && matches!(body, Body::Error { .. });
         let rng = &mut *self.rng;
-        if rng.u8(..4) == 0 {
-            match rng.u8(..10) {
+        if rng.u8(..4) == 0 && !self.by_socket {
+            match rng.u8(..11) {
+                // A hop cannot be given back above 254 (docs/behaviours/differences.md).
+                0 if self.from == Place::Node => shape.ttl = *pick(rng, &[1, 2, 3, 254]),
                 0 => shape.ttl = *pick(rng, &[1, 2, 3, 255]),
                 1 | 2 => shape.tos = rng.u8(..),
                 3 => shape.dont_fragment = false,
                 4 => shape.options = *pick(rng, &[4, 8, 40]),
-                5 => shape.wrong_checksum = true,
+                5 => shape.wrong_checksum = !is_intact,
                 6 if rng.bool() => shape.cut = Some(rng.u16(..40)),
                 7 | 8 => {
                     let sizes: &[u16] = if self.six {
@@ -150,9 +182,13 @@ impl Talk<'_> {
                             Order::Forward,
                             Order::Backward,
                             Order::Incomplete,
+                            Order::Twice,
+                            Order::Overlapping,
                         ],
                     );
                 }
+                // Cut within the extension header.
+                9 if self.six => (shape.options, shape.cut) = (8, Some(rng.u16(..12))),
                 _ => {}
             }
         }
@@ -176,16 +212,16 @@ impl Talk<'_> {
             }
             self.perhaps_an_error();
         }
-        if self.rng.u8(..60) == 0 {
-            self.steps.push(Step::Wait(2200));
-            self.server(Body::Udp {
+        if self.rng.u8(..4) == 0 {
+            let body = Body::Udp {
                 data: 5,
                 no_checksum: false,
-            });
-            self.client(Body::Udp {
-                data: 5,
-                no_checksum: false,
-            });
+            };
+            let flow = self.flow;
+            self.later = vec![
+                Step::Server(flow, body.clone().into()),
+                Step::Client(flow, body.into()),
+            ];
         }
     }
 
@@ -247,7 +283,7 @@ impl Talk<'_> {
 
     /// Somebody on either side has something to say about the last packet.
     fn perhaps_an_error(&mut self) {
-        if self.rng.u8(..6) != 0 {
+        if self.rng.u8(..6) != 0 || self.by_socket {
             return;
         }
         let (kind, code) = if self.six {
@@ -258,16 +294,18 @@ impl Talk<'_> {
                 &[(3, 3), (3, 1), (3, 4), (11, 0), (12, 0), (4, 0), (5, 1)],
             )
         };
+        // The node keeps what it learns of a path's MTU, by destination, and its raw packets do not ask for it.
+        let is_too_big = matches!((kind, code), (3, 4) | (2, 0));
+        if self.from == Place::Node && is_too_big {
+            return;
+        }
         let router = match self.rng.u8(..3) {
+            _ if self.from == Place::Node => None,
             0 if self.six => "2001:db8:ee::1".parse().ok(),
             0 => "192.0.2.254".parse().ok(),
             _ => None,
         };
-        let word = if matches!((kind, code), (3, 4) | (2, 0)) {
-            1280
-        } else {
-            0
-        };
+        let word = if is_too_big { 1280 } else { 0 };
         let quote = *pick(self.rng, &[8, 8, 20, 20, 28, 200, 4]);
         self.either(Body::Error {
             kind,
@@ -369,6 +407,9 @@ impl Talk<'_> {
                 self.client(Body::Tcp(segment("FA", sent, answered, 0)));
                 self.server(Body::Tcp(segment("FA", answered, sent + 1, 0)));
                 self.client(Body::Tcp(segment("A", sent + 1, answered + 1, 0)));
+                if self.rng.u8(..4) == 0 {
+                    self.client(Body::Tcp(segment("RA", sent + 1, answered + 1, 0)));
+                }
             }
         }
         if self.rng.u8(..3) == 0 {

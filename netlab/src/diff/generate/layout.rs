@@ -1,6 +1,7 @@
 //! The node that objects are about: its links, who can talk there, and what there is to talk to.
 
 use super::super::case::{Link, Place, Route};
+use super::super::wire::UDP;
 use super::cluster::pick;
 use anyhow::{Context as _, Result};
 use control::config::{DetectLocal, KubeProxyConfig};
@@ -12,6 +13,8 @@ use fastrand::Rng;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+
+pub(super) const LOCALHOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 /// Links of single pods; more pods share one.
 const POD_LINKS: usize = 6;
@@ -29,6 +32,8 @@ pub(super) struct Target {
     pub(super) address: IpAddr,
     pub(super) protocol: u8,
     pub(super) port: u16,
+    /// Whether it is an address of a Service, not of a node or an endpoint.
+    pub(super) is_virtual: bool,
 }
 
 impl Layout {
@@ -67,28 +72,32 @@ impl Layout {
         let mut targets = Vec::new();
         for service in services() {
             let protocol = number(service.name.protocol);
-            let mut add = |address: IpAddr, port| {
+            let mut add = |address: IpAddr, port, is_virtual| {
                 if Family::of(address) == service.family {
                     targets.push(Target {
                         address,
                         protocol,
                         port,
+                        is_virtual,
                     });
                 }
             };
-            add(service.cluster_ip, service.port);
+            add(service.cluster_ip, service.port, true);
             for address in service
                 .external_ips
                 .iter()
                 .chain(&service.load_balancer_vips)
             {
-                add(*address, service.port);
+                add(*address, service.port, true);
             }
-            for address in service.node_port.iter().flat_map(|_| &node_addresses) {
-                add(*address, service.node_port.unwrap_or_default());
+            if let Some(port) = service.node_port {
+                let own = node_addresses.iter().copied();
+                let localhost = Some(LOCALHOST).filter(|_| protocol == UDP);
+                own.chain(localhost)
+                    .for_each(|address| add(address, port, false));
             }
             for endpoint in &service.endpoints {
-                add(endpoint.address, endpoint.port);
+                add(endpoint.address, endpoint.port, false);
             }
         }
         targets.sort();
@@ -101,14 +110,29 @@ impl Layout {
         })
     }
 
-    /// Clients of a family.
-    pub(super) fn client(&self, family: Family, rng: &mut Rng) -> Option<(Place, IpAddr)> {
+    /// Somebody who may talk to `target`. The node itself talks to Services, to its own addresses by UDP only
+    /// (`super::super::host`), and nobody else to localhost.
+    pub(super) fn client(&self, target: &Target, rng: &mut Rng) -> Option<(Place, IpAddr)> {
+        if target.address == LOCALHOST {
+            return Some((Place::Node, LOCALHOST));
+        }
+        let is_own = self.is_own(target.address);
+        let may = |place: &Place| {
+            *place != Place::Node || target.is_virtual || is_own && target.protocol == UDP
+        };
+        let family = Family::of(target.address);
         let of: Vec<_> = self
             .clients
             .iter()
-            .filter(|(_, address)| Family::of(*address) == family)
+            .filter(|(place, address)| Family::of(*address) == family && may(place))
             .collect();
         (!of.is_empty()).then(|| **pick(rng, &of))
+    }
+
+    /// Whether `address` is the node's.
+    pub(super) fn is_own(&self, address: IpAddr) -> bool {
+        let mut own = self.links.iter().flat_map(|link| &link.addresses);
+        address == LOCALHOST || own.any(|own| own.addr() == address)
     }
 }
 
@@ -266,6 +290,12 @@ fn clients(
         let pod = other.pod_cidrs().filter_map(|range| range.hosts().nth(9));
         clients.extend(pod.map(|address| (Place::Link(0), address)));
     }
+    let own: BTreeSet<IpAddr> = links
+        .iter()
+        .flat_map(|link| &link.addresses)
+        .map(IpNet::addr)
+        .collect();
+    clients.extend(own.into_iter().map(|address| (Place::Node, address)));
     for pod in pods {
         let link = links.iter().position(|link| {
             let routed = link

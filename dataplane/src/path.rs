@@ -166,7 +166,8 @@ fn new_flow(
     }
 }
 
-/// Whether a TCP packet is for the node itself, and not for a Service.
+/// Whether a TCP packet is for the node itself, and neither for a Service nor from the address of one: what the node
+/// answers there comes by, and must not be taken for a new connection to the Service.
 ///
 /// DIFFERS: such connections are not tracked. The node's side of them does not come by, so that they would look as if
 /// nobody answered for as long as a SYN may wait, when the kernel knows them established or refused.
@@ -176,6 +177,10 @@ fn is_with_the_node_itself(context: &Context<'_>, origin: Origin, tuple: &Tuple)
         && origin != Origin::Node
         && services.is_node_address(tuple.destination)
         && matches!(services.decide(tuple, origin), Decision::NotAService)
+        && matches!(
+            services.decide(&tuple.inverse(), Origin::Node),
+            Decision::NotAService
+        )
 }
 
 /// An ICMP error: translated as the connection that the quoted packet belongs to.

@@ -295,7 +295,9 @@ fn clients(
         .flat_map(|link| &link.addresses)
         .map(IpNet::addr)
         .collect();
-    clients.extend(own.into_iter().map(|address| (Place::Node, address)));
+    for address in own {
+        clients.extend([(Place::Node, address); 2]);
+    }
     for pod in pods {
         let link = links.iter().position(|link| {
             let routed = link

@@ -104,7 +104,11 @@ pub fn run(request: &Request, progress: &(dyn Fn(&Found) + Sync)) -> Result<Repo
             let case = generate::case(seed, &given(request, seed)?)?;
             let outcome = match one(&case, request) {
                 // kube-proxy would program nothing at all.
-                Err(error) if error.is::<RenderError>() => continue,
+                Err(error) if error.is::<RenderError>() => {
+                    let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+                    report.skipped += 1;
+                    continue;
+                }
                 outcome => outcome?,
             };
             let difference = outcome.difference.as_ref();
@@ -147,28 +151,31 @@ fn proportions(request: &Request) -> Result<Vec<Proportion>> {
     with_sides(&case, request, |sides, _| proportion::measure(&case, sides))
 }
 
-/// Runs a saved case again.
+/// Runs a case again that was saved at `path`.
 ///
 /// # Errors
-/// As [`run`], and when the file is no case.
-pub fn replay(path: &Path, request: &Request) -> Result<Report> {
+/// As [`run`].
+pub fn replay(path: &Path, case: &Case, request: &Request) -> Result<Report> {
     let start = Instant::now();
-    let case = read_case(path)?;
-    let outcome = one(&case, request)?;
+    let outcome = one(case, request)?;
     let found = outcome.difference.as_ref().map(|difference| Found {
         seed: case.seed,
         step: difference.step,
-        kind: difference.kind(&case),
-        story: story::tell(&case, difference, &other(request)),
+        kind: difference.kind(case),
+        story: story::tell(case, difference, &other(request)),
         file: path.to_owned(),
     });
     let mut report = Report::new(request);
-    report.add(&case, outcome, found);
+    report.add(case, outcome, found);
     report.finish(start.elapsed());
     Ok(report)
 }
 
-fn read_case(path: &Path) -> Result<Case> {
+/// Reads a saved case.
+///
+/// # Errors
+/// When the file cannot be read, or is none.
+pub fn read_case(path: &Path) -> Result<Case> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let case: Case = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     case.check().with_context(|| path.display().to_string())?;

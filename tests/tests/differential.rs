@@ -3,7 +3,7 @@
 
 use netlab::diff::generate::{Cluster, objects};
 use netlab::diff::report::Report;
-use netlab::diff::{Proportion, Request, Rules, Subject, replay, run};
+use netlab::diff::{Proportion, Request, Rules, Subject, read_case, replay, run};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -160,7 +160,8 @@ fn root_regressions_stay_the_same() {
     let mut count = 0;
     for entry in std::fs::read_dir(folder("differential")).unwrap() {
         let file = entry.unwrap().path();
-        let report = replay(&file, &request()).unwrap();
+        let case = read_case(&file).unwrap();
+        let report = replay(&file, &case, &request()).unwrap();
         assert!(report.packets > 0, "{}", file.display());
         assert_same(&report);
         count += 1;

@@ -7,6 +7,7 @@ use crate::diff::{self, Request, Rules, Subject};
 use crate::lab::Error;
 use crate::screens;
 use crate::servers::in_path;
+use control::config::KubeProxyConfig;
 use control::snapshot::Snapshot;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -32,10 +33,10 @@ pub(super) struct Arguments {
     #[arg(long, default_value = "penstock")]
     subject: Subject,
     /// Cases to run [default: 50, without --seconds]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     cases: Option<u64>,
     /// Run for so long instead
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: Option<u64>,
     /// Seed of the first case; the same seed makes the same cases
     #[arg(long, value_name = "S", default_value_t = 1)]
@@ -78,7 +79,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
         );
     };
     let report = match &arguments.replay {
-        Some(file) => diff::replay(file, &request),
+        Some(file) => {
+            let case = diff::read_case(file);
+            let case = case.map_err(|error| Error::Usage(format!("{error:#}")))?;
+            diff::replay(file, &case, &request)
+        }
         None => diff::run(&request, &told),
     };
     let report = report.map_err(|error| Error::Failed(format!("{error:#}")))?;
@@ -123,6 +128,10 @@ fn request(arguments: &Arguments) -> Result<Request, Error> {
         Some(path) => clusters(path, arguments)?,
         None => Vec::new(),
     };
+    if !arguments.save.is_dir() {
+        let text = format!("--save {}: no such folder", arguments.save.display());
+        return Err(Error::Usage(text));
+    }
     let default_cases = arguments.seconds.is_none().then_some(CASES);
     Ok(Request {
         against: arguments.against,
@@ -149,6 +158,8 @@ fn clusters(path: &Path, arguments: &Arguments) -> Result<Vec<Cluster>, Error> {
         Some(file) => {
             let text = std::fs::read_to_string(file);
             let text = text.map_err(|error| wrong(&format!("{}: {error}", file.display())))?;
+            KubeProxyConfig::parse(&file.display().to_string(), &text)
+                .map_err(|error| wrong(&error))?;
             serde_saphyr::from_str(&text)
                 .map_err(|error| wrong(&format!("{}: {error}", file.display())))?
         }

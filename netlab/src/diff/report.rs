@@ -23,6 +23,8 @@ pub struct Report {
     seed: u64,
     /// Cases run.
     cases: u64,
+    /// Cases left out: with their objects kube-proxy would program nothing.
+    pub(super) skipped: u64,
     /// Sets of objects: one per case, and those after changes.
     snapshots: u64,
     /// Packets compared.
@@ -76,6 +78,7 @@ impl Report {
             against: request.against,
             seed: request.seed,
             cases: 0,
+            skipped: 0,
             snapshots: 0,
             packets: 0,
             packet_kinds: BTreeMap::new(),
@@ -143,9 +146,11 @@ impl Report {
         self.packets_per_second = (self.packets as f64 / took.as_secs_f64().max(0.001)) as u64;
     }
 
-    /// Whether there is no difference but those on purpose.
+    /// Whether something was compared, and there is no difference but those on purpose.
     pub fn is_same(&self) -> bool {
-        self.differences.is_empty() && !self.proportions.iter().any(Proportion::is_wrong)
+        self.cases > 0
+            && self.differences.is_empty()
+            && !self.proportions.iter().any(Proportion::is_wrong)
     }
 
     /// The summary below the stories.
@@ -163,6 +168,12 @@ impl Report {
             ),
             format!("conversations: {}", self.conversations_by_kind()),
         ];
+        if self.skipped > 0 {
+            lines.push(format!(
+                "left out: {} cases with which kube-proxy would program nothing",
+                self.skipped
+            ));
+        }
         let kinds = self.packet_kinds.iter();
         let kinds: Vec<String> = kinds
             .map(|(kind, count)| format!("{kind} {count}"))
@@ -179,6 +190,7 @@ impl Report {
             format!("on purpose: {why}, {count} times (docs/behaviours/{page})")
         }));
         lines.push(match self.differences.len() {
+            _ if self.cases == 0 => "nothing was compared".to_owned(),
             0 if self.is_same() => "no difference".to_owned(),
             0 => "endpoints do not get their shares".to_owned(),
             kinds => format!("{} cases differ, in {kinds} ways", self.differing_cases),

@@ -66,9 +66,8 @@ pub fn port_unreachable(
         return false;
     };
     let (sender, destination, length) = (packet.source(), packet.destination(), packet.length());
-    let is_answerable = matches!(kind, Kind::Flow(_))
-        && !is_for_many(destination)
-        && !packet.has_bad_checksum();
+    let is_answerable =
+        matches!(kind, Kind::Flow(_)) && !is_for_many(destination) && !packet.has_bad_checksum();
     let source = sources.choose(origin, destination, is_node_address);
     let (true, Some(source)) = (is_answerable, source) else {
         return false;

@@ -93,7 +93,7 @@ pub fn case(seed: u64, given: &Given) -> Result<Case> {
     let (mut conversations, later): (Vec<_>, Vec<_>) = (0..count)
         .map(|_| conversation::random(&layout, &mut case.flows, &mut rng))
         .unzip();
-    if rng.bool() {
+    if rng.bool() && !given.single_endpoints {
         add_changes(&mut case, &mut conversations, &mut rng);
     }
     case.steps = interleave(conversations, &mut rng);

@@ -199,7 +199,8 @@ fn service(
     }
     let hinted = rng.u8(..3) == 0;
     for family in families {
-        for part in 0..rng.usize(1..3) {
+        let parts = rng.usize(1..3);
+        for part in 0..if single { 1 } else { parts } {
             let one = json!({
                 "apiVersion": "discovery.k8s.io/v1",
                 "kind": "EndpointSlice",

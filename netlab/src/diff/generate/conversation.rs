@@ -172,6 +172,8 @@ impl Talk<'_> {
                 4 => shape.options = *pick(rng, &[4, 8, 40]),
                 5 => shape.wrong_checksum = !is_intact,
                 6 if rng.bool() => shape.cut = Some(rng.u16(..40)),
+                // The kernel puts the node's own fragments together before it routes them; ours only those to Services.
+                7 | 8 if self.from == Place::Node => {}
                 7 | 8 => {
                     let sizes: &[u16] = if self.six {
                         &[1232, 1240, 64, 8]

@@ -5,14 +5,19 @@
 //! one bounds what any dataplane can reach, the other what one on TUN devices can.
 
 mod bed;
+mod fill_ports;
 mod load;
+mod load_rules;
 mod machine;
 mod objects;
 mod report;
+mod snat;
+mod update;
 
 pub use load::serve;
 
 use crate::lab::{Error, io_error};
+use crate::state::{self, State};
 use bed::Bed;
 use clap::ValueEnum;
 use machine::Placement;
@@ -67,6 +72,10 @@ pub(crate) enum Benchmark {
     Bulk,
     /// Small UDP packets per second
     Packets,
+    /// Ten endpoints each: how long all Services take, and the change of one endpoint until a packet goes the new way
+    Update,
+    /// New flows that arrive when nearly all ports for masquerading towards one destination are taken
+    Snat,
 }
 
 /// A dataplane that is measured.
@@ -123,10 +132,13 @@ pub fn run(arguments: &Arguments, interrupted: &(dyn Fn() -> bool + Sync)) -> Re
         machine,
         rows: Vec::new(),
     };
+    clear_dead_labs();
     for &services in &arguments.services {
-        report
-            .rows
-            .extend(side_by_side(arguments, services, interrupted)?);
+        report.rows.extend(match arguments.benchmark {
+            Benchmark::Update => update::rows(arguments, services, interrupted)?,
+            Benchmark::Snat => snat::rows(arguments, services, interrupted)?,
+            _ => side_by_side(arguments, services, interrupted)?,
+        });
     }
     report.machine.load_after = machine::load();
     if let Some(path) = &arguments.report {
@@ -136,6 +148,29 @@ pub fn run(arguments: &Arguments, interrupted: &(dyn Fn() -> bool + Sync)) -> Re
         Form::Json => crate::screens::print_json(&report.json()),
         Form::Text => crate::screens::print(&report.text()),
     }
+}
+
+/// What a run has left that was killed: its labs have an owner that is no more.
+fn clear_dead_labs() {
+    for lab in state::labs().unwrap_or_default() {
+        let is_dead = |state: State| !state.owner.is_alive();
+        let is_left = lab.starts_with(bed::PREFIX)
+            && State::read(&lab).is_ok_and(|state| state.is_some_and(is_dead));
+        if is_left {
+            eprintln!("bench: {lab} was left by an earlier run and goes");
+            if let Err(error) = crate::lab::down(&lab) {
+                eprintln!("bench: {error}");
+            }
+        }
+    }
+}
+
+/// Those of the subjects that make Services work, Penstock first.
+fn with_services(arguments: &Arguments) -> Vec<Subject> {
+    let peers = arguments.against.iter().copied();
+    let mut subjects = vec![Subject::Penstock];
+    subjects.extend(peers.filter(|peer| matches!(peer, Subject::Iptables | Subject::Nftables)));
+    subjects
 }
 
 /// All subjects with so many Services, in both placements.
@@ -153,7 +188,8 @@ fn side_by_side(
     let mut beds = Vec::new();
     for subject in subjects {
         eprintln!("bench: {} with {services} Services", subject.name());
-        beds.push(Bed::make(subject, services, interrupted)?);
+        let shape = (services, arguments.benchmark);
+        beds.push(Bed::make(subject, shape, interrupted)?);
     }
     let mut rows = Vec::new();
     for placement in Placement::of_this_machine() {

@@ -80,16 +80,24 @@ pub fn agents(lab: &str, plan: &Plan) -> Vec<(String, Option<Status>)> {
 
 /// Waits until every agent has a newer table than `before`; objects that change no table make none, so not long.
 pub fn wait_for_tables(lab: &str, plan: &Plan, before: &[(String, Option<Status>)]) {
-    const WITHIN: Duration = Duration::from_secs(1);
+    wait_for_newer_tables((lab, plan), before, Duration::from_secs(1));
+}
+
+/// The same for as long as the caller says.
+pub(crate) fn wait_for_newer_tables(
+    (lab, plan): (&str, &Plan),
+    before: &[(String, Option<Status>)],
+    within: Duration,
+) {
     let generation = |status: &Option<Status>| status.as_ref().map(|status| status.generation);
-    let deadline = Instant::now() + WITHIN;
+    let deadline = Instant::now() + within;
     while Instant::now() < deadline {
         let now = agents(lab, plan);
         let mut pairs = now.iter().zip(before);
         if pairs.all(|((_, new), (_, old))| generation(new) != generation(old)) {
             return;
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -121,7 +129,7 @@ pub fn load_rules(
     Ok(())
 }
 
-fn render(lab: &str, node: &str, dataplane: Dataplane) -> Result<String, String> {
+pub(crate) fn render(lab: &str, node: &str, dataplane: Dataplane) -> Result<String, String> {
     let folder = state::folder(lab);
     let program = beside_us("penstock").map_err(|error| error.to_string())?;
     let output = Command::new(program)
@@ -168,7 +176,7 @@ fn programs(dataplane: Dataplane, rules: &str) -> Vec<(&'static [&'static str], 
     programs
 }
 
-fn load(namespace: &Namespace, program: &[&str], rules: &str) -> Result<(), String> {
+pub(crate) fn load(namespace: &Namespace, program: &[&str], rules: &str) -> Result<(), String> {
     let path = in_path(program[0]).ok_or_else(|| format!("{} is missing", program[0]))?;
     let mut command = Command::new(path);
     command

@@ -17,16 +17,7 @@ fn binary(name: &str) -> PathBuf {
 #[test]
 fn fastpath_prints_path_and_limit() {
     let mut command = Command::new(binary("penstock"));
-    let output = command
-        .args(["bench", "fastpath", "--quick", "-o", "json"])
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report = report_of(command.args(["bench", "fastpath", "--quick", "-o", "json"]));
     assert_eq!(report["schemaVersion"], 1);
     assert_eq!(report["benchmark"], "fastpath");
     let rows = report["rows"].as_array().unwrap();
@@ -51,6 +42,62 @@ fn fastpath_prints_path_and_limit() {
     }
 }
 
+#[test]
+fn attacks_do_others_no_harm() {
+    let mut command = Command::new(binary("penstock"));
+    let arguments = ["bench", "attack", "--quick", "-o", "json"];
+    let report = report_of(command.args(arguments));
+    assert_eq!(report["benchmark"], "attack");
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 6);
+    for row in rows {
+        assert_eq!(row["established_lost"], 0, "{row}");
+        assert!(row["attack_packets"].as_u64().unwrap() > 0, "{row}");
+        // Where assured flows fill the table there is no room for more.
+        if row["attack"] != "table full of assured flows" {
+            assert_eq!(row["new_flows_succeeded"], row["new_flows"], "{row}");
+        }
+    }
+}
+
+fn report_of(command: &mut Command) -> Value {
+    let output = command.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// What only dataplanes with Services can do, with metrics that all of them must have.
+fn root_with_services(benchmark: &str, services: &str, metrics: &[&str]) -> Value {
+    let mut command = Command::new(binary("penstock-lab"));
+    command.args(["bench", benchmark, "--services", services, "--rounds", "1"]);
+    let report = report_of(command.args(["--busy-is-fine", "-o", "json"]));
+    let rows = report["rows"].as_array().unwrap();
+    for dataplane in ["penstock", "iptables", "nftables"] {
+        for metric in metrics {
+            let is_it = |row: &&Value| row["dataplane"] == dataplane && row["metric"] == *metric;
+            let row = rows.iter().find(is_it);
+            let row = row.unwrap_or_else(|| panic!("{dataplane} has no {metric}"));
+            assert!(row["median"].as_f64().unwrap() > 0.0, "{row}");
+        }
+    }
+    report
+}
+
+#[test]
+fn root_a_changed_endpoint_takes_effect_everywhere() {
+    root_with_services("update", "20", &["cold_load", "change_to_effect"]);
+}
+
+#[test]
+fn root_ports_are_found_while_there_are_any() {
+    let nearly_all = "delivered_from_99.9_percent";
+    let report = root_with_services("snat", "1", &["delivered_from_50_percent"]);
+    let rows = report["rows"].as_array().unwrap();
+    let is_ours = |row: &&Value| row["dataplane"] == "penstock" && row["metric"] == nearly_all;
+    assert_eq!(rows.iter().find(is_ours).unwrap()["median"], 100.0);
+}
+
 /// A lab for each dataplane, one short turn each in both placements.
 fn root_side_by_side(benchmark: &str, services: &str, metric: &str) {
     let mut command = Command::new(binary("penstock-lab"));
@@ -64,14 +111,7 @@ fn root_side_by_side(benchmark: &str, services: &str, metric: &str) {
         "--time",
         "50",
     ]);
-    command.args(["--busy-is-fine", "-o", "json"]);
-    let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report = report_of(command.args(["--busy-is-fine", "-o", "json"]));
     assert_eq!(report["benchmark"], benchmark);
     let rows = report["rows"].as_array().unwrap();
     for dataplane in ["penstock", "iptables", "nftables", "plain", "tun-copy"] {

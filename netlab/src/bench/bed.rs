@@ -1,6 +1,8 @@
 //! One subject's lab.
 
+use super::fill_ports::SECOND_CLIENT;
 use super::load::{self, Figures};
+use super::load_rules::Target;
 use super::machine::Placement;
 use super::objects::{self, CONFIG, NODE, POD, PORT, VIP};
 use super::{Benchmark, Subject, io_error};
@@ -8,6 +10,8 @@ use crate::lab::{self, Error};
 use crate::lab_file;
 use crate::names::HostName;
 use crate::namespace::Namespace;
+use crate::plan::Plan;
+use crate::process::{self, ProcessId};
 use crate::state::{AgentOptions, Dataplane, Process};
 use std::fs;
 use std::io;
@@ -20,21 +24,23 @@ use std::time::Duration;
 pub(super) struct Bed {
     pub(super) subject: Subject,
     lab: String,
+    plan: Plan,
     client: Namespace,
+    node: Namespace,
     processes: Vec<Process>,
-    target: SocketAddr,
+    address: SocketAddr,
 }
 
 impl Bed {
     pub(super) fn make(
         subject: Subject,
-        services: u32,
+        shape: (u32, Benchmark),
         interrupted: &(dyn Fn() -> bool + Sync),
     ) -> Result<Self, Error> {
         // Two runs at the same time would spoil one another, but not each other's labs.
-        let lab = format!("bench-{}-{}", subject.name(), std::process::id());
+        let lab = format!("{PREFIX}{}-{}", subject.name(), std::process::id());
         let folder = std::env::temp_dir().join(&lab);
-        let made = Self::make_in(&folder, subject, (&lab, services), interrupted);
+        let made = Self::make_in((&folder, &lab), subject, shape, interrupted);
         // What the lab needs it has copied.
         let removed = fs::remove_dir_all(&folder).map_err(io_error(folder.display().to_string()));
         if made.is_err() {
@@ -46,12 +52,13 @@ impl Bed {
     }
 
     fn make_in(
-        folder: &Path,
+        (folder, lab): (&Path, &str),
         subject: Subject,
-        (lab, services): (&str, u32),
+        (services, benchmark): (u32, Benchmark),
         interrupted: &(dyn Fn() -> bool + Sync),
     ) -> Result<Self, Error> {
-        let file = write_lab(folder, subject).map_err(io_error(folder.display().to_string()))?;
+        let file = write_lab(folder, subject, benchmark)
+            .map_err(io_error(folder.display().to_string()))?;
         let source = lab_file::find(folder, &file.display().to_string())?;
         let running = lab::up(&lab::Request {
             source: &source,
@@ -63,7 +70,7 @@ impl Bed {
                 Subject::Nftables => Dataplane::Nftables,
                 Subject::Plain => Dataplane::None,
             },
-            via: None,
+            via: Some(objects::NODE_NAME.to_owned()),
             agent: AgentOptions {
                 no_offload: false,
                 no_reject_limit: false,
@@ -74,32 +81,42 @@ impl Bed {
             progress: &|_, _, _| {},
             interrupted,
         })?;
-        if subject.has_services() && services > 1 {
-            let path = folder.join("all.yaml");
-            fs::write(&path, objects::snapshot(services))
-                .map_err(io_error(path.display().to_string()))?;
-            lab::apply(lab, &path, true)?;
-        }
         let address = if subject.has_services() { VIP } else { POD };
-        let client = running.plan.host(&HostName::Client);
-        let client = client.map_or_else(
-            || Err(io::Error::other("the lab has no client")),
-            |host| Namespace::open(&host.namespace),
-        );
         let bed = Self {
             subject,
             lab: lab.to_owned(),
-            client: client.map_err(io_error("client"))?,
+            client: namespace(&running.plan, &HostName::Client)?,
+            node: namespace(
+                &running.plan,
+                &HostName::Node(objects::NODE_NAME.to_owned()),
+            )?,
+            plan: running.plan,
             processes: running.state.processes,
-            target: SocketAddr::new(IpAddr::V4(address), PORT),
+            address: SocketAddr::new(IpAddr::V4(address), PORT),
         };
         if !subject.has_services() {
             bed.route_to_pod().map_err(io_error("ip route"))?;
         }
-        bed.client
-            .run(|| load::wait(bed.target))
-            .map_err(bed.failed())?;
+        if benchmark == Benchmark::Update {
+            bed.end_agent();
+            return Ok(bed);
+        }
+        if subject.has_services() {
+            bed.target().prepare()?;
+            let objects = objects::snapshot(services, policy(benchmark));
+            bed.target().load(&objects)?;
+        }
+        bed.inside(load::wait)?;
         Ok(bed)
+    }
+
+    /// Ends the node's agent: another one takes its place in every round.
+    fn end_agent(&self) {
+        let node = HostName::Node(objects::NODE_NAME.to_owned()).to_string();
+        let is_agent = |process: &&Process| process.role == "agent" && process.host == node;
+        let agents = self.processes.iter().filter(is_agent);
+        let agents: Vec<ProcessId> = agents.map(|process| process.id).collect();
+        process::end(&agents);
     }
 
     /// A client outside has no route to pods of its own.
@@ -111,6 +128,41 @@ impl Bed {
             Ok(())
         } else {
             Err(io::Error::other(status.to_string()))
+        }
+    }
+
+    /// Where objects go.
+    pub(super) const fn target(&self) -> Target<'_> {
+        Target {
+            subject: self.subject,
+            lab: self.lab.as_str(),
+            plan: &self.plan,
+            node: &self.node,
+        }
+    }
+
+    /// What the client does with the Service's address, in the client's namespace.
+    pub(super) fn inside<T: Send>(
+        &self,
+        act: impl FnOnce(SocketAddr) -> io::Result<T> + Send,
+    ) -> Result<T, Error> {
+        let address = self.address;
+        self.client.run(|| act(address)).map_err(self.failed())
+    }
+
+    /// A second address of the client, for who needs more ports than one has.
+    pub(super) fn add_client_address(&self) -> Result<(), Error> {
+        let address = format!("{SECOND_CLIENT}/24");
+        let mut command = Command::new("ip");
+        command.args(["address", "add", &address, "dev", "eth0"]);
+        let ended = self
+            .client
+            .spawn(&mut command)
+            .and_then(|mut child| child.wait());
+        match ended {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(Error::Failed(format!("ip address add {address}: {status}"))),
+            Err(error) => Err(io_error("ip address")(error)),
         }
     }
 
@@ -126,7 +178,7 @@ impl Bed {
                 placement.bind_server(process.id.pid)?;
             }
             placement.bind_client()?;
-            load::measure(benchmark, self.target, time)
+            load::measure(benchmark, self.address, time)
         });
         measured.map_err(self.failed())
     }
@@ -135,7 +187,7 @@ impl Bed {
         io_error(format!(
             "{}: the client to {}",
             self.subject.name(),
-            self.target
+            self.address
         ))
     }
 }
@@ -148,21 +200,43 @@ impl Drop for Bed {
     }
 }
 
-fn write_lab(folder: &Path, subject: Subject) -> io::Result<PathBuf> {
+/// Labs of this bench begin so.
+pub(super) const PREFIX: &str = "bench-";
+
+/// Sources stay as they are, unless it is masquerading that is measured.
+const fn policy(benchmark: Benchmark) -> &'static str {
+    match benchmark {
+        Benchmark::Snat => "Cluster",
+        _ => "Local",
+    }
+}
+
+fn namespace(plan: &Plan, host: &HostName) -> Result<Namespace, Error> {
+    let opened = plan.host(host).map_or_else(
+        || Err(io::Error::other("the lab has none")),
+        |host| Namespace::open(&host.namespace),
+    );
+    opened.map_err(io_error(host.to_string()))
+}
+
+fn write_lab(folder: &Path, subject: Subject, benchmark: Benchmark) -> io::Result<PathBuf> {
     fs::create_dir_all(folder)?;
     let server = [
         std::env::current_exe()?.display().to_string(),
         "bench-serve".to_owned(),
         PORT.to_string(),
     ];
-    let objects = if subject.has_services() {
-        objects::snapshot(1)
-    } else {
-        objects::no_services()
+    let objects = match (benchmark, subject.has_services()) {
+        (Benchmark::Update, _) => {
+            objects::many(1, 0) + &objects::probed_slice(objects::PODS_ELSEWHERE[0])
+        }
+        (_, true) => objects::snapshot(1, policy(benchmark)),
+        (_, false) => objects::no_services(),
     };
     fs::write(folder.join("snapshot.yaml"), objects)?;
     fs::write(folder.join("kube-proxy.yaml"), CONFIG)?;
     let file = folder.join("lab.yaml");
-    fs::write(&file, objects::lab_file(&server, subject.has_services()))?;
+    let text = objects::lab_file(&server, benchmark, subject.has_services());
+    fs::write(&file, text)?;
     Ok(file)
 }

@@ -2,6 +2,7 @@
 //! the time. Any error, and any answer that does not come within two seconds, is an error of the run.
 
 use super::Benchmark;
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
@@ -14,7 +15,9 @@ const ANSWER: u8 = b'a';
 const ECHO: u8 = b'e';
 const SINK: u8 = b's';
 /// A datagram that asks how many others came.
-const HOW_MANY: &[u8] = b"how many";
+pub(super) const HOW_MANY: &[u8] = b"how many";
+/// A datagram that asks which server answers.
+const WHO: &[u8] = b"who";
 /// The smallest frame of Ethernet carries so much over UDP and IPv4.
 const SMALL: [u8; 18] = [0; 18];
 
@@ -62,6 +65,9 @@ fn count(socket: &UdpSocket) -> io::Result<()> {
                 socket.send_to(&received.to_be_bytes(), client)?;
                 received = 0;
             }
+            (length, client) if &buffer[..length] == WHO => {
+                socket.send_to(&std::process::id().to_be_bytes(), client)?;
+            }
             _ => received += 1,
         }
     }
@@ -88,6 +94,9 @@ pub(super) fn measure(
         Benchmark::Latency => latency(target, time),
         Benchmark::Bulk => bulk(target, time),
         Benchmark::Packets => packets(target, time),
+        Benchmark::Update | Benchmark::Snat => Err(io::Error::other(
+            "not measured by the time that a turn takes",
+        )),
     }
 }
 
@@ -180,6 +189,62 @@ fn packets(target: SocketAddr, time: Duration) -> io::Result<Figures> {
             sent.len() as f64 / took.as_secs_f64(),
         ),
     ])
+}
+
+/// Which server a new flow gets to.
+fn who_answers(target: SocketAddr) -> io::Result<u32> {
+    let socket = question(target)?;
+    socket.set_nonblocking(false)?;
+    socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+    answer_to(&socket)
+}
+
+/// Asks who answers, by a flow of its own.
+fn question(target: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect(target)?;
+    socket.set_nonblocking(true)?;
+    socket.send(WHO)?;
+    Ok(socket)
+}
+
+fn answer_to(question: &UdpSocket) -> io::Result<u32> {
+    let mut answer = [0; 4];
+    match question.recv(&mut answer)? {
+        4 => Ok(u32::from_be_bytes(answer)),
+        _ => Err(io::Error::other("an answer of another length")),
+    }
+}
+
+/// As [`who_answers`], when one does.
+pub(super) fn wait_for_any(target: SocketAddr) -> io::Result<u32> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match who_answers(target) {
+            Err(_) if Instant::now() < deadline => {}
+            other => return other,
+        }
+    }
+}
+
+/// Asks with one new flow after the other until another server than `before` answers. An answer may be lost, as its flow
+/// ends when its endpoint goes: no question waits for the one before.
+pub(super) fn wait_for_another(target: SocketAddr, before: u32) -> io::Result<()> {
+    const OPEN: usize = 64;
+    const EVERY: Duration = Duration::from_micros(100);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut open = VecDeque::new();
+    while Instant::now() < deadline {
+        open.truncate(OPEN - 1);
+        open.push_front(question(target)?);
+        std::thread::sleep(EVERY);
+        let is_another = |socket| answer_to(socket).is_ok_and(|server| server != before);
+        if open.iter().any(is_another) {
+            return Ok(());
+        }
+    }
+    let text = "the change took no effect";
+    Err(io::Error::new(io::ErrorKind::TimedOut, text))
 }
 
 /// Asks until an answer comes: the question may be lost in a queue that is full.

@@ -1,0 +1,87 @@
+//! In which order a worker asks its device and sends to it.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+mod common;
+
+use arc_swap::ArcSwap;
+use common::{at, udp};
+use dataplane::conntrack::{Conntrack, Settings};
+use dataplane::fragments::Fragments;
+use dataplane::frame::Frame;
+use dataplane::notices::Notices;
+use dataplane::select::Affinity;
+use dataplane::service::ServiceTable;
+use dataplane::tuple::{Origin, Timestamp};
+use dataplane::verdict::Counters;
+use dataplane::worker::{Device, NodeFacts, Shared, Worker};
+use fastrand::Rng;
+use std::io;
+use std::sync::Arc;
+
+/// Writes down what is asked of it: `r` for a frame received, `-` for none, `s` for one sent.
+struct Diary {
+    frames: usize,
+    written: String,
+}
+
+impl Device for Diary {
+    fn receive(&mut self, frame: &mut Frame) -> io::Result<bool> {
+        if self.frames == 0 {
+            self.written.push('-');
+            return Ok(false);
+        }
+        self.frames -= 1;
+        self.written.push('r');
+        let (client, server) = (at("10.0.0.1", 1000), at("10.0.0.2", 2000));
+        frame.set_packet(&udp(b"question").from(&client).to(&server).bytes());
+        Ok(true)
+    }
+
+    fn send(&mut self, _frame: &Frame) -> io::Result<()> {
+        self.written.push('s');
+        Ok(())
+    }
+}
+
+fn diary_of(frames: usize) -> String {
+    let shared = Shared {
+        conntrack: Conntrack::new(Settings::kernel(64), [1, 2, 3, 4]),
+        services: ArcSwap::from_pointee(ServiceTable::empty()),
+        facts: ArcSwap::from_pointee(NodeFacts::default()),
+        affinity: Affinity::default(),
+        fragments: Fragments::default(),
+        notices: Notices::default(),
+        reject_limit: None,
+        forward_invalid: false,
+    };
+    let written = String::new();
+    let devices = vec![(Origin::Pod, Diary { frames, written })];
+    let counters = Arc::new(Counters::default());
+    let mut worker = Worker::new(&shared, devices, counters, Rng::with_seed(1));
+    let now = Timestamp::from_seconds(1);
+    worker
+        .drain_one(0, || now)
+        .expect("a device without errors");
+    let (_, device) = &worker.devices()[0];
+    device.written.clone()
+}
+
+#[test]
+fn a_lone_packet_leaves_before_the_device_is_asked_again() {
+    assert_eq!(diary_of(0), "-");
+    assert_eq!(diary_of(1), "rs-");
+}
+
+#[test]
+fn batches_double_while_more_come() {
+    assert_eq!(diary_of(4), "rsrrssr-s");
+}
+
+#[test]
+fn a_flood_leaves_the_others_their_turn() {
+    let written = diary_of(100_000);
+    let received = written.chars().filter(|&call| call == 'r').count();
+    assert!((64..1000).contains(&received), "{received}");
+    assert!(!written.contains('-'), "it was not empty");
+}

@@ -2,7 +2,6 @@
 //! own, DNS, path MTU discovery, long datagrams, a session that outlives its neighbours.
 
 use super::{Lab, lab, stderr, stdout};
-use netlab::namespace::Namespace;
 use serde_json::Value;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -12,21 +11,6 @@ use std::time::Duration;
 impl Lab {
     fn conntrack(&self, node: &str, arguments: &[&str]) -> std::process::Output {
         lab(&[&["conntrack", "--lab", &self.0, node], arguments].concat())
-    }
-
-    /// The network namespace of the host whose name ends so.
-    fn namespace(&self, ending: &str) -> Namespace {
-        let names = std::fs::read_dir("/run/netns").unwrap();
-        let name = names
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .find(|name| name.starts_with(&format!("{}.", self.0)) && name.ends_with(ending));
-        Namespace::open(&name.unwrap()).unwrap()
-    }
-
-    fn sh(&self, host: &str, command: &str) -> String {
-        let output = self.exec(host, &["sh", "-c", command]);
-        assert!(output.status.success(), "{command}: {}", stderr(&output));
-        stdout(&output)
     }
 }
 
@@ -286,6 +270,15 @@ fn dns_query(identifier: u16, kind: u8) -> Vec<u8> {
 /// share a port, and one has the other's answer, with any dataplane.
 #[test]
 fn root_dns_without_a_loss() {
+    dns("t-dns", "penstock");
+}
+
+#[test]
+fn root_dns_on_the_kernel() {
+    dns("t-k-dns", "iptables");
+}
+
+fn dns(name: &str, dataplane: &str) {
     const HOSTS: [&str; 4] = [
         "pod/default/client",
         "pod/default/web-1",
@@ -293,16 +286,16 @@ fn root_dns_without_a_loss() {
         "node/node-a",
     ];
     const ROUNDS: u16 = 5000;
-    let (of_test, _) = Lab::up("t-dns", "quickstart", &[]);
-    let objects = std::env::temp_dir().join(format!("t-dns-{}.yaml", std::process::id()));
+    let (of_test, _) = Lab::up(name, "quickstart", &["--dataplane", dataplane]);
+    let objects = std::env::temp_dir().join(format!("{name}-{}.yaml", std::process::id()));
     let questions = objects.with_extension("queries");
     std::fs::write(&objects, DNS).unwrap();
     std::fs::write(&questions, "example.com A\nexample.com AAAA\n".repeat(1250)).unwrap();
-    let applied = lab(&["apply", "--lab", "t-dns", "-f", objects.to_str().unwrap()]);
+    let applied = lab(&["apply", "--lab", name, "-f", objects.to_str().unwrap()]);
     assert!(applied.status.success(), "{}", stderr(&applied));
     // The pod's own server only echoes.
-    let kill = "for pid in $(ip netns pids t-dns.default-echo-1); do kill $pid; done";
-    let killed = Command::new("sh").args(["-c", kill]).status().unwrap();
+    let kill = format!("for pid in $(ip netns pids {name}.default-echo-1); do kill $pid; done");
+    let killed = Command::new("sh").args(["-c", &kill]).status().unwrap();
     assert!(killed.success());
     let server = of_test.namespace("echo-1").run(bind_dns).unwrap();
     std::thread::spawn(move || answer_dns(&server));

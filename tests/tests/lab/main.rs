@@ -7,9 +7,11 @@
 
 mod conntrack;
 mod errors;
+mod programs;
 mod streams;
 mod ways;
 
+use netlab::namespace::Namespace;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -41,6 +43,21 @@ impl Lab {
         let mut arguments = vec!["exec", "--lab", &self.0, host, "--"];
         arguments.extend(command);
         lab(&arguments)
+    }
+
+    /// The network namespace of the host whose name ends so.
+    fn namespace(&self, ending: &str) -> Namespace {
+        let names = std::fs::read_dir("/run/netns").unwrap();
+        let name = names
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .find(|name| name.starts_with(&format!("{}.", self.0)) && name.ends_with(ending));
+        Namespace::open(&name.unwrap()).unwrap()
+    }
+
+    fn sh(&self, host: &str, command: &str) -> String {
+        let output = self.exec(host, &["sh", "-c", command]);
+        assert!(output.status.success(), "{command}: {}", stderr(&output));
+        stdout(&output)
     }
 }
 

@@ -55,6 +55,11 @@ fn root_streams_without_offloads() {
     streams("t-plain-streams", &["--no-offload"]);
 }
 
+#[test]
+fn root_streams_on_the_kernel() {
+    streams("t-k-streams", &["--dataplane", "iptables"]);
+}
+
 /// All processes of a lab die, agents too: `down --all` leaves nothing of it, and `up` begins anew.
 #[test]
 fn root_a_lab_whose_agents_were_killed_goes_down_and_comes_up_again() {

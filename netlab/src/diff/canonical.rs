@@ -11,14 +11,21 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 /// Outputs as they are compared: by link, datagrams whole, ports those of the other side, and without the
-/// identification of what the node made itself.
-pub(super) fn outputs(outputs: &[Output], tag: u16, ports: &Ports) -> Vec<Output> {
+/// identification of what the node made itself. `sent` went in, with `tag` as identification.
+pub(super) fn outputs(
+    outputs: &[Output],
+    (tag, sent): (u16, &[Vec<u8>]),
+    ports: &Ports,
+) -> Vec<Output> {
     let mut canonical = joined(outputs);
     canonical.sort_by_key(|output| output.link);
     for output in &mut canonical {
+        forget_quote(&mut output.bytes, sent);
         forget_part_of_ports(&mut output.bytes);
         ports.replace(&mut output.bytes);
-        let is_sent = Ip::parse(&output.bytes).is_some_and(|ip| ip.tag == tag);
+        // The node may choose the same identification for what it makes, but makes other protocols.
+        let is_protocol = |ip: &Ip| sent.iter().any(|sent| protocol(sent) == Some(ip.protocol));
+        let is_sent = Ip::parse(&output.bytes).is_some_and(|ip| ip.tag == tag && is_protocol(&ip));
         if !is_sent {
             forget_tag(&mut output.bytes);
         }
@@ -30,6 +37,61 @@ pub(super) fn outputs(outputs: &[Output], tag: u16, ports: &Ports) -> Vec<Output
         one_zero(&mut output.bytes);
     }
     canonical
+}
+
+fn protocol(bytes: &[u8]) -> Option<u8> {
+    Ip::parse(bytes).map(|ip| ip.protocol)
+}
+
+/// Where each packet came out as it went in, but for its hops; nothing if one did not. Ports that each side chose for
+/// itself make no difference then.
+pub(super) fn as_sent(outputs: &[Output], sent: &[Vec<u8>]) -> Option<Vec<(usize, u8)>> {
+    let hops = |bytes: &[u8]| bytes.get(if is_ipv4(bytes) { 8 } else { 7 }).copied();
+    let place = |(output, sent): (&Output, &Vec<u8>)| {
+        let same = output.bytes.len() == sent.len() && begins_as(&output.bytes, sent);
+        Some((output.link, hops(&output.bytes).filter(|_| same)?))
+    };
+    let is_all = !sent.is_empty() && outputs.len() == sent.len();
+    is_all.then(|| outputs.iter().zip(sent).map(place).collect())?
+}
+
+/// Whether the shorter of two packets is the beginning of the other, hops and the checksum over them apart.
+fn begins_as(one: &[u8], other: &[u8]) -> bool {
+    let is_ipv4 = is_ipv4(one);
+    let is_hop = |at: usize| {
+        if is_ipv4 {
+            matches!(at, 8 | 10 | 11)
+        } else {
+            at == 7
+        }
+    };
+    let mut pairs = one.iter().zip(other).enumerate();
+    pairs.all(|(at, (one, other))| one == other || is_hop(at))
+}
+
+fn is_ipv4(bytes: &[u8]) -> bool {
+    bytes.first().is_some_and(|first| first >> 4 == 4)
+}
+
+/// What the node quotes of a packet that was sent to it has the ports of each side's own.
+fn forget_quote(bytes: &mut [u8], sent: &[Vec<u8>]) {
+    let Some(ip) = Ip::parse(bytes).filter(|ip| ip.is_error(bytes)) else {
+        return;
+    };
+    let at = ip.transport + 8;
+    let Some(quoted) = bytes.get(at..).and_then(Ip::parse) else {
+        return;
+    };
+    if !sent.iter().any(|sent| begins_as(&bytes[at..], sent)) {
+        return;
+    }
+    let before = wire::sum(&bytes[at..]);
+    if let Some(rest) = bytes.get_mut(at + quoted.transport..) {
+        rest.fill(0);
+    }
+    let after = wire::sum(&bytes[at..]);
+    let field = ip.transport + 2;
+    ports::mend(bytes, field, wire::fold(before), wire::fold(after));
 }
 
 /// NAT leaves the checksum in a quote of SCTP as it was on the other side, where it covered a port of that side's own.

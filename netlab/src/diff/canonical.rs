@@ -8,6 +8,7 @@ use super::wire::{self, ICMP, ICMPV6, Ip, SCTP, TCP, UDP};
 use super::world::Output;
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
+use std::ops::Range;
 use std::time::Duration;
 
 /// Outputs as they are compared: by link, datagrams whole, ports those of the other side, and without the
@@ -48,15 +49,15 @@ fn protocol(bytes: &[u8]) -> Option<u8> {
 pub(super) fn as_sent(outputs: &[Output], sent: &[Vec<u8>]) -> Option<Vec<(usize, u8)>> {
     let hops = |bytes: &[u8]| bytes.get(if is_ipv4(bytes) { 8 } else { 7 }).copied();
     let place = |(output, sent): (&Output, &Vec<u8>)| {
-        let same = output.bytes.len() == sent.len() && begins_as(&output.bytes, sent);
+        let same = output.bytes.len() == sent.len() && begins_as(&output.bytes, sent, &(0..0));
         Some((output.link, hops(&output.bytes).filter(|_| same)?))
     };
     let is_all = !sent.is_empty() && outputs.len() == sent.len();
     is_all.then(|| outputs.iter().zip(sent).map(place).collect())?
 }
 
-/// Whether the shorter of two packets is the beginning of the other, hops and the checksum over them apart.
-fn begins_as(one: &[u8], other: &[u8]) -> bool {
+/// Whether the shorter of two packets is the beginning of the other, hops, the checksum over them and `but` apart.
+fn begins_as(one: &[u8], other: &[u8], but: &Range<usize>) -> bool {
     let is_ipv4 = is_ipv4(one);
     let is_hop = |at: usize| {
         if is_ipv4 {
@@ -66,7 +67,7 @@ fn begins_as(one: &[u8], other: &[u8]) -> bool {
         }
     };
     let mut pairs = one.iter().zip(other).enumerate();
-    pairs.all(|(at, (one, other))| one == other || is_hop(at))
+    pairs.all(|(at, (one, other))| one == other || is_hop(at) || but.contains(&at))
 }
 
 fn is_ipv4(bytes: &[u8]) -> bool {
@@ -82,7 +83,13 @@ fn forget_quote(bytes: &mut [u8], sent: &[Vec<u8>]) {
     let Some(quoted) = bytes.get(at..).and_then(Ip::parse) else {
         return;
     };
-    if !sent.iter().any(|sent| begins_as(&bytes[at..], sent)) {
+    // NAT on its way may have mended it, or have left it as it was before.
+    let checksum = match quoted.protocol {
+        SCTP => quoted.transport + 8..quoted.transport + 12,
+        _ => 0..0,
+    };
+    let is_quoted = |sent: &Vec<u8>| begins_as(&bytes[at..], sent, &checksum);
+    if !sent.iter().any(is_quoted) {
         return;
     }
     let before = wire::sum(&bytes[at..]);

@@ -61,7 +61,7 @@ fn root_fixed_cases_are_the_same_and_reach_the_dataplane() {
 
 /// Cases that nobody has seen before; a failure names the seed.
 #[test]
-#[ignore = "about one fresh case in fifty still differs, by TCP of the node itself; run with --ignored"]
+#[ignore = "about one fresh case in 150 still differs; run with --ignored"]
 fn root_fresh_cases_are_the_same() {
     let since = SystemTime::UNIX_EPOCH.elapsed().unwrap();
     let time = Some(Duration::from_secs(100));
@@ -121,7 +121,6 @@ fn shares_that_are_no_chance_are_wrong() {
 
 /// Every node of every fixture.
 #[test]
-#[ignore = "two of its cases differ since they hold the node itself: aks-app-routing seed 2, aks-kubenet-deploy seed 1"]
 fn root_fixtures_are_the_same() {
     let mut clusters = Vec::new();
     for entry in std::fs::read_dir(folder("fixtures")).unwrap() {

@@ -209,6 +209,10 @@ fn write_port(bytes: &mut [u8], ip: &Ip, at: usize, port: u16) {
     let is_absent = ip.protocol == UDP && wire::word(bytes, checksum) == Some(0);
     if !is_absent {
         mend(bytes, checksum, old, port);
+        // A zero would say that there is none.
+        if ip.protocol == UDP && wire::word(bytes, checksum) == Some(0) {
+            bytes[checksum..checksum + 2].fill(0xff);
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use dataplane::checksum;
 use dataplane::conntrack::{Confirmed, Conntrack, Found, Settings};
 use dataplane::frame::Frame;
 use dataplane::packet::{Kind, Packet};
-use dataplane::ports::{self, Choice, ReservedPorts};
+use dataplane::ports::{self, ReservedPorts};
 use dataplane::tuple::{Address, Timestamp, Tuple};
 use fastrand::Rng;
 use std::hint::black_box;
@@ -49,7 +49,7 @@ fn open(conntrack: &Conntrack, number: u32) -> Option<Found> {
         return None;
     };
     let tentative = conntrack.open(&headers, NOW).ok()?;
-    match conntrack.confirm(tentative, NOW).ok()? {
+    match conntrack.confirm(&tentative, NOW).ok()? {
         Confirmed::Inserted(found) | Confirmed::Adopted(found) => Some(found),
     }
 }
@@ -91,7 +91,7 @@ fn parts(criterion: &mut Criterion) {
             },
             |mut reply| {
                 let turn = (NOW, &mut Rng::with_seed(2));
-                ports::lease(&conntrack, &reserved, &mut reply, Choice::Random, turn).is_ok()
+                ports::lease(&conntrack, &reserved, &mut reply, turn).is_ok()
             },
             BatchSize::SmallInput,
         );

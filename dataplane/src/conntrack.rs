@@ -622,8 +622,12 @@ impl Conntrack {
     ///
     /// # Errors
     /// [`ConfirmError`]; the connection is not in the table then, and holds nothing.
-    pub fn confirm(&self, tentative: Tentative, now: Timestamp) -> Result<Confirmed, ConfirmError> {
-        let new = new_entry(&tentative, now);
+    pub fn confirm(
+        &self,
+        tentative: &Tentative,
+        now: Timestamp,
+    ) -> Result<Confirmed, ConfirmError> {
+        let new = new_entry(tentative, now);
         loop {
             match self.slots.insert(&new, now) {
                 Ok(id) => {
@@ -649,14 +653,17 @@ impl Conntrack {
                         return Ok(Confirmed::Adopted(found));
                     }
                 }
-                Err(InsertError::ReplyTaken) => return Err(ConfirmError::ReplyTaken),
+                Err(InsertError::ReplyTaken) => {
+                    self.statistics.add(Counter::Found, 1);
+                    return Err(ConfirmError::ReplyTaken);
+                }
                 Err(InsertError::SourceLimit) => {
                     self.statistics.add(Counter::SourceLimit, 1);
                     self.statistics.add(Counter::Drop, 1);
                     return Err(ConfirmError::SourceLimit);
                 }
                 Err(error @ (InsertError::Full | InsertError::BucketFull)) => {
-                    if !self.early_drop(&tentative, error, now) {
+                    if !self.early_drop(tentative, error, now) {
                         return Err(self.full(error));
                     }
                 }

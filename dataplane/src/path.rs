@@ -11,7 +11,7 @@ use crate::frame::Frame;
 use crate::nat;
 use crate::notices::{Notice, Notices};
 use crate::packet::{self, Kind, Packet, Quote, Unparsed};
-use crate::ports::{self, Choice, ReservedPorts};
+use crate::ports::{self, ReservedPorts};
 use crate::select::{self, Affinity, Turn};
 use crate::service::{Decision, ServiceTable};
 use crate::tuple::{Address, Direction, Origin, Protocol, Timestamp, Tuple};
@@ -283,36 +283,39 @@ fn plan(
     Ok(masqueraded)
 }
 
-/// Gives the connection a source port of its own where it needs one and enters it into the table. Another packet may
-/// take the same port in between: then the search goes on.
+/// Enters the connection into the table, with a source port of its own where it is masqueraded; others keep theirs
+/// while the reply tuple is free, as the null binding does. Another packet may take a port that was found free: then the
+/// search goes on.
 fn confirm(
     context: &mut Context<'_>,
     tentative: &mut Tentative,
     masqueraded: bool,
 ) -> Result<Found, DropReason> {
     const ATTEMPTS: usize = 8;
-    let choice = if masqueraded {
-        Choice::Random
-    } else {
-        Choice::KeepIfFree
-    };
-    for _ in 0..ATTEMPTS {
-        let reserved = context.reserved_ports;
-        let turn = (context.now, &mut *context.rng);
-        ports::lease(
-            context.conntrack,
+    let (conntrack, reserved, now) = (context.conntrack, context.reserved_ports, context.now);
+    if masqueraded {
+        ports::draw(
+            conntrack,
             reserved,
             &mut tentative.reply,
-            choice,
-            turn,
+            (now, context.rng),
         )
         .map_err(|_| DropReason::NoFreePort)?;
-        match context.conntrack.confirm(tentative.clone(), context.now) {
+    }
+    for _ in 0..ATTEMPTS {
+        match conntrack.confirm(tentative, now) {
             Ok(Confirmed::Inserted(found) | Confirmed::Adopted(found)) => return Ok(found),
             Err(ConfirmError::TableFull) => return Err(DropReason::TableFull),
             Err(ConfirmError::SourceLimit) => return Err(DropReason::SourceLimit),
             Err(ConfirmError::ReplyTaken) => {}
         }
+        ports::lease(
+            conntrack,
+            reserved,
+            &mut tentative.reply,
+            (now, context.rng),
+        )
+        .map_err(|_| DropReason::NoFreePort)?;
     }
     Err(DropReason::NoFreePort)
 }

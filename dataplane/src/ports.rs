@@ -3,9 +3,9 @@
 //! Uniqueness is of the whole reply tuple, so one port serves any number of destinations. A free port is found while
 //! there is one: by probing at random while that works, by a bitmap of the destination's ports once it does not.
 //!
-//! Nothing is held between [`lease`] and `Conntrack::confirm`, so no path can leak a port: a port is in use while a live
-//! entry has it in its reply tuple. Of two packets that lease the same one, `confirm` tells the later `ReplyTaken`, and
-//! it leases again.
+//! Nothing is held between the choice and `Conntrack::confirm`, so no path can leak a port: a port is in use while a live
+//! entry has it in its reply tuple, and `confirm` alone decides. So the first try is [`draw`], which does not look whether
+//! its port is free; who is told `ReplyTaken` then asks [`lease`], which does.
 //!
 //! Measure: Linux `nf_nat_core.c` (`get_unique_tuple`, `nf_nat_l4proto_unique_tuple`).
 //! DIFFERS: the kernel gives up after 248 probes and drops the packet although ports are free; we look at all of them.
@@ -68,16 +68,6 @@ impl ReservedPorts {
     }
 }
 
-/// How a port is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// Keep the packet's own port while the reply tuple is free, else search (`MASQUERADE`, and the null binding
-    /// that every untranslated flow gets).
-    KeepIfFree,
-    /// Always search from a random port (`--random-fully`).
-    Random,
-}
-
 /// Why no port could be leased.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoPort {
@@ -93,8 +83,39 @@ pub enum NoPort {
 /// once in five times.
 const PROBES: usize = 16;
 
-/// Gives `reply` a port that makes it unique. On entry its port ([`Tuple::leased_port`]) is that of the packet, whose
-/// class bounds the search: below 512, 512 to 1023 (from 600), from 1024; ICMP identifiers any.
+/// Gives `reply` a random port of its class (see [`lease`]), as `--random-fully` asks for. It is probably free: a
+/// destination of which many ports are taken has a bitmap, which is asked. Protocols without ports stay as they are.
+///
+/// # Errors
+/// [`NoPort::Exhausted`]; `reply` is as before then.
+pub fn draw(
+    conntrack: &Conntrack,
+    reserved: &ReservedPorts,
+    reply: &mut Tuple,
+    (now, random): (Timestamp, &mut fastrand::Rng),
+) -> Result<(), NoPort> {
+    let Some(range) = class(reply) else {
+        return Ok(());
+    };
+    let bitmap = reserved.bitmap(reply.protocol);
+    let search = PortSearch {
+        reply,
+        range: &range,
+        start: random.u16(range.clone()),
+    };
+    if let Some(found) = conntrack.find_port(&search, bitmap, now) {
+        return keep(reply, found);
+    }
+    let is_reserved = |port| bitmap.is_some_and(|bitmap| bitmap.contains(port));
+    let drawn = (0..PROBES).map(|_| random.u16(range.clone()));
+    match drawn.into_iter().find(|&port| !is_reserved(port)) {
+        Some(port) => keep(reply, Some(port)),
+        None => lease_in(conntrack, reserved, reply, range, (now, random)),
+    }
+}
+
+/// Gives `reply` a port that makes it unique. On entry its port ([`Tuple::leased_port`]) is one of the packet's class,
+/// which bounds the search: below 512, 512 to 1023 (from 600), from 1024; ICMP identifiers any.
 ///
 /// # Errors
 /// [`NoPort`]; `reply` is as before then.
@@ -102,12 +123,8 @@ pub fn lease(
     conntrack: &Conntrack,
     reserved: &ReservedPorts,
     reply: &mut Tuple,
-    choice: Choice,
     (now, random): (Timestamp, &mut fastrand::Rng),
 ) -> Result<(), NoPort> {
-    if choice == Choice::KeepIfFree && conntrack.is_free(reply, now) {
-        return Ok(());
-    }
     match class(reply) {
         Some(class) => lease_in(conntrack, reserved, reply, class, (now, random)),
         None if conntrack.is_free(reply, now) => Ok(()),

@@ -49,7 +49,7 @@ fn confirm(
 ) -> Result<Confirmed, ConfirmError> {
     let mut tentative = conntrack.open(&udp(tuple), now).unwrap();
     tentative.reply.source = pod;
-    conntrack.confirm(tentative, now)
+    conntrack.confirm(&tentative, now)
 }
 
 fn total(conntrack: &Conntrack) -> Statistics {
@@ -76,7 +76,7 @@ fn translation_of_both_directions() {
             generation: Generation(5),
         });
         let reply = tentative.reply;
-        let Ok(Confirmed::Inserted(first)) = conntrack.confirm(tentative, NOW) else {
+        let Ok(Confirmed::Inserted(first)) = conntrack.confirm(&tentative, NOW) else {
             panic!("not inserted");
         };
         let found = conntrack.find(&original, NOW).unwrap();
@@ -348,7 +348,7 @@ fn closing_connections_make_room() {
     for client in 0..4 {
         let syn = tcp(client, SYN, 1000, 0);
         let _ = conntrack
-            .confirm(conntrack.open(&syn, NOW).unwrap(), NOW)
+            .confirm(&conntrack.open(&syn, NOW).unwrap(), NOW)
             .unwrap();
         let mut answer = tcp(client, SYN_ACK, 9000, 1001);
         answer.tuple = answer.tuple.inverse();
@@ -357,7 +357,7 @@ fn closing_connections_make_room() {
     }
     follow(&tcp(2, RST, 1001, 0));
     follow(&tcp(3, RST, 1001, 0));
-    let another = || conntrack.confirm(conntrack.open(&tcp(9, SYN, 1, 0), NOW).unwrap(), NOW);
+    let another = || conntrack.confirm(&conntrack.open(&tcp(9, SYN, 1, 0), NOW).unwrap(), NOW);
     assert_eq!(conntrack.expire(NOW, 100), 0, "no pressure yet");
     assert_eq!(another().unwrap_err(), ConfirmError::TableFull);
     assert_eq!(conntrack.expire(NOW, 100), 1, "one of the two in CLOSE");

@@ -46,7 +46,7 @@ fn a_million_translated_flows() {
             destination_port: number as u16,
             protocol: Protocol::TCP,
         };
-        let confirmed = conntrack.confirm(tentative, NOW);
+        let confirmed = conntrack.confirm(&tentative, NOW);
         assert!(matches!(confirmed, Ok(Confirmed::Inserted(_))), "{number}");
     }
     let per_flow = (resident() - before) as f64 / f64::from(FLOWS);

@@ -4,8 +4,8 @@
 
 mod flow;
 
-use dataplane::conntrack::{Confirmed, Conntrack, Headers, Settings, Transport};
-use dataplane::ports::{Blocks, Choice, NoPort, ReservedPorts, lease, lease_in};
+use dataplane::conntrack::{ConfirmError, Confirmed, Conntrack, Headers, Settings, Transport};
+use dataplane::ports::{Blocks, NoPort, ReservedPorts, draw, lease, lease_in};
 use dataplane::tuple::{Address, Protocol, Timestamp, Tuple};
 use flow::{FAMILIES, address, remove};
 use std::collections::HashSet;
@@ -49,17 +49,22 @@ impl Node {
         }
     }
 
-    fn lease(&mut self, reply: &mut Tuple, choice: Choice, now: Timestamp) -> Result<(), NoPort> {
-        lease(
-            &self.conntrack,
-            &self.reserved,
-            reply,
-            choice,
-            (now, &mut self.random),
-        )
+    fn lease(&mut self, reply: &mut Tuple, now: Timestamp) -> Result<(), NoPort> {
+        let turn = (now, &mut self.random);
+        lease(&self.conntrack, &self.reserved, reply, turn)
     }
 
-    fn confirm(&self, original: Tuple, reply: Tuple, now: Timestamp) {
+    fn draw(&mut self, reply: &mut Tuple) -> Result<(), NoPort> {
+        let turn = (NOW, &mut self.random);
+        draw(&self.conntrack, &self.reserved, reply, turn)
+    }
+
+    fn try_confirm(
+        &self,
+        original: Tuple,
+        reply: Tuple,
+        now: Timestamp,
+    ) -> Result<Confirmed, ConfirmError> {
         let headers = Headers {
             tuple: original,
             transport: Transport::Udp,
@@ -67,15 +72,17 @@ impl Node {
         };
         let mut tentative = self.conntrack.open(&headers, now).unwrap();
         tentative.reply = reply;
-        assert!(matches!(
-            self.conntrack.confirm(tentative, now),
-            Ok(Confirmed::Inserted(_))
-        ));
+        self.conntrack.confirm(&tentative, now)
+    }
+
+    fn confirm(&self, original: Tuple, reply: Tuple, now: Timestamp) {
+        let confirmed = self.try_confirm(original, reply, now);
+        assert!(matches!(confirmed, Ok(Confirmed::Inserted(_))));
     }
 
     fn masquerade(&mut self, ipv4: bool, nth: u32, now: Timestamp) -> Result<(Tuple, u16), NoPort> {
         let (original, mut reply) = flow_of(ipv4, nth, 40_000);
-        self.lease(&mut reply, Choice::Random, now)?;
+        self.lease(&mut reply, now)?;
         self.confirm(original, reply, now);
         Ok((original, reply.destination_port))
     }
@@ -96,7 +103,7 @@ fn classes() {
         let mut seen = HashSet::new();
         for _ in 0..4000 {
             let (_, mut reply) = flow_of(true, 1, own);
-            node.lease(&mut reply, Choice::Random, NOW).unwrap();
+            node.lease(&mut reply, NOW).unwrap();
             assert!(
                 class.contains(&reply.destination_port),
                 "{own}: {}",
@@ -109,7 +116,7 @@ fn classes() {
     let mut reply = flow_of(true, 1, 0).1;
     (reply.protocol, reply.source_port, reply.destination_port) = (Protocol::ICMP, 777, 0);
     let before = reply;
-    node.lease(&mut reply, Choice::Random, NOW).unwrap();
+    node.lease(&mut reply, NOW).unwrap();
     assert_ne!(reply.source_port, 777);
     assert_eq!(
         Tuple {
@@ -126,26 +133,46 @@ fn classes() {
 fn kept_if_free() {
     for ipv4 in FAMILIES {
         let mut node = Node::new();
-        let (original, mut reply) = flow_of(ipv4, 1, 5000);
-        node.lease(&mut reply, Choice::KeepIfFree, NOW).unwrap();
-        assert_eq!(reply.destination_port, 5000);
+        let (original, reply) = flow_of(ipv4, 1, 5000);
         node.confirm(original, reply, NOW);
-        let (_, mut second) = flow_of(ipv4, 2, 5000);
-        node.lease(&mut second, Choice::KeepIfFree, NOW).unwrap();
+        let (original, mut second) = flow_of(ipv4, 2, 5000);
+        let taken = node.try_confirm(original, second, NOW).map(drop);
+        assert_eq!(taken, Err(ConfirmError::ReplyTaken));
+        node.lease(&mut second, NOW).unwrap();
         assert_ne!(
             second.destination_port, 5000,
             "trap 2: changed although nothing else is translated"
         );
-        let mut elsewhere = Tuple {
+        node.confirm(original, second, NOW);
+        let (original, third) = flow_of(ipv4, 3, 5000);
+        let elsewhere = Tuple {
             source: address(ipv4, 10),
-            ..flow_of(ipv4, 3, 5000).1
+            ..third
         };
-        node.lease(&mut elsewhere, Choice::KeepIfFree, NOW).unwrap();
-        assert_eq!(
-            elsewhere.destination_port, 5000,
-            "one port serves any number of destinations"
-        );
+        node.confirm(original, elsewhere, NOW);
     }
+}
+
+/// What is drawn is of the packet's class and not reserved; a protocol without ports has none to draw.
+#[test]
+fn drawn_ports() {
+    let mut node = Node::new();
+    node.reserved.replace(Protocol::UDP, 600..1020);
+    let mut seen = HashSet::new();
+    for _ in 0..200 {
+        let (_, mut reply) = flow_of(true, 1, 700);
+        node.draw(&mut reply).unwrap();
+        seen.insert(reply.destination_port);
+    }
+    assert!(seen.len() > 1 && seen.iter().all(|port| (1020..1024).contains(port)));
+    node.reserved.replace(Protocol::UDP, 600..1024);
+    let (_, mut reply) = flow_of(true, 1, 700);
+    assert_eq!(node.draw(&mut reply), Err(NoPort::Exhausted));
+    assert_eq!(reply.destination_port, 700);
+    reply.protocol = Protocol(47);
+    let before = reply;
+    node.draw(&mut reply).unwrap();
+    assert_eq!(reply, before);
 }
 
 /// Every port of the class is found, each once, none that the node listens on; then it says so; then what is freed is
@@ -176,7 +203,7 @@ fn until_the_last_port() {
             assert_eq!(flows[victim].1, port, "the only one that is free");
         }
         let (original, mut low) = flow_of(ipv4, 300_000, 700);
-        node.lease(&mut low, Choice::Random, NOW).unwrap();
+        node.lease(&mut low, NOW).unwrap();
         node.confirm(original, low, NOW);
         let later = NOW.after(Duration::from_secs(31));
         assert!(
@@ -254,13 +281,10 @@ fn protocols_without_ports() {
     };
     let (original, reply) = flow_of(true, 1, 0);
     let (original, mut reply) = (bare(original), bare(reply));
-    node.lease(&mut reply, Choice::Random, NOW).unwrap();
+    node.lease(&mut reply, NOW).unwrap();
     node.confirm(original, reply, NOW);
     let mut second = bare(flow_of(true, 2, 0).1);
-    assert_eq!(
-        node.lease(&mut second, Choice::Random, NOW),
-        Err(NoPort::NoPorts)
-    );
+    assert_eq!(node.lease(&mut second, NOW), Err(NoPort::NoPorts));
 }
 
 /// Blocks are disjoint, of the given size, and come back.

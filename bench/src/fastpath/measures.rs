@@ -5,7 +5,7 @@ use super::flows::{Flow, Traffic};
 use super::subject::{self, CHUNK, Subject, Wanted, of_flow, opening};
 use super::{MEASURED_AT, Size, establish, median, random_packets, together};
 use dataplane::conntrack::{Confirmed, Conntrack, Headers, Settings, Transport};
-use dataplane::ports::{self, Choice, ReservedPorts};
+use dataplane::ports::{self, ReservedPorts};
 use dataplane::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
 use dataplane::worker::Shared;
 use fastrand::Rng;
@@ -162,7 +162,8 @@ const LIFETIME: Duration = Duration::from_secs(30);
 
 /// Flows come at a rate at which `flows` are alive at once.
 pub(super) fn new_flows(flows: u32, masquerade: bool) -> NewFlows {
-    let settings = Settings::kernel(flows as usize * 5 / 4);
+    // The sweep comes by once in a lifetime: at the most two lifetimes' flows are there at once.
+    let settings = Settings::kernel(flows as usize * 2);
     let shared = subject::shared(settings, (Traffic::UDP_V4, masquerade), 2);
     let mut subject = Subject::new(&shared, Traffic::UDP_V4, 64, 2);
     let step = LIFETIME * CHUNK as u32 / flows;
@@ -170,13 +171,13 @@ pub(super) fn new_flows(flows: u32, masquerade: bool) -> NewFlows {
     let (mut first_packets, mut sweeps) = (Vec::new(), Vec::new());
     let (mut sweep_time, mut expired) = (Duration::ZERO, 0);
     let mut next = 0;
-    for chunk in 0..3 * flows as usize / CHUNK {
+    for chunk in 0..4 * flows as usize / CHUNK {
         let packets = (next..).map(|number| opening((Flow(number), Direction::Original)));
         let elapsed = subject.handle(packets.take(CHUNK), now);
         next += CHUNK as u32;
         now = now.after(step);
         let start = Instant::now();
-        expired += shared.conntrack.expire(now, CHUNK * 5 / 4);
+        expired += shared.conntrack.expire(now, 2 * CHUNK);
         sweep_time += start.elapsed();
         // The first lifetimes fill the table.
         if chunk > 2 * flows as usize / CHUNK {
@@ -244,10 +245,10 @@ pub(super) fn ports(taken: f64) -> Ports {
             tentative.reply = reply;
             let turn = (now, &mut rng);
             let reply = &mut tentative.reply;
-            lease = ports::lease(&conntrack, &reserved, reply, Choice::Random, turn);
+            lease = ports::lease(&conntrack, &reserved, reply, turn);
         }
         let elapsed = start.elapsed().as_nanos() as f64 / AT_ONCE as f64;
-        if let (Ok(()), Ok(confirmed)) = (lease, conntrack.confirm(tentative, now)) {
+        if let (Ok(()), Ok(confirmed)) = (lease, conntrack.confirm(&tentative, now)) {
             let (Confirmed::Inserted(entry) | Confirmed::Adopted(entry)) = confirmed;
             live.push(entry);
             found += usize::from(is_measured);

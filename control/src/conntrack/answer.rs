@@ -269,7 +269,7 @@ mod tests {
             Some(found) => drop(conntrack.track(&found, &headers, now)),
             None => {
                 let tentative = conntrack.open(&headers, now).expect("UDP opens");
-                let _ = conntrack.confirm(tentative, now).expect("room");
+                let _ = conntrack.confirm(&tentative, now).expect("room");
             }
         }
     }

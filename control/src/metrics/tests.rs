@@ -138,7 +138,7 @@ fn inserts_and_ports_by_address_are_counted() {
             tentative.reply.destination = Address::from_v4([172, 18, 0, node]);
             tentative.reply.destination_port = 1000 + u16::from(client);
         }
-        let _ = conntrack.confirm(tentative, now).unwrap();
+        let _ = conntrack.confirm(&tentative, now).unwrap();
     }
     let mut page = Exposition::default();
     write_connections(&mut page, &conntrack, now);

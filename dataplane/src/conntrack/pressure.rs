@@ -2,10 +2,13 @@
 
 use super::events::Farewell;
 use super::listing::connection_state;
-use super::slots::{InsertError, Meta, Snapshot, TupleHash};
+use super::slots::{EntryId, InsertError, Meta, Snapshot, TupleHash};
 use super::{ConfirmError, ConnectionState, Conntrack, Counter, Status, Tentative};
 use crate::tuple::Timestamp;
 use std::sync::atomic::Ordering::Relaxed;
+
+/// Entries whose index lines are brought near together before the sweep removes them.
+const AT_ONCE: usize = 16;
 
 impl Conntrack {
     /// Removes expired entries, looking at no more than `budget` of the table. Returns how many it removed.
@@ -21,18 +24,31 @@ impl Conntrack {
         let start = self.cursor.fetch_add(budget, Relaxed);
         let mut surplus = self.surplus();
         let mut removed = 0;
-        for index in (start..start + budget).map(|position| (position % used) as u32) {
-            let Some(entry) = self.slots.at(index) else {
+        let mut due = Vec::with_capacity(AT_ONCE);
+        for position in start..start + budget {
+            let Some(entry) = self.slots.at((position % used) as u32) else {
                 continue;
             };
             let is_closing = surplus > 0 && is_closing(&entry);
-            let may_go = |meta: Meta| is_closing || meta.is_expired(now);
-            if may_go(entry.meta) && self.slots.remove_if(entry.id, Farewell::at(now), may_go) {
-                removed += 1;
+            if is_closing || entry.meta.is_expired(now) {
+                self.slots.bring_near(&entry);
                 surplus = surplus.saturating_sub(1);
+                due.push((entry.id, is_closing));
+            }
+            if due.len() == AT_ONCE {
+                removed += self.remove(&mut due, now);
             }
         }
-        removed
+        removed + self.remove(&mut due, now)
+    }
+
+    /// Removes what is still due, closing or not. Returns how many.
+    fn remove(&self, due: &mut Vec<(EntryId, bool)>, now: Timestamp) -> usize {
+        let removed = due.drain(..).filter(|&(id, is_closing)| {
+            let may_go = |meta: Meta| is_closing || meta.is_expired(now);
+            self.slots.remove_if(id, Farewell::at(now), may_go)
+        });
+        removed.count()
     }
 
     /// How many closing connections have to go.

@@ -72,8 +72,14 @@ const PORTS: usize = 4;
 const STATE: usize = 5;
 const NEXT_FREE: usize = 7;
 
-/// Words of an entry that belong to the protocol and the Service: three hot, five cold.
+/// Words of an entry that belong to the protocol and the Service: three hot, five cold. The cold ones are of TCP and SCTP
+/// alone: no other protocol reads or writes them.
 pub(super) type StateWords = [u64; 8];
+const HOT_STATE: usize = 3;
+
+fn has_windows(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::TCP | Protocol::SCTP)
+}
 
 #[cfg_attr(not(any(loom, shuttle)), derive(zerocopy::FromZeros))]
 #[repr(C, align(64))]
@@ -147,7 +153,12 @@ pub(super) struct Sighting {
 
 /// A keyed hash of a tuple, and what follows from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TupleHash(u64);
+pub struct TupleHash {
+    bits: u64,
+    /// What of an entry a packet of the tuple touches besides the hot line.
+    has_windows: bool,
+    is_ipv6: bool,
+}
 
 /// An entry that a tuple with a certain hash may have.
 #[derive(Clone, Copy, Debug)]
@@ -155,14 +166,16 @@ pub struct Guess(EntryId);
 
 impl TupleHash {
     const fn tag(self) -> u64 {
-        (self.0 as u16 as u64) << 48
+        (self.bits as u16 as u64) << 48
     }
 
     /// The two buckets. They differ unless there is only one.
     fn buckets(self, count: usize) -> [usize; 2] {
-        let first = reduce(self.0, count);
+        let first = reduce(self.bits, count);
         let second = reduce(
-            self.0.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            self.bits
+                .rotate_left(32)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15),
             count,
         );
         [
@@ -293,7 +306,11 @@ impl Slots {
             hasher.write_u128(tuple.destination.to_bits());
         }
         hasher.write_u64(ports | u64::from(tuple.protocol.0));
-        TupleHash(hasher.finish())
+        TupleHash {
+            bits: hasher.finish(),
+            has_windows: has_windows(tuple.protocol),
+            is_ipv6: !tuple.source.is_ipv4(),
+        }
     }
 
     /// Brings the index lines of a tuple near. For batches: first all buckets, then all entries, then the work.
@@ -304,11 +321,27 @@ impl Slots {
         }
     }
 
+    /// Brings near what names an entry that is about to be removed.
+    pub(super) fn bring_near(&self, entry: &Snapshot) {
+        self.prefetch_buckets(self.hash(&entry.original));
+        self.prefetch_buckets(self.hash(&entry.reply));
+    }
+
     /// Brings the entry near that the tuple probably has.
     #[inline]
     pub(super) fn guess(&self, hash: TupleHash) -> Option<Guess> {
         let id = self.candidates(hash).next()?;
-        prefetch(&self.hot[id.index as usize]);
+        let index = id.index as usize;
+        prefetch(&self.hot[index]);
+        if hash.has_windows {
+            // They may reach into a second line.
+            let [first, .., last] = &self.windows[index].0;
+            prefetch(first);
+            prefetch(last);
+        }
+        if hash.is_ipv6 {
+            prefetch(&self.addresses[index]);
+        }
         Some(Guess(id))
     }
 
@@ -491,11 +524,13 @@ impl Slots {
         if !self.census.may_admit(new.original.source) {
             return Err(InsertError::SourceLimit);
         }
+        let hashes = [self.hash(&new.original), self.hash(&new.reply)];
+        // Those of the original tuple were looked at just now.
+        self.prefetch_buckets(hashes[1]);
         let id = self.allocate().ok_or(InsertError::Full)?;
         self.write(id, new);
         self.census.admit(new.original.source);
         self.pools.take(&new.reply);
-        let hashes = [self.hash(&new.original), self.hash(&new.reply)];
         let result = self.settle(id, new, hashes, now);
         if result.is_err() {
             self.unlink(id, hashes);
@@ -532,7 +567,8 @@ impl Slots {
         (round, now): (u32, Timestamp),
     ) -> Result<bool, InsertError> {
         let control = &self.hot[id.index as usize].0[CONTROL];
-        control.store(id.control(PENDING), Ordering::SeqCst);
+        // Seen by whoever finds a slot of ours.
+        control.store(id.control(PENDING), Ordering::Release);
         if !self.link(id, hashes[0]) || (new.original != new.reply && !self.link(id, hashes[1])) {
             // Rivals for the same tuple fill its buckets for a moment; they step back as we do.
             return if round < ROUNDS {
@@ -633,16 +669,17 @@ impl Slots {
             })
     }
 
-    /// Empties the slots of `id`.
+    /// Empties the slots of `id`: one of each tuple, or none that was not filled yet.
     fn unlink(&self, id: EntryId, hashes: [TupleHash; 2]) {
         for hash in hashes {
             let word = id.slot(hash);
-            for bucket in hash.buckets(self.buckets.len()) {
-                for slot in &self.buckets[bucket].0 {
-                    if slot.load(Ordering::Relaxed) == word {
-                        slot.store(0, Ordering::Release);
-                    }
-                }
+            let slot = hash
+                .buckets(self.buckets.len())
+                .into_iter()
+                .flat_map(|bucket| &self.buckets[bucket].0)
+                .find(|slot| slot.load(Ordering::Relaxed) == word);
+            if let Some(slot) = slot {
+                slot.store(0, Ordering::Release);
             }
         }
     }
@@ -765,19 +802,19 @@ impl Slots {
                 word.store(half, Ordering::Relaxed);
             }
         }
-        self.store_state(id.index, &new.state);
-    }
-
-    fn store_state(&self, index: u32, state: &StateWords) {
-        for (word, &value) in self.state_words(index).zip(state) {
+        for (word, &value) in line[STATE..].iter().zip(&new.state) {
             word.store(value, Ordering::Relaxed);
+        }
+        if has_windows(new.meta.protocol) {
+            self.store_windows(id.index, &new.state);
         }
     }
 
-    fn state_words(&self, index: u32) -> impl Iterator<Item = &AtomicU64> {
-        self.hot[index as usize].0[STATE..]
-            .iter()
-            .chain(&self.windows[index as usize].0)
+    fn store_windows(&self, index: u32, state: &StateWords) {
+        let cold = &state[HOT_STATE..];
+        for (word, &value) in self.windows[index as usize].0.iter().zip(cold) {
+            word.store(value, Ordering::Relaxed);
+        }
     }
 
     /// The LIVE entries of the `nth` bucket from the first of `hash` on.
@@ -934,16 +971,22 @@ impl Guard<'_> {
         self.line()[META].store(meta.pack() | family, Ordering::Relaxed);
     }
 
+    /// All words, of an entry whose protocol has windows.
     pub(super) fn state(&self) -> StateWords {
         let mut state = [0; 8];
-        for (value, word) in state.iter_mut().zip(self.slots.state_words(self.id.index)) {
+        let windows = &self.slots.windows[self.id.index as usize].0;
+        let words = self.line()[STATE..].iter().chain(windows);
+        for (value, word) in state.iter_mut().zip(words) {
             *value = word.load(Ordering::Relaxed);
         }
         state
     }
 
     pub(super) fn set_state(&self, state: &StateWords) {
-        self.slots.store_state(self.id.index, state);
+        for (nth, &value) in state[..HOT_STATE].iter().enumerate() {
+            self.set_word(nth, value);
+        }
+        self.slots.store_windows(self.id.index, state);
     }
 
     /// One hot word of the state.

@@ -116,7 +116,7 @@ impl Flow {
         if from == Client {
             tentative.reply = self.from_server;
         }
-        let confirmed = self.conntrack.confirm(tentative, self.now).unwrap();
+        let confirmed = self.conntrack.confirm(&tentative, self.now).unwrap();
         assert!(matches!(confirmed, Confirmed::Inserted(_)));
         Class::New
     }

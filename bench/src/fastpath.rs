@@ -117,7 +117,7 @@ pub fn run(size: &Size, mut progress: impl FnMut(&str)) -> Report {
     progress("memory");
     let memory = measures::memory(many);
     progress("TCP, IPv6");
-    let kinds = measures::kinds(size, many.min(100_000));
+    let kinds = measures::kinds(size, many);
     progress("churn");
     let churn = measures::churn(size, many);
     progress("other tables");
@@ -146,7 +146,7 @@ fn established(size: &Size, flows: u32) -> Vec<Row> {
     let settings = Settings::kernel(flows as usize);
     let shared = shared(settings, (Traffic::UDP_V4, false), 1);
     establish(&shared, Traffic::UDP_V4, flows);
-    let limit = Limit::new(flows, 1);
+    let limit = Limit::<{ limit::V4 }>::new(Traffic::UDP_V4, flows, 1);
     let mut rows: Vec<Row> = Vec::new();
     for threads in [1, 2] {
         for batch in [1, 16, 64] {
@@ -167,15 +167,7 @@ fn established(size: &Size, flows: u32) -> Vec<Row> {
                     (ours, bare)
                 })
                 .unzip::<f64, f64, Vec<f64>, Vec<f64>>();
-            let ratios: Vec<f64> = ours
-                .iter()
-                .zip(&bare)
-                .map(|(path, limit)| path / limit)
-                .collect();
-            let ratio_spread = [
-                ratios.iter().copied().fold(f64::MAX, f64::min),
-                ratios.iter().copied().fold(0.0, f64::max),
-            ];
+            let ratio_spread = spread(&ours, &bare);
             let (ns_per_packet, limit_ns_per_packet) = (median(ours), median(bare));
             let alone = rows.iter().find(|row| row.batch == batch);
             let scaling = alone.map_or(1.0, |alone| alone.ns_per_packet / ns_per_packet);
@@ -238,8 +230,8 @@ fn together(threads: usize, chunks: impl Fn(u64) -> Vec<Duration> + Sync) -> f64
         .sum::<f64>()
 }
 
-fn limit_chunks(
-    limit: &Limit,
+fn limit_chunks<const WORDS: usize>(
+    limit: &Limit<WORDS>,
     flows: u32,
     (batch, chunks, seed): (usize, usize, u64),
 ) -> Vec<Duration> {
@@ -264,6 +256,15 @@ fn random_packets(flows: u32, seed: u64) -> impl Iterator<Item = (Flow, Directio
         };
         (Flow(rng.u32(..flows)), direction)
     })
+}
+
+/// Least and most of the ratios of two lists.
+fn spread(ours: &[f64], bare: &[f64]) -> [f64; 2] {
+    let ratios = || ours.iter().zip(bare).map(|(path, limit)| path / limit);
+    [
+        ratios().fold(f64::MAX, f64::min),
+        ratios().fold(0.0, f64::max),
+    ]
 }
 
 /// The value in the middle; 0 of none.

@@ -2,9 +2,10 @@
 //! packets; nothing is checked, no state is kept, nothing but the counters of an entry is written.
 //!
 //! The layout is that of `dataplane/src/conntrack/slots.rs`: buckets of eight slots with 16 bits of the hash each, two
-//! buckets per tuple, two tuples per entry of 64 bytes, an index filled to 70 %. Huge pages and staged batches too.
+//! buckets per tuple, two tuples per entry of 64 bytes, addresses of IPv6 in a line of their own, an index filled to
+//! 70 %. Huge pages and staged batches too.
 
-use super::flows::{Flow, Stage, Traffic};
+use super::flows::{Family, Flow, Stage, Traffic, Transport};
 use dataplane::checksum::Change;
 use dataplane::frame::Frame;
 use dataplane::sys::memory::{self, Zeroed};
@@ -19,53 +20,97 @@ use zerocopy::FromZeros;
 #[repr(C, align(64))]
 struct Line([AtomicU64; 8]);
 
-/// Words of an entry. Of each direction: addresses; ports of both directions in one; then counters.
+/// Words of an entry. Of each direction: addresses of IPv4; ports of both directions in one; then counters.
 const ADDRESSES: [usize; 2] = [0, 1];
 const PORTS: usize = 2;
 const PACKETS: usize = 3;
 const LAST_SEEN: usize = 4;
 
+/// Both addresses of a packet, as words: one for IPv4, four for IPv6.
+type Addresses<const WORDS: usize> = [u64; WORDS];
+/// [`Limit`] for IPv4.
+pub(super) const V4: usize = 1;
+/// [`Limit`] for IPv6.
+pub(super) const V6: usize = 4;
+
 /// The table of the bare loop.
-pub(super) struct Limit {
+pub(super) struct Limit<const WORDS: usize> {
     buckets: Zeroed<Line>,
     entries: Zeroed<Line>,
+    /// Of IPv6: addresses of the original, then of the reply direction.
+    addresses: Zeroed<Line>,
     hash: ahash::RandomState,
+    traffic: Traffic,
+    fields: Fields,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Probe {
+/// Where the fields begin that are read and rewritten.
+struct Fields {
+    addresses: usize,
+    ports: usize,
+    header_checksum: Option<usize>,
+    checksum: usize,
+}
+
+impl Fields {
+    const fn of(traffic: Traffic) -> Self {
+        let (addresses, ports, header_checksum) = match traffic.family {
+            Family::Ipv4 => (12, 20, Some(10)),
+            Family::Ipv6 => (8, 40, None),
+        };
+        let checksum = match traffic.protocol {
+            Transport::Udp => ports + 6,
+            Transport::Tcp => ports + 16,
+        };
+        Self {
+            addresses,
+            ports,
+            header_checksum,
+            checksum,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Probe<const WORDS: usize> {
     hash: u64,
-    addresses: u64,
+    addresses: Addresses<WORDS>,
     ports: u32,
 }
 
-impl Limit {
-    /// A table that holds the flows `0..count`.
-    pub(super) fn new(count: u32, seed: u64) -> Self {
+impl<const WORDS: usize> Limit<WORDS> {
+    /// A table that holds the flows `0..count`. `WORDS` is [`V4`] or [`V6`], as `traffic` is.
+    pub(super) fn new(traffic: Traffic, count: u32, seed: u64) -> Self {
         let buckets = (count as usize * 2 * 10 / 7).div_ceil(8).max(2);
         let table = Self {
             buckets: Zeroed::new(buckets),
             entries: Zeroed::new(count as usize),
+            addresses: Zeroed::new(if WORDS == V6 { count as usize } else { 0 }),
             hash: ahash::RandomState::with_seeds(seed, 1, 2, 3),
+            traffic,
+            fields: Fields::of(traffic),
         };
+        let mut frame = Frame::new();
         for number in 0..count {
-            table.insert(Flow(number));
+            table.insert(Flow(number), &mut frame);
         }
         table
     }
 
-    fn insert(&self, flow: Flow) {
-        let entry = &self.entries[flow.0 as usize].0;
+    fn insert(&self, flow: Flow, frame: &mut Frame) {
+        let entry = flow.0 as usize;
         let mut both = 0;
         for direction in [Direction::Original, Direction::Reply] {
-            let [(source, source_port), (destination, destination_port)] = flow.ends(direction).0;
-            let addresses = u64::from(source) << 32 | u64::from(destination);
-            let ports = u32::from(source_port) << 16 | u32::from(destination_port);
-            entry[ADDRESSES[direction as usize]].store(addresses, Relaxed);
-            both = both << 32 | u64::from(ports);
-            self.link(self.hash(addresses, ports), flow.0);
+            let ends = flow.ends(direction);
+            ends.write(self.traffic, (direction, Stage::Open), frame);
+            let probe = self.probe(frame.packet());
+            for (word, &value) in self.words(entry, direction).iter().zip(&probe.addresses) {
+                word.store(value, Relaxed);
+            }
+            both = both << 32 | u64::from(probe.ports);
+            self.link(probe.hash, flow.0);
         }
-        entry[PORTS].store(both, Relaxed);
+        self.entries[entry].0[PORTS].store(both, Relaxed);
     }
 
     fn link(&self, hash: u64, number: u32) {
@@ -93,9 +138,15 @@ impl Limit {
     }
 
     #[inline]
-    fn hash(&self, addresses: u64, ports: u32) -> u64 {
+    fn hash(&self, addresses: &Addresses<WORDS>, ports: u32) -> u64 {
         let mut hasher = self.hash.build_hasher();
-        hasher.write_u64(addresses);
+        if WORDS == V6 {
+            for pair in addresses.chunks_exact(2) {
+                hasher.write_u128(u128::from(pair[0]) << 64 | u128::from(pair[1]));
+            }
+        } else {
+            hasher.write_u64(addresses[0]);
+        }
         hasher.write_u64(u64::from(ports) << 16 | 17);
         hasher.finish()
     }
@@ -111,15 +162,26 @@ impl Limit {
 
     /// The entry in a slot with the tag of `hash`.
     #[inline]
-    fn candidate(&self, hash: u64) -> Option<&Line> {
+    fn candidate(&self, hash: u64) -> Option<usize> {
         self.places(hash).into_iter().find_map(|bucket| {
             let slots = &self.buckets[bucket].0;
             let slot = slots
                 .iter()
                 .map(|slot| slot.load(Relaxed))
                 .find(|slot| slot >> 48 == hash & 0xffff && *slot != 0)?;
-            self.entries.get(slot as u32 as usize - 1)
+            Some(slot as u32 as usize - 1)
         })
+    }
+
+    /// Where an entry keeps the addresses of packets of a direction.
+    #[inline]
+    fn words(&self, entry: usize, direction: Direction) -> &[AtomicU64] {
+        let nth = direction as usize;
+        if WORDS == V6 {
+            &self.addresses[entry].0[nth * V6..][..V6]
+        } else {
+            &self.entries[entry].0[ADDRESSES[nth]..][..V4]
+        }
     }
 
     /// Handles prepared frames in batches; the time that it took.
@@ -132,9 +194,14 @@ impl Limit {
     ) -> Duration {
         for (frame, (flow, direction)) in frames.iter_mut().zip(packets) {
             let ends = flow.ends(direction);
-            ends.write(Traffic::UDP_V4, (direction, Stage::Open), frame);
+            ends.write(self.traffic, (direction, Stage::Open), frame);
         }
-        let mut probes = vec![Probe::default(); batch];
+        let empty = Probe {
+            hash: 0,
+            addresses: [0; WORDS],
+            ports: 0,
+        };
+        let mut probes = vec![empty; batch];
         let start = Instant::now();
         for frames in frames.chunks_mut(batch) {
             self.batch(frames, &mut probes, now);
@@ -144,7 +211,7 @@ impl Limit {
         elapsed
     }
 
-    fn batch(&self, frames: &mut [Frame], probes: &mut [Probe], now: u64) {
+    fn batch(&self, frames: &mut [Frame], probes: &mut [Probe<WORDS>], now: u64) {
         for (probe, frame) in probes.iter_mut().zip(&*frames) {
             *probe = self.probe(frame.packet());
             for bucket in self.places(probe.hash) {
@@ -154,47 +221,75 @@ impl Limit {
         if frames.len() > 1 {
             for probe in &probes[..frames.len()] {
                 if let Some(entry) = self.candidate(probe.hash) {
-                    memory::prefetch(entry);
+                    memory::prefetch(&self.entries[entry]);
+                    if WORDS == V6 {
+                        memory::prefetch(&self.addresses[entry]);
+                    }
                 }
             }
         }
         for (probe, frame) in probes.iter().zip(frames) {
             if let Some(entry) = self.candidate(probe.hash) {
-                rewrite(entry, probe, frame.packet_mut(), now);
+                self.rewrite(entry, probe, frame.packet_mut(), now);
             }
         }
     }
 
     #[inline]
-    fn probe(&self, packet: &[u8]) -> Probe {
-        let addresses = u64::from_be_bytes(field(packet, 12));
-        let ports = u32::from_be_bytes(field(packet, 20));
+    fn probe(&self, packet: &[u8]) -> Probe<WORDS> {
+        let word = |nth| u64::from_be_bytes(field(packet, self.fields.addresses + 8 * nth));
+        let addresses = std::array::from_fn(word);
+        let ports = u32::from_be_bytes(field(packet, self.fields.ports));
         Probe {
-            hash: self.hash(addresses, ports),
+            hash: self.hash(&addresses, ports),
             addresses,
             ports,
         }
     }
+
+    /// Counts the packet in its entry and gives it the addresses and ports of the other direction, turned around.
+    #[inline]
+    fn rewrite(&self, number: usize, probe: &Probe<WORDS>, packet: &mut [u8], now: u64) {
+        let words = |direction| {
+            let words = self.words(number, direction);
+            std::array::from_fn(|nth| words[nth].load(Relaxed))
+        };
+        let is_reply = words(Direction::Reply) == probe.addresses;
+        let other: Addresses<WORDS> = turned(words(if is_reply {
+            Direction::Original
+        } else {
+            Direction::Reply
+        }));
+        let entry = &self.entries[number].0;
+        let both = entry[PORTS].load(Relaxed);
+        let ports = (if is_reply { both >> 32 } else { both } as u32).rotate_left(16);
+        entry[PACKETS].store(entry[PACKETS].load(Relaxed) + 1, Relaxed);
+        entry[LAST_SEEN].store(now, Relaxed);
+        let changes = probe.addresses.into_iter().zip(other);
+        let addresses = changes.fold(Change::default(), |all, (old, new)| {
+            all.and(difference(old, new))
+        });
+        let transport = addresses.and(difference(u64::from(probe.ports), u64::from(ports)));
+        for (nth, word) in other.into_iter().enumerate() {
+            packet[self.fields.addresses + 8 * nth..][..8].copy_from_slice(&word.to_be_bytes());
+        }
+        packet[self.fields.ports..][..4].copy_from_slice(&ports.to_be_bytes());
+        if let Some(at) = self.fields.header_checksum {
+            mend(packet, at, addresses);
+        }
+        mend(packet, self.fields.checksum, transport);
+    }
 }
 
-/// Counts the packet in its entry and gives it the addresses and ports of the other direction, turned around.
+/// Source and destination exchanged.
 #[inline]
-fn rewrite(entry: &Line, probe: &Probe, packet: &mut [u8], now: u64) {
-    let entry = &entry.0;
-    let is_reply = entry[ADDRESSES[1]].load(Relaxed) == probe.addresses;
-    let other = entry[ADDRESSES[usize::from(!is_reply)]]
-        .load(Relaxed)
-        .rotate_left(32);
-    let both = entry[PORTS].load(Relaxed);
-    let ports = (if is_reply { both >> 32 } else { both } as u32).rotate_left(16);
-    entry[PACKETS].store(entry[PACKETS].load(Relaxed) + 1, Relaxed);
-    entry[LAST_SEEN].store(now, Relaxed);
-    let addresses = difference(probe.addresses, other);
-    let transport = addresses.and(difference(u64::from(probe.ports), u64::from(ports)));
-    packet[12..20].copy_from_slice(&other.to_be_bytes());
-    packet[20..24].copy_from_slice(&ports.to_be_bytes());
-    mend(packet, 10, addresses);
-    mend(packet, 26, transport);
+fn turned<const WORDS: usize>(mut addresses: Addresses<WORDS>) -> Addresses<WORDS> {
+    if WORDS == V6 {
+        addresses.rotate_left(WORDS / 2);
+    } else {
+        addresses[0] = addresses[0].rotate_left(32);
+    }
+    addresses
 }
 
 #[inline]

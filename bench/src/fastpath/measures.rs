@@ -1,9 +1,10 @@
-//! What is measured without a limit beside it: other traffic, churn, first packets, ports of nearly full destinations,
+//! What is measured besides the rows of UDP over IPv4: other traffic, churn, first packets, ports of nearly full destinations,
 //! memory.
 
-use super::flows::{Flow, Traffic};
+use super::flows::{Family, Flow, Traffic};
+use super::limit::{self, Limit};
 use super::subject::{self, CHUNK, Subject, Wanted, of_flow, opening};
-use super::{MEASURED_AT, Size, establish, median, random_packets, together};
+use super::{MEASURED_AT, Size, establish, limit_chunks, median, random_packets, spread, together};
 use dataplane::conntrack::{Confirmed, Conntrack, Headers, Settings, Transport};
 use dataplane::ports::{self, ReservedPorts};
 use dataplane::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
@@ -12,7 +13,7 @@ use fastrand::Rng;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
-/// Packets of established flows of other kinds than the rows with a limit, on one thread, in batches of 64.
+/// Packets of established flows by kind, on one thread, in batches of 64.
 #[derive(Clone, Debug, Serialize)]
 pub struct Kind {
     /// Of which kind.
@@ -22,35 +23,56 @@ pub struct Kind {
     pub flows: u32,
     /// Of one packet.
     pub ns_per_packet: f64,
-    /// By that of UDP over IPv4, measured in turns with it.
+    /// The same of the bare loop over packets of this kind.
+    pub limit_ns_per_packet: f64,
+    /// The former by the latter.
+    pub ratio: f64,
+    /// Least and most of the rounds' ratios.
+    pub ratio_spread: [f64; 2],
+    /// By that of UDP over IPv4, which was measured before.
     pub ratio_to_udp_ipv4: f64,
 }
 
 pub(super) fn kinds(size: &Size, flows: u32) -> Vec<Kind> {
-    let of = |traffic: Traffic| {
-        let shared = subject::shared(Settings::kernel(flows as usize), (traffic, false), 1);
-        establish(&shared, traffic, flows);
-        (shared, traffic)
-    };
-    let subjects: Vec<_> = std::iter::once(Traffic::UDP_V4)
-        .chain(Traffic::OTHERS)
-        .map(of)
-        .collect();
-    let mut rounds = vec![Vec::new(); subjects.len()];
-    for round in 0..size.rounds as u64 {
-        for ((shared, traffic), figures) in subjects.iter().zip(&mut rounds) {
-            let chunks = |_| established_chunks(shared, *traffic, flows, (64, size.chunks, round));
-            figures.push(together(1, chunks));
+    let mut kinds: Vec<Kind> = Vec::new();
+    for traffic in std::iter::once(Traffic::UDP_V4).chain(Traffic::OTHERS) {
+        let mut kind = match traffic.family {
+            Family::Ipv4 => kind::<{ limit::V4 }>(size, traffic, flows),
+            Family::Ipv6 => kind::<{ limit::V6 }>(size, traffic, flows),
+        };
+        if let Some(udp_ipv4) = kinds.first() {
+            kind.ratio_to_udp_ipv4 = kind.ns_per_packet / udp_ipv4.ns_per_packet;
         }
+        kinds.push(kind);
     }
-    let medians: Vec<f64> = rounds.into_iter().map(median).collect();
-    let kind = |((_, traffic), &ns_per_packet): (&(Shared, Traffic), &f64)| Kind {
-        traffic: *traffic,
+    kinds
+}
+
+fn kind<const WORDS: usize>(size: &Size, traffic: Traffic, flows: u32) -> Kind {
+    let settings = Settings::kernel(flows as usize);
+    let shared = subject::shared(settings, (traffic, false), 1);
+    establish(&shared, traffic, flows);
+    let limit = Limit::<WORDS>::new(traffic, flows, 1);
+    let of_round = |round| {
+        let chunks = (64, size.chunks, round);
+        let ours = together(1, |_| established_chunks(&shared, traffic, flows, chunks));
+        let bare = together(1, |_| limit_chunks(&limit, flows, chunks));
+        (ours, bare)
+    };
+    let (ours, bare) = (0..size.rounds as u64)
+        .map(of_round)
+        .unzip::<f64, f64, Vec<f64>, Vec<f64>>();
+    let ratio_spread = spread(&ours, &bare);
+    let (ns_per_packet, limit_ns_per_packet) = (median(ours), median(bare));
+    Kind {
+        traffic,
         flows,
         ns_per_packet,
-        ratio_to_udp_ipv4: ns_per_packet / medians[0],
-    };
-    subjects.iter().zip(&medians).map(kind).collect()
+        limit_ns_per_packet,
+        ratio: ns_per_packet / limit_ns_per_packet,
+        ratio_spread,
+        ratio_to_udp_ipv4: 1.0,
+    }
 }
 
 /// The time of each chunk of packets of random established flows, in batches of `batch`.

@@ -83,8 +83,13 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
         let (protocol, family) = (kind.traffic.protocol, kind.traffic.family);
         writeln!(
             text,
-            "{protocol:?} over {family:?}: {:.1} ns/packet at {} flows, {:.2} times UDP over IPv4",
-            kind.ns_per_packet, kind.flows, kind.ratio_to_udp_ipv4
+            "{protocol:?} over {family:?}: {:.1} ns/packet at {} flows, {:.2} times the limit ({:.2} to {:.2}), {:.2} times UDP over IPv4",
+            kind.ns_per_packet,
+            kind.flows,
+            kind.ratio,
+            kind.ratio_spread[0],
+            kind.ratio_spread[1],
+            kind.ratio_to_udp_ipv4
         )?;
     }
     for churn in &report.churn {

@@ -9,9 +9,11 @@
 
 mod events;
 mod facts;
+mod files;
 mod links;
 mod room;
 mod servers;
+mod settings;
 mod slices;
 pub mod socket;
 pub mod steering;
@@ -29,24 +31,17 @@ use crate::conntrack::Responder;
 use crate::metrics::{Changes, WithoutLocal};
 use crate::netlink::{self, Netlink};
 use crate::node_network::NodeNetwork;
-use crate::snapshot::{Snapshot, Texts};
+use crate::snapshot::{Followed, Snapshot, Texts};
 use anyhow::{Context as _, Result, bail};
-use arc_swap::ArcSwap;
-use dataplane::conntrack::{self, Conntrack};
-use dataplane::fragments::Fragments;
-use dataplane::notices::Notices;
-use dataplane::reject::RateLimit;
-use dataplane::select::Affinity;
 use dataplane::service::{Generation, ServiceTable};
 use dataplane::sys::node_errors::NodeErrors;
 use dataplane::sys::tun::{self, Offloads, Queue};
 use dataplane::tuple::{Origin, Timestamp};
 use dataplane::verdict::Counts;
-use dataplane::worker::{NodeFacts, Shared};
+use dataplane::worker::Shared;
 use servers::{Servers, Telemetry};
 use slices::Exchange;
 use std::ffi::OsStr;
-use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -105,7 +100,7 @@ pub fn run(settings: Settings, ready: impl FnOnce() -> bool) -> Result<()> {
 struct Agent {
     settings: Settings,
     config: KubeProxyConfig,
-    snapshot: Snapshot,
+    objects: Followed,
     shared: Arc<Shared>,
     workers: Option<Workers>,
     steering: Option<Steering>,
@@ -121,6 +116,8 @@ struct Agent {
     servers: Servers,
     /// What the files with the objects held when all of them were looked at last, if no single one was since.
     seen: Option<u64>,
+    /// Of what the files hold: there may be many megabytes of it.
+    digests: ahash::RandomState,
     /// Why the objects that are in the files now are not those in the table.
     refused: Option<String>,
     /// The addresses and routes that the table was compiled for.
@@ -143,9 +140,9 @@ impl Agent {
             Some(path) => KubeProxyConfig::read(path)?,
             None => KubeProxyConfig::default(),
         };
-        follow_host_settings(&settings, &config);
+        settings::follow_host(&settings, &config);
         let mut agent = Self::prepare(settings, snapshot, config)?;
-        agent.seen = Some(digest(&texts));
+        agent.seen = Some(agent.digests.hash_one(&texts));
         match agent.attach(events) {
             Ok(()) => Ok(agent),
             Err(error) => {
@@ -160,12 +157,13 @@ impl Agent {
         let mut netlink = Netlink::open().context("cannot open rtnetlink")?;
         links::require(&mut netlink, &settings.uplinks)?;
         let clock = Clock::start();
-        let shared = Arc::new(shared(&settings, &config));
+        let shared = Arc::new(settings::shared(&settings, &config));
         let telemetry = Arc::new(Telemetry::new(&config, Arc::clone(&shared), clock));
         let mut agent = Self {
             servers: Servers::start(&config, Arc::clone(&telemetry))?,
             telemetry,
             seen: None,
+            digests: ahash::RandomState::new(),
             refused: None,
             network: NodeNetwork::default(),
             without_local: WithoutLocal::default(),
@@ -180,11 +178,14 @@ impl Agent {
             steering: None,
             settings,
             config,
-            snapshot,
+            objects: Followed::new(snapshot),
             netlink,
             clock,
         };
-        agent.publish(&Changes::between(&Snapshot::default(), &agent.snapshot))?;
+        agent.publish(&Changes::between(
+            &Snapshot::default(),
+            agent.objects.snapshot(),
+        ))?;
         Ok(agent)
     }
 
@@ -234,6 +235,7 @@ impl Agent {
     }
 
     fn run(&mut self, events: &Receiver<Event>) -> Result<()> {
+        self.objects.prepare();
         let mut maintained = self.clock.now();
         loop {
             let now = self.clock.now();
@@ -278,7 +280,7 @@ impl Agent {
     fn try_reread(&mut self) -> Result<Reread> {
         let texts = Texts::read(&self.settings.snapshot)?;
         // One change of a file makes several events.
-        let seen = digest(&texts);
+        let seen = self.digests.hash_one(&texts);
         if self.seen == Some(seen) {
             return Ok(Reread::Same);
         }
@@ -289,11 +291,11 @@ impl Agent {
     }
 
     fn take(&mut self, snapshot: Snapshot) -> Result<()> {
-        let changes = Changes::between(&self.snapshot, &snapshot);
-        let old = std::mem::replace(&mut self.snapshot, snapshot);
+        let changes = Changes::between(self.objects.snapshot(), &snapshot);
+        let old = std::mem::replace(&mut self.objects, Followed::new(snapshot));
         self.publish(&changes)
             .and_then(|()| self.steer())
-            .inspect_err(|_| self.snapshot = old)
+            .inspect_err(|_| self.objects = old)
     }
 
     /// Links or addresses changed: masquerade addresses, local addresses and rules depend on them.
@@ -308,9 +310,15 @@ impl Agent {
         let generation = Generation(self.generation.0 + 1);
         let network = node_network(&mut self.netlink)?;
         let node = &self.settings.node;
-        let compiled = compile_all(&self.snapshot, &self.config, &network, node, generation)?;
+        let compiled = compile_all(
+            self.objects.snapshot(),
+            &self.config,
+            &network,
+            node,
+            generation,
+        )?;
         let pod_links = links::indexes(&self.netlink.links()?, &self.settings.pods);
-        let facts = facts::node_facts(&network, &self.snapshot, node, &pod_links);
+        let facts = facts::node_facts(&network, self.objects.snapshot(), node, &pod_links);
         self.shared.facts.store(Arc::new(facts));
         let table = ServiceTable::following(compiled.parts, &self.shared.services.load());
         let table = Arc::new(table);
@@ -320,10 +328,10 @@ impl Agent {
         self.without_local = compiled.without_local;
         self.telemetry
             .published(start, changes, compiled.without_local);
-        if let Some(node) = self.snapshot.node(node) {
+        if let Some(node) = self.objects.snapshot().node(node) {
             self.telemetry.health().follow_node(node);
         }
-        self.servers.follow(compiled.health_checks, table.parts());
+        self.servers.follow(compiled.health_checks, &table);
         Ok(())
     }
 
@@ -339,7 +347,7 @@ impl Agent {
     fn plan(&mut self) -> netlink::Result<Plan> {
         let links = self.netlink.links()?;
         let network = node_network(&mut self.netlink)?;
-        let sources = facts::sources(&network, &self.snapshot, &self.settings.node);
+        let sources = facts::sources(&network, self.objects.snapshot(), &self.settings.node);
         let named = |patterns: &[LinkPattern]| links::matching(&links, patterns);
         let services = self.shared.services.load();
         Ok(Plan {
@@ -351,6 +359,7 @@ impl Agent {
     }
 
     fn maintain(&mut self) {
+        self.objects.prepare();
         let now = self.clock.now();
         self.shared.conntrack.expire(now, MAINTENANCE_BUDGET);
         self.shared.affinity.expire(now);
@@ -394,35 +403,10 @@ impl Agent {
     }
 }
 
-/// What the configuration says of the process and its host.
-fn follow_host_settings(settings: &Settings, config: &KubeProxyConfig) {
-    if let Some(score) = config.oom_score_adjustment
-        && let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string())
-    {
-        tracing::warn!("oomScoreAdj {score}: {error}");
-    }
-    if let Some(name) = config
-        .hostname_override
-        .as_ref()
-        .filter(|name| **name != settings.node)
-    {
-        tracing::warn!(
-            "hostnameOverride is {name}, but --node {} counts",
-            settings.node
-        );
-    }
-}
-
 /// What came of looking at the objects again.
 enum Reread {
     Same,
     Published,
-}
-
-fn digest(texts: &Texts) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    texts.hash(&mut hasher);
-    hasher.finish()
 }
 
 /// What the kernel keeps of ICMPv6; none on a machine without IPv6.
@@ -433,56 +417,3 @@ fn node_errors(device: &Queue) -> Option<Source> {
         .ok()
         .map(Source::Errors)
 }
-
-fn shared(settings: &Settings, config: &KubeProxyConfig) -> Shared {
-    let random = RandomState::new();
-    let keys = std::array::from_fn(|index| random.hash_one(index));
-    Shared {
-        conntrack: Conntrack::new(
-            conntrack::Settings {
-                per_source: settings.connections_per_source,
-                ..conntrack_settings(config)
-            },
-            keys,
-        ),
-        services: ArcSwap::from_pointee(ServiceTable::empty()),
-        facts: ArcSwap::from_pointee(NodeFacts::default()),
-        affinity: Affinity::default(),
-        fragments: Fragments::default(),
-        notices: Notices::default(),
-        reject_limit: settings.limit_rejects.then(RateLimit::default),
-        forward_invalid: config.conntrack.tcp_be_liberal,
-    }
-}
-
-/// kube-proxy's limits and timeouts (`cmd/kube-proxy/app/conntrack.go`); what it leaves alone is as in the kernel.
-fn conntrack_settings(config: &KubeProxyConfig) -> conntrack::Settings {
-    let limits = &config.conntrack;
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let capacity = (limits.max_per_core as usize * processors).max(limits.min as usize);
-    let mut settings = conntrack::Settings::kernel(if capacity == 0 {
-        KERNEL_CAPACITY
-    } else {
-        capacity
-    });
-    let set = |timeout: &mut Duration, wanted: Option<Duration>| {
-        *timeout = wanted
-            .filter(|wanted| !wanted.is_zero())
-            .unwrap_or(*timeout);
-    };
-    set(
-        &mut settings.tcp.timeouts.established,
-        limits.tcp_established_timeout,
-    );
-    set(
-        &mut settings.tcp.timeouts.close_wait,
-        limits.tcp_close_wait_timeout,
-    );
-    set(&mut settings.timeouts.udp.unreplied, limits.udp_timeout);
-    set(&mut settings.timeouts.udp.stream, limits.udp_stream_timeout);
-    settings.tcp.be_liberal = limits.tcp_be_liberal;
-    settings
-}
-
-/// `nf_conntrack_max` of a machine with more than 4 GiB of memory.
-const KERNEL_CAPACITY: usize = 262_144;

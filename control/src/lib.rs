@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod model;
 pub mod netlink;
 pub mod node_network;
+mod parallel;
 pub mod problem;
 pub mod render;
 pub mod resolve;

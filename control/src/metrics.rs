@@ -10,6 +10,7 @@ pub use exposition::{Exposition, Histogram, Kind};
 use crate::endpoints::EndpointSets;
 use crate::health::ProxyHealth;
 use crate::model::{ServicePort, TrafficPolicy};
+use crate::snapshot::objects::Metadata;
 use crate::snapshot::{EndpointSlice, Snapshot};
 use dataplane::conntrack::{Conntrack, Statistics, Status};
 use dataplane::tuple::{Timestamp, Tuple};
@@ -89,32 +90,37 @@ pub struct Changes {
 impl Changes {
     /// From one snapshot to another. Where an object was read does not matter.
     pub fn between(old: &Snapshot, new: &Snapshot) -> Self {
-        let key = |slice: &EndpointSlice| {
-            (
-                slice.metadata.namespace.clone(),
-                slice.metadata.name.clone(),
-            )
-        };
         let services = changed(&old.services, &new.services, |service| {
-            let metadata = &service.metadata;
-            (metadata.namespace.clone(), metadata.name.clone())
+            name(&service.metadata)
         });
-        let slices = changed(&old.endpoint_slices, &new.endpoint_slices, key);
+        Self {
+            services: services.0,
+            ..Self::of_slices(&old.endpoint_slices, &new.endpoint_slices)
+        }
+    }
+
+    /// From some slices to others, both sorted.
+    pub fn of_slices(old: &[EndpointSlice], new: &[EndpointSlice]) -> Self {
+        let slices = changed(old, new, |slice| name(&slice.metadata));
         let triggered =
             |slice: &EndpointSlice| slice.metadata.annotations.get(TRIGGER_TIME)?.parse().ok();
         Self {
-            services: services.0,
+            services: 0,
             slices: slices.0,
             triggered: slices.1.into_iter().filter_map(triggered).collect(),
         }
     }
 }
 
+fn name(metadata: &Metadata) -> (&str, &str) {
+    (&metadata.namespace, &metadata.name)
+}
+
 /// How many objects came, went or changed, and those that came or changed. Both lists are sorted by `key`.
-fn changed<'n, T: PartialEq, K: Ord>(
+fn changed<'n, T: PartialEq>(
     old: &[T],
     new: &'n [T],
-    key: impl Fn(&T) -> K,
+    key: impl Fn(&T) -> (&str, &str),
 ) -> (usize, Vec<&'n T>) {
     let mut old = old.iter().peekable();
     let mut gone = 0;

@@ -130,9 +130,7 @@ pub struct Endpoint {
     pub address: IpAddr,
     /// Its port.
     pub port: u16,
-    /// Name of the node that it runs on, if the slice says so.
-    pub node_name: Option<String>,
-    /// Whether that node is the one this is about.
+    /// Whether it runs on the node that this is about.
     pub is_local: bool,
     /// Condition `ready`, true when absent.
     pub ready: bool,

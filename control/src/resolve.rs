@@ -12,6 +12,7 @@ use crate::snapshot::objects::{
 use crate::snapshot::{Snapshot, slices_by_service};
 use dataplane::service::Selection;
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -36,28 +37,56 @@ pub fn service_ports(
     node_name: &str,
     family: Family,
 ) -> Vec<ServicePort> {
-    let slices = slices_by_service(&snapshot.endpoint_slices);
-    let mut service_ports = Vec::new();
-    for service in &snapshot.services {
-        let Some(cluster_ip) = served_address(service, family) else {
-            continue;
-        };
-        let metadata = &service.metadata;
-        let key = (metadata.namespace.as_str(), metadata.name.as_str());
-        let positions = slices.get(&key).map_or(&[][..], Vec::as_slice);
-        let slices: Vec<&EndpointSlice> = positions
-            .iter()
-            .map(|position| &snapshot.endpoint_slices[*position])
-            .filter(|slice| is_slice_used(slice, family))
-            .collect();
-        for port in &service.spec.ports {
-            let mut service_port = service_port(service, port, cluster_ip, config);
-            service_port.endpoints = endpoints(&slices, &service_port.name, node_name);
-            service_ports.push(service_port);
+    let resolver = Resolver::new(snapshot, config, node_name);
+    resolver.service_ports(&snapshot.services, family)
+}
+
+/// A snapshot whose slices are sorted by Service, seen from one node.
+pub struct Resolver<'s> {
+    snapshot: &'s Snapshot,
+    config: &'s KubeProxyConfig,
+    node_name: &'s str,
+    slices: HashMap<(&'s str, &'s str), Vec<usize>>,
+}
+
+impl<'s> Resolver<'s> {
+    /// Looks at the slices once for all Services.
+    pub fn new(snapshot: &'s Snapshot, config: &'s KubeProxyConfig, node_name: &'s str) -> Self {
+        Self {
+            snapshot,
+            config,
+            node_name,
+            slices: slices_by_service(&snapshot.endpoint_slices),
         }
     }
-    service_ports.sort_by(|a, b| a.name.cmp(&b.name));
-    service_ports
+
+    /// The svcports of some of the snapshot's Services, sorted by namespace, name, port and protocol.
+    pub fn service_ports(&self, services: &[Service], family: Family) -> Vec<ServicePort> {
+        let mut service_ports = Vec::with_capacity(services.len());
+        for service in services {
+            let Some(cluster_ip) = served_address(service, family) else {
+                continue;
+            };
+            let slices = self.slices_of(service, family);
+            for port in &service.spec.ports {
+                let mut service_port = service_port(service, port, cluster_ip, self.config);
+                service_port.endpoints = endpoints(&slices, &service_port.name, self.node_name);
+                service_ports.push(service_port);
+            }
+        }
+        service_ports.sort_by(|a, b| a.name.cmp(&b.name));
+        service_ports
+    }
+
+    fn slices_of(&self, service: &Service, family: Family) -> Vec<&'s EndpointSlice> {
+        let metadata = &service.metadata;
+        let key = (metadata.namespace.as_str(), metadata.name.as_str());
+        let positions = self.slices.get(&key).into_iter().flatten();
+        positions
+            .map(|position| &self.snapshot.endpoint_slices[*position])
+            .filter(|slice| is_slice_used(slice, family))
+            .collect()
+    }
 }
 
 /// The cluster IP of `family` of a Service that kube-proxy serves (`ShouldSkipService`, `GetClusterIPByFamily`).
@@ -205,28 +234,30 @@ fn selection(service: &Service) -> Option<Selection> {
 
 /// The endpoints of a svcport from all its slices, unique by `ip:port` and sorted by that string.
 fn endpoints(slices: &[&EndpointSlice], name: &ServicePortName, node_name: &str) -> Vec<Endpoint> {
-    let mut unique: HashMap<(IpAddr, u16), Endpoint> = HashMap::new();
+    let of_slice = |slice: &&EndpointSlice| slice.endpoints.len();
+    let mut endpoints = Vec::with_capacity(slices.iter().map(of_slice).sum());
     for slice in slices {
         for port in ports(slice, name) {
-            for endpoint in &slice.endpoints {
-                let Some(endpoint) = resolve_endpoint(endpoint, port, slice, node_name) else {
-                    continue;
-                };
-                let key = (endpoint.address, endpoint.port);
-                // Among duplicates a local one wins, else the first.
-                if unique
-                    .get(&key)
-                    .is_none_or(|known| endpoint.is_local && !known.is_local)
-                {
-                    unique.insert(key, endpoint);
-                }
-            }
+            let of_port = |endpoint| resolve_endpoint(endpoint, port, slice, node_name);
+            endpoints.extend(slice.endpoints.iter().filter_map(of_port));
         }
     }
-    let mut endpoints: Vec<Endpoint> = unique.into_values().collect();
-    endpoints.sort_by_cached_key(Endpoint::to_string);
+    // Of duplicates a local one comes first, and of equals the one that was listed first.
+    endpoints.sort_by_cached_key(|endpoint| (text(endpoint), !endpoint.is_local));
+    endpoints.dedup_by_key(|endpoint| (endpoint.address, endpoint.port));
     endpoints
 }
+
+/// `ip:port`, with zeros behind it: comparing these is comparing the strings, without an allocation for each.
+fn text(endpoint: &Endpoint) -> [u8; LONGEST] {
+    let mut text = [0; LONGEST];
+    // It fits.
+    let _ = write!(&mut text[..], "{endpoint}");
+    text
+}
+
+/// Bytes of `[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535`.
+const LONGEST: usize = 47;
 
 fn ports<'s>(
     slice: &'s EndpointSlice,
@@ -256,7 +287,6 @@ fn resolve_endpoint(
     is_of_slice.then(|| Endpoint {
         address,
         port,
-        node_name: endpoint.node_name.clone(),
         is_local: endpoint.node_name.as_deref() == Some(node_name),
         ready: endpoint.conditions.ready.unwrap_or(true),
         serving: endpoint.conditions.serving.unwrap_or(true),

@@ -20,12 +20,13 @@ pub mod objects;
 mod validate;
 
 pub(crate) use document::options as yaml_options;
-pub use exchange::{ServiceKey, slices};
+pub use exchange::{Followed, ServiceKey, slices};
 pub use fields::{parse_cidr, parse_ip};
 pub use merge::merge;
 pub use objects::{EndpointSlice, Node, Service};
 
-use crate::problem::{ObjectName, Problem, Problems, did_you_mean};
+use crate::parallel::on_all_processors;
+use crate::problem::{Location, ObjectName, Problem, Problems, did_you_mean};
 use document::RawObject;
 use objects::{AddressType, Endpoints, Object};
 use serde::de::DeserializeOwned;
@@ -114,8 +115,9 @@ impl Snapshot {
     /// [`SnapshotError`].
     pub fn of(texts: &Texts) -> Result<Self, SnapshotError> {
         let mut reader = Reader::default();
-        for (file, text) in &texts.files {
-            reader.add(file, text);
+        let read = |(file, text): &(String, String)| Found::read(file, text);
+        for found in on_all_processors(&texts.files, 1, read) {
+            reader.add(found);
         }
         reader.finish(&texts.path)
     }
@@ -123,7 +125,7 @@ impl Snapshot {
     /// Reads `text`; `name` stands for it in messages.
     pub fn parse(name: &str, text: &str) -> Result<Self, SnapshotError> {
         let mut reader = Reader::default();
-        reader.add(name, text);
+        reader.add(Found::read(name, text));
         reader.finish(name)
     }
 
@@ -171,21 +173,39 @@ struct Reader {
 
 const KINDS: [&str; 4] = ["Service", "EndpointSlice", "Endpoints", "Node"];
 
-impl Reader {
-    fn add(&mut self, file: &str, text: &str) {
-        let (objects, mut problems) = document::read(file, text, typed);
-        for object in objects {
+/// What is in one text, and what is wrong in it.
+struct Found {
+    objects: Vec<Typed>,
+    problems: Vec<Problem>,
+}
+
+impl Found {
+    fn read(file: &str, text: &str) -> Self {
+        let (read, mut problems) = document::read(file, text, typed);
+        let mut objects = Vec::with_capacity(read.len());
+        for object in read {
             match object {
-                Ok(Typed::Service(service)) => self.snapshot.services.push(service),
-                Ok(Typed::EndpointSlice(slice)) => self.snapshot.endpoint_slices.push(slice),
-                Ok(Typed::Endpoints(endpoints)) => self.endpoints.push(endpoints),
-                Ok(Typed::Node(node)) => self.snapshot.nodes.push(node),
-                Ok(Typed::Skipped(kind)) => *self.skipped.entry(kind).or_default() += 1,
+                Ok(object) => objects.push(object),
                 Err(found) => problems.extend(found),
             }
         }
         lines::refine(&mut problems, text);
-        self.problems.extend(problems);
+        Self { objects, problems }
+    }
+}
+
+impl Reader {
+    fn add(&mut self, found: Found) {
+        for object in found.objects {
+            match object {
+                Typed::Service(service) => self.snapshot.services.push(service),
+                Typed::EndpointSlice(slice) => self.snapshot.endpoint_slices.push(slice),
+                Typed::Endpoints(endpoints) => self.endpoints.push(endpoints),
+                Typed::Node(node) => self.snapshot.nodes.push(node),
+                Typed::Skipped(kind) => *self.skipped.entry(kind).or_default() += 1,
+            }
+        }
+        self.problems.extend(found.problems);
     }
 
     fn finish(mut self, name: &str) -> Result<Snapshot, SnapshotError> {
@@ -368,14 +388,17 @@ fn drop_nulls(value: &mut Value) {
 
 /// Sorts by namespace and name; of two objects of one name the later is a problem.
 fn sort<T: Object>(objects: &mut [T]) -> Vec<Problem> {
-    objects.sort_by_cached_key(|object| {
+    fn key<T: Object>(object: &T) -> (&str, &str, &Location) {
         let metadata = object.metadata();
-        (
-            metadata.namespace.clone(),
-            metadata.name.clone(),
-            metadata.location.clone(),
-        )
-    });
+        (&metadata.namespace, &metadata.name, &metadata.location)
+    }
+    // What the API server lists is sorted, and objects are large: moving them takes longer than looking.
+    if !objects.is_sorted_by_key(key) {
+        objects.sort_by_cached_key(|object| {
+            let (namespace, name, location) = key(object);
+            (namespace.to_owned(), name.to_owned(), location.clone())
+        });
+    }
     let same = |pair: &[T]| {
         let (a, b) = (pair[0].metadata(), pair[1].metadata());
         a.name == b.name && a.namespace == b.namespace && !a.name.is_empty()

@@ -19,17 +19,18 @@ const CLUSTER_IP: &str = "10.96.0.10:80";
 
 /// Cluster IP 10.96.0.10:80 with endpoints 10.244.3.N:8080.
 fn parts(selection: Selection, endpoints: &[u8]) -> Parts {
-    let mut parts = services(&FAMILIES[0]).parts().clone();
-    parts.endpoints = endpoints
+    let names = &FAMILIES[0];
+    let mut parts = parts_with(names, names.pod, Generation(1));
+    parts.services.truncate(1);
+    parts.services[0].endpoints = endpoints
         .iter()
         .map(|last| Endpoint {
             address: address(&format!("10.244.3.{last}")),
             port: 8080,
-            masquerade_address: Some(address(FAMILIES[0].node)),
+            masquerade_address: Some(address(names.node)),
             on_node: false,
         })
         .collect();
-    parts.services.truncate(1);
     parts.services[0].selection = selection;
     parts
         .frontends

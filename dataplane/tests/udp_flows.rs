@@ -15,8 +15,7 @@ const NEW: &str = "10.244.3.2";
 
 /// Service 0 (cluster IP 10.96.0.10:80) with one endpoint in use, and what else its slices list.
 fn parts(generation: u64, used: Option<&str>, unused: &[&str], serving: bool) -> Parts {
-    let table = services_with(NAMES, used.unwrap_or(OLD), Generation(generation));
-    let mut parts = table.parts().clone();
+    let mut parts = parts_with(NAMES, used.unwrap_or(OLD), Generation(generation));
     parts.services[0].udp = Some(UdpEndpoints {
         unused: unused
             .iter()
@@ -118,9 +117,10 @@ fn a_flow_whose_service_went_and_came_back_starts_anew() {
 fn a_flow_stays_when_its_endpoint_is_at_another_place_of_the_table() {
     let mut bed = start();
     let mut moved = parts(2, Some(OLD), &[], true);
-    let first = moved.endpoints.iter().copied().take(1);
-    moved.endpoints = moved.endpoints.iter().copied().chain(first).collect();
-    let range = EndpointRange::new(moved.endpoints.iter().count() as u32 - 1, 1).unwrap();
+    let other = parts(2, Some(NEW), &[], true).services.swap_remove(0);
+    let service = &mut moved.services[0];
+    service.endpoints = [other.endpoints[0], service.endpoints[0]].into();
+    let range = EndpointRange::new(1, 1).unwrap();
     for (_, frontend) in moved
         .frontends
         .iter_mut()
@@ -157,7 +157,8 @@ fn a_family_that_is_served_does_not_hide_the_other_getting_its_first_endpoint() 
     assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(OLD));
     let mut served = other_family(2);
     served.services[0].udp.as_mut().unwrap().serving = true;
-    served.endpoints = parts(2, Some(NEW), &[], true).endpoints;
+    let new = parts(2, Some(NEW), &[], true).services.swap_remove(0);
+    served.services[0].endpoints = new.endpoints;
     let endpoint = (address(OLD), 8080);
     served.services[0]
         .udp

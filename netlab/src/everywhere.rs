@@ -302,8 +302,10 @@ impl<'a> Cluster<'a> {
             is_external && frontend.from_outside == Action::Drop && of_key == (to, number(protocol))
         };
         let explainer = self.explainers.get(node.as_str());
-        let frontends = explainer.map(|explainer| &explainer.table().parts().frontends);
-        self.is_nftables && frontends.is_some_and(|frontends| frontends.iter().any(is_lacking))
+        let mut frontends = explainer
+            .into_iter()
+            .flat_map(|explainer| explainer.table().frontends());
+        self.is_nftables && frontends.any(is_lacking)
     }
 
     /// Whether what endpoints answer passes the node `at`, which has to translate it back. It does not when a host

@@ -182,13 +182,7 @@ fn use_objects(snapshot: &Snapshot, config: &KubeProxyConfig, rng: &mut Rng) {
         let Ok(explainer) = Explainer::new(snapshot, config, name) else {
             continue;
         };
-        let keys: Vec<_> = explainer
-            .table()
-            .parts()
-            .frontends
-            .iter()
-            .map(|claim| claim.0)
-            .collect();
+        let keys: Vec<_> = explainer.table().frontends().map(|claim| claim.0).collect();
         for key in keys.iter().take(20) {
             let packet = Packet {
                 source: key.address.into(),

@@ -7,7 +7,7 @@
 use control::compile::compile;
 use control::config::KubeProxyConfig;
 use control::node_network::NodeNetwork;
-use control::snapshot::{Snapshot, slices};
+use control::snapshot::{EndpointSlice, Followed, Snapshot, slices};
 use dataplane::service::{Decision, Generation, ServiceTable};
 use dataplane::tuple::{Address, Origin, Protocol, Tuple};
 use std::collections::BTreeSet;
@@ -54,15 +54,17 @@ fn objects() -> String {
 }
 
 /// Moves the slice of a Service out of the snapshot's file, into a text of its own.
-fn slice_of(snapshot: &mut Snapshot, yaml: &str, service: &str) -> String {
+fn slice_of(snapshot: Snapshot, yaml: &str, service: &str) -> (Followed, String) {
     let is_its = |text: &&str| text.contains(&format!("name: {service}-x\n"));
     let text = yaml.split("---\n").find(is_its).unwrap();
-    snapshot
-        .endpoint_slices
-        .retain(|slice| slice.service_name() != Some(service));
+    let mut others = snapshot;
+    let is_another = |slice: &EndpointSlice| slice.service_name() != Some(service);
+    others.endpoint_slices.retain(is_another);
+    let mut objects = Followed::new(others);
     let new = slices("slice.yaml", text).unwrap();
-    snapshot.exchange_slices("slice.yaml", new).unwrap();
-    text.to_owned()
+    objects.exchange_slices("slice.yaml", new).unwrap();
+    objects.prepare();
+    (objects, text.to_owned())
 }
 
 fn timed<T>(what: &str, step: impl FnOnce() -> T) -> T {
@@ -112,15 +114,14 @@ fn ten_thousand_services_of_ten_endpoints() {
     let table = timed("index", || ServiceTable::new(compiled, &RandomState::new()));
     assert_eq!(endpoints(&table, 7_000).len(), ENDPOINTS);
 
-    let mut snapshot = snapshot;
-    let slice = slice_of(&mut snapshot, &yaml, "service-7000");
+    let (mut objects, slice) = slice_of(snapshot, &yaml, "service-7000");
     let slice = slice.replace("10.201.17.112", "10.209.0.2");
     let next = timed("one slice changed: read, compile and share", || {
         let new = slices("slice.yaml", &slice).unwrap();
         let key = ("load".to_owned(), "service-7000".to_owned());
-        snapshot.exchange_slices("slice.yaml", new).unwrap();
-        let part = snapshot.only(&BTreeSet::from([key]), "node-a");
-        table.with_changed(&parts(&part, 2)).unwrap()
+        objects.exchange_slices("slice.yaml", new).unwrap();
+        let part = objects.only(&BTreeSet::from([key]), "node-a");
+        table.with_changed(parts(&part, 2)).unwrap()
     });
     assert!(endpoints(&next, 7_000).contains(&Address::from_v4([10, 209, 0, 2])));
 

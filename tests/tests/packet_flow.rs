@@ -239,7 +239,6 @@ fn endpoint(value: &Value) -> model::Endpoint {
     model::Endpoint {
         address: socket.ip(),
         port: socket.port(),
-        node_name: None,
         is_local: flag("local"),
         ready: flag("ready"),
         serving: flag("serving"),

@@ -204,6 +204,12 @@ fn write_segment(transport: &mut [u8], direction: Direction, stage: Stage) {
 
 /// The Services that the flows go through.
 pub(crate) fn services(traffic: Traffic, masquerade: bool) -> ServiceTable {
+    let endpoint = |nth: u32| Endpoint {
+        address: traffic.address(FIRST_ENDPOINT + nth),
+        port: ENDPOINT_PORT,
+        masquerade_address: Some(traffic.address(MASQUERADE)),
+        on_node: false,
+    };
     let service = |nth: u32| Service {
         name: format!("bench/service-{nth}:port").into(),
         selection: Selection::Random,
@@ -213,16 +219,11 @@ pub(crate) fn services(traffic: Traffic, masquerade: bool) -> ServiceTable {
             serving: true,
             is_ipv4: true,
         }),
-    };
-    let endpoint = |nth: u32| Endpoint {
-        address: traffic.address(FIRST_ENDPOINT + nth),
-        port: ENDPOINT_PORT,
-        masquerade_address: Some(traffic.address(MASQUERADE)),
-        on_node: false,
+        endpoints: [endpoint(nth)].into(),
     };
     let frontend = |nth: u32| {
         let balance =
-            EndpointRange::new(nth, 1).map_or(Action::Reject, |endpoints| Action::Balance {
+            EndpointRange::new(0, 1).map_or(Action::Reject, |endpoints| Action::Balance {
                 endpoints,
                 masquerade: masquerade || nth == MASQUERADED,
             });
@@ -245,7 +246,6 @@ pub(crate) fn services(traffic: Traffic, masquerade: bool) -> ServiceTable {
         generation: Generation(1),
         services: (0..=MASQUERADED).map(service).collect(),
         frontends: (0..=MASQUERADED).map(frontend).collect(),
-        endpoints: (0..=MASQUERADED).map(endpoint).collect(),
         node_addresses: vec![traffic.address(MASQUERADE)],
         node_port_addresses_v4: NodePortAddresses::Only(Vec::new()),
         node_port_addresses_v6: NodePortAddresses::Only(Vec::new()),

@@ -1,20 +1,17 @@
 //! The threads that tell the agent what happened.
 
-use super::Settings;
 use super::servers::Telemetry;
 use super::socket::{self, Question};
+use super::{Settings, files};
 use crate::conntrack::{self, Responder};
 use crate::netlink::Monitor;
-use crate::snapshot;
 use anyhow::{Context as _, Result};
-use notify::{RecursiveMode, Watcher as _};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread;
@@ -47,7 +44,18 @@ pub(super) fn listen(
 ) -> Result<()> {
     listen_to_signals(events.clone())?;
     listen_to_links(events.clone())?;
-    listen_to_files(&settings.snapshot, events.clone(), Arc::clone(telemetry))?;
+    let (told, telemetry) = (events.clone(), Arc::clone(telemetry));
+    let mut files = files::Watch::open(&settings.snapshot)?;
+    spawn("files", move || {
+        loop {
+            for changed in files.wait() {
+                telemetry.queued();
+                if told.send(Event::ObjectsChanged(changed)).is_err() {
+                    return;
+                }
+            }
+        }
+    })?;
     listen_to_questions(&settings.control_socket, responder, events.clone())
 }
 
@@ -75,87 +83,6 @@ fn listen_to_links(events: Sender<Event>) -> Result<()> {
             }
         }
     })
-}
-
-/// Watches folders, because editors and ConfigMaps replace files rather than write them: that of the file as it was
-/// named, and that of the file behind it when it is a link.
-fn listen_to_files(
-    snapshot: &Path,
-    events: Sender<Event>,
-    telemetry: Arc<Telemetry>,
-) -> Result<()> {
-    let watched = Watched::new(snapshot)?;
-    let (changes, changed) = std::sync::mpsc::channel();
-    let mut watcher = notify::recommended_watcher(changes)?;
-    for folder in &watched.folders {
-        watcher.watch(folder, RecursiveMode::NonRecursive)?;
-    }
-    spawn("files", move || {
-        let _watching = watcher;
-        for change in changed {
-            // An error is a lost message: everything may have changed.
-            for changed in change.map_or_else(|_| vec![None], |change| watched.changed(&change)) {
-                telemetry.queued();
-                if events.send(Event::ObjectsChanged(changed)).is_err() {
-                    return;
-                }
-            }
-        }
-    })
-}
-
-/// What to watch for changes of the objects.
-struct Watched {
-    folders: BTreeSet<PathBuf>,
-    /// `None`: any file in the folders.
-    files: Option<[PathBuf; 2]>,
-}
-
-impl Watched {
-    fn new(snapshot: &Path) -> io::Result<Self> {
-        let target = snapshot.canonicalize()?;
-        if target.is_dir() {
-            return Ok(Self {
-                folders: BTreeSet::from([target]),
-                files: None,
-            });
-        }
-        let named = std::path::absolute(snapshot)?;
-        let folder = parent(&named).canonicalize()?;
-        let below = named.file_name().map(|name| folder.join(name));
-        let named = below.unwrap_or(named);
-        Ok(Self {
-            folders: BTreeSet::from([folder, parent(&target)]),
-            files: Some([named, target]),
-        })
-    }
-
-    /// The names of the files of the folder that changed; `None` stands for all there are.
-    fn changed(&self, change: &notify::Event) -> Vec<Option<OsString>> {
-        let kind = change.kind;
-        if !(kind.is_create() || kind.is_modify() || kind.is_remove()) {
-            return Vec::new();
-        }
-        let mut paths = change.paths.iter();
-        // `..data` is the link by which a mounted ConfigMap replaces all its files at once.
-        let is_link = |path: &Path| path.ends_with("..data");
-        match &self.files {
-            _ if paths.clone().any(|path| is_link(path)) => vec![None],
-            Some(files) => {
-                let is_ours = paths.any(|path| files.contains(path));
-                is_ours.then_some(None).into_iter().collect()
-            }
-            None => paths
-                .filter(|path| snapshot::holds_objects(path))
-                .map(|path| path.file_name().map(OsStr::to_owned))
-                .collect(),
-        }
-    }
-}
-
-fn parent(file: &Path) -> PathBuf {
-    file.parent()
-        .map_or_else(|| PathBuf::from("/"), Path::to_path_buf)
 }
 
 fn listen_to_questions(path: &Path, responder: Responder, events: Sender<Event>) -> Result<()> {

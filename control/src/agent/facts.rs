@@ -127,19 +127,18 @@ pub(super) fn sources(network: &NodeNetwork, snapshot: &Snapshot, node: &str) ->
 
 /// The parts of the plan that follow from the table.
 pub(super) fn addressed(services: &ServiceTable, sources: Vec<IpAddr>) -> Plan {
-    let parts = services.parts();
     let mut plan = Plan {
         sources,
         ..Plan::default()
     };
-    plan.node_addresses = parts
-        .node_addresses
-        .iter()
+    plan.node_addresses = services
+        .node_addresses()
         .filter(|address| !address.is_loopback())
-        .map(|address| IpAddr::from(*address))
+        .map(IpAddr::from)
         .filter(|address| !is_link_local(*address))
         .collect();
-    for (key, frontend) in &parts.frontends {
+    plan.node_addresses.sort();
+    for (key, frontend) in services.frontends() {
         let Some(transport) = transport(key.protocol) else {
             continue;
         };
@@ -160,11 +159,8 @@ const fn is_link_local(address: IpAddr) -> bool {
 
 /// Ports of the endpoints on the node's own network: their answers must come by.
 fn host_ports(services: &ServiceTable) -> BTreeSet<(Transport, u16)> {
-    let on_node = services
-        .parts()
-        .endpoints
-        .iter()
-        .filter(|endpoint| endpoint.on_node);
+    let endpoints = services.services().flat_map(|service| &*service.endpoints);
+    let on_node = endpoints.filter(|endpoint| endpoint.on_node);
     let ports: BTreeSet<u16> = on_node.map(|endpoint| endpoint.port).collect();
     ports
         .into_iter()

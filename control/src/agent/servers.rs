@@ -9,7 +9,7 @@ use crate::http::{Request, Response, Server, TEXT};
 use crate::metrics::{self, Changes, Exposition, Kind, SyncMetrics, WithoutLocal};
 use crate::model::Family;
 use anyhow::{Context as _, Result};
-use dataplane::service::{NodePortAddresses, Parts};
+use dataplane::service::{NodePortAddresses, ServiceTable};
 use dataplane::verdict::{Counters, Counts};
 use dataplane::worker::Shared;
 use jiff::Timestamp;
@@ -111,14 +111,13 @@ impl Telemetry {
         metrics::write_packets(&mut page, &counts);
         metrics::write_connections(&mut page, &self.shared.conntrack, self.clock.now());
         let table = self.shared.services.load();
-        let parts = table.parts();
         let mut gauge = |name: &str, help: &str, value: u64| {
             page.single(Kind::Gauge, name, help, value);
         };
         let help = "Version of the service table";
         gauge("penstock_table_generation", help, table.generation().0);
         let help = "Ports of Services in the table, both families";
-        gauge("penstock_services", help, parts.services.len() as u64);
+        gauge("penstock_services", help, table.service_count() as u64);
         let help = "Members of the endpoint sets in the table";
         gauge("penstock_endpoints", help, table.endpoint_count() as u64);
         let help = "Clients whose endpoint is remembered for session affinity";
@@ -212,9 +211,13 @@ impl Servers {
     }
 
     /// Makes the health checks those of a new table. Servers whose port stays go on.
-    pub(super) fn follow(&mut self, checks: BTreeMap<ServiceName, HealthCheck>, parts: &Parts) {
+    pub(super) fn follow(
+        &mut self,
+        checks: BTreeMap<ServiceName, HealthCheck>,
+        table: &ServiceTable,
+    ) {
         self.checks.retain(|name, check| {
-            let wanted = checks.get(name).map(|wanted| sockets(*wanted, parts));
+            let wanted = checks.get(name).map(|wanted| sockets(*wanted, table));
             wanted
                 .is_some_and(|wanted| check.servers.iter().map(|server| server.address).eq(wanted))
         });
@@ -223,7 +226,7 @@ impl Servers {
                 check.local_endpoints.store(wanted.local_endpoints, Relaxed);
                 continue;
             }
-            let mut check = Check::new(wanted, parts);
+            let mut check = Check::new(wanted, table);
             if let Err(error) = check.bind(&name, &self.telemetry) {
                 tracing::error!("{error:#}; trying again");
             }
@@ -249,14 +252,14 @@ impl Wanted {
 }
 
 impl Check {
-    fn new(wanted: HealthCheck, parts: &Parts) -> Self {
+    fn new(wanted: HealthCheck, table: &ServiceTable) -> Self {
         let server = |address| Wanted {
             address,
             server: None,
         };
         Self {
             local_endpoints: Arc::new(AtomicUsize::new(wanted.local_endpoints)),
-            servers: sockets(wanted, parts).into_iter().map(server).collect(),
+            servers: sockets(wanted, table).into_iter().map(server).collect(),
         }
     }
 
@@ -278,13 +281,9 @@ impl Check {
 }
 
 /// Where a healthCheckNodePort listens: everywhere, or on the addresses that serve NodePorts of its family.
-fn sockets(check: HealthCheck, parts: &Parts) -> Vec<SocketAddr> {
-    let addresses = match check.family {
-        Family::V4 => &parts.node_port_addresses_v4,
-        Family::V6 => &parts.node_port_addresses_v6,
-    };
+fn sockets(check: HealthCheck, table: &ServiceTable) -> Vec<SocketAddr> {
     let socket = |address: IpAddr| SocketAddr::new(address, check.port);
-    match addresses {
+    match table.node_port_addresses(check.family == Family::V4) {
         NodePortAddresses::All { .. } => vec![socket(IpAddr::from(Ipv4Addr::UNSPECIFIED))],
         NodePortAddresses::Only(list) => list.iter().map(|own| socket((*own).into())).collect(),
     }

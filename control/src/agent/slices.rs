@@ -5,7 +5,7 @@ use super::Agent;
 use crate::compile::compile;
 use crate::metrics::Changes;
 use crate::snapshot::objects::Policy;
-use crate::snapshot::{self, EndpointSlice, Service, ServiceKey, Snapshot};
+use crate::snapshot::{self, EndpointSlice, Service, ServiceKey};
 use dataplane::service::Generation;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -28,16 +28,16 @@ impl Agent {
         let Some((name, slices)) = self.slices_in(file) else {
             return Exchange::Declined;
         };
-        let Some(old) = self.snapshot.exchange_slices(&name, slices.clone()) else {
+        let Some(old) = self.objects.exchange_slices(&name, slices.clone()) else {
             return Exchange::Declined;
         };
-        let changes = changes(&old, &slices);
+        let changes = Changes::of_slices(&old, &slices);
         if changes.slices == 0 {
             return Exchange::Same;
         }
         if self.republish(&old, &slices, &changes).is_none() {
             // The old ones came from this file and have their names still.
-            self.snapshot.exchange_slices(&name, old);
+            self.objects.exchange_slices(&name, old);
             return Exchange::Declined;
         }
         self.seen = None;
@@ -70,7 +70,7 @@ impl Agent {
         let start = self.telemetry.moment();
         let mut slices = old.iter().chain(new);
         let services: BTreeSet<ServiceKey> = slices.clone().filter_map(service).collect();
-        let part = self.snapshot.only(&services, &self.settings.node);
+        let part = self.objects.only(&services, &self.settings.node);
         // Answers of pods on the node's own network must be led back here: routing follows them.
         let is_on_node = |slice: &EndpointSlice| {
             let mut addresses = slice.endpoints.iter().filter_map(|at| at.address());
@@ -82,20 +82,12 @@ impl Agent {
         let generation = Generation(self.generation.0 + 1);
         let node = &self.settings.node;
         let compiled = compile(&part, &self.config, &self.network, node, generation).ok()?;
-        let table = self.shared.services.load().with_changed(&compiled)?;
+        let table = self.shared.services.load().with_changed(compiled)?;
         self.shared.services.store(Arc::new(table));
         self.generation = generation;
         self.telemetry.published(start, changes, self.without_local);
         Some(())
     }
-}
-
-fn changes(old: &[EndpointSlice], new: &[EndpointSlice]) -> Changes {
-    let of = |slices: &[EndpointSlice]| Snapshot {
-        endpoint_slices: slices.to_vec(),
-        ..Snapshot::default()
-    };
-    Changes::between(&of(old), &of(new))
 }
 
 fn service(slice: &EndpointSlice) -> Option<ServiceKey> {

@@ -130,7 +130,7 @@ fn status(agent: &Agent) -> Status {
     Status {
         node: agent.settings.node.clone(),
         generation: agent.generation.0,
-        services: agent.shared.services.load().parts().services.len(),
+        services: agent.shared.services.load().service_count(),
         connections: agent.shared.conntrack.len(),
         capacity: agent.shared.conntrack.capacity(),
         packets: Packets::from(&agent.counts()),

@@ -1,4 +1,6 @@
 use super::*;
+use dataplane::service::UdpEndpoints;
+use dataplane::tuple::Address;
 use std::path::Path;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
@@ -27,7 +29,11 @@ fn compiles_every_fixture_for_every_node() {
             );
             let parts = parts.unwrap();
             assert!(parts.frontends.len() >= parts.services.len(), "{name}");
-            assert!(parts.endpoints.iter().next().is_some(), "{name}");
+            let mut endpoints = parts
+                .services
+                .iter()
+                .flat_map(|service| &*service.endpoints);
+            assert!(endpoints.next().is_some(), "{name}");
         }
     }
 }

@@ -171,7 +171,7 @@ impl Responder {
 
     fn service_names(&self) -> HashMap<u64, String> {
         let services = self.shared.services.load();
-        let names = (0u32..).zip(&services.parts().services);
+        let names = (0u32..).zip(services.services());
         names
             .map(|(index, service)| {
                 let index = dataplane::service::ServiceIndex(index);

@@ -107,7 +107,6 @@ mod tests {
         Endpoint {
             address: address.parse().unwrap(),
             port,
-            node_name: None,
             is_local: false,
             ready: true,
             serving: true,

@@ -5,13 +5,14 @@
 //! processors.
 
 use super::list;
+use crate::parallel::on_all_processors;
 use crate::problem::{Location, Problem};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// An object as it was read.
 #[derive(Debug)]
@@ -21,6 +22,9 @@ pub(super) struct RawObject {
     /// Kind that the list around it gives to items that do not say theirs (`ServiceList`).
     pub(super) list_kind: Option<String>,
 }
+
+/// Objects that a processor reads before it asks for more.
+pub(super) const TURN: usize = 64;
 
 /// What `decode` makes of all objects in `text`, lists taken apart, and what could not be read. Each object is
 /// decoded where it was parsed: all of a large file as untyped trees would take twenty times its size.
@@ -32,9 +36,9 @@ pub(super) fn read<T: Send>(
     let file: Arc<str> = Arc::from(file);
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim_start().starts_with('{')
-        && let Ok(objects) = read_json(&file, text)
+        && let Ok(objects) = read_json(&file, text, &decode)
     {
-        return (objects.into_iter().map(decode).collect(), Vec::new());
+        return (objects, Vec::new());
     }
     read_yaml(&file, text, decode)
 }
@@ -47,44 +51,13 @@ fn read_yaml<T: Send>(
     let chunks = split(text);
     let mut objects = Vec::new();
     let mut problems = Vec::new();
-    for result in on_all_processors(&chunks, |chunk| chunk.read(file, &decode)) {
+    for result in on_all_processors(&chunks, TURN, |chunk| chunk.read(file, &decode)) {
         match result {
             Ok(found) => objects.extend(found),
             Err(problem) => problems.push(problem),
         }
     }
     (objects, problems)
-}
-
-/// What `work` makes of each item, in their order. Items differ in size, so processors take turns.
-pub(super) fn on_all_processors<I: Sync, R: Send>(
-    items: &[I],
-    work: impl Fn(&I) -> R + Sync,
-) -> Vec<R> {
-    const TURN: usize = 64;
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let turns = Mutex::new(items.chunks(TURN).enumerate());
-    let worker = || {
-        let mut done = Vec::new();
-        while let Some((number, part)) = turns.lock().ok().and_then(|mut turns| turns.next()) {
-            done.push((number, part.iter().map(&work).collect::<Vec<R>>()));
-        }
-        done
-    };
-    let mut done: Vec<_> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..processors.min(items.len().div_ceil(TURN)))
-            .map(|_| scope.spawn(worker))
-            .collect();
-        workers
-            .into_iter()
-            .flat_map(|worker| match worker.join() {
-                Ok(results) => results,
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
-            .collect()
-    });
-    done.sort_by_key(|(number, _)| *number);
-    done.into_iter().flat_map(|(_, results)| results).collect()
 }
 
 /// One document of a stream.
@@ -266,7 +239,31 @@ struct JsonDocument<'t> {
     items: Option<Vec<&'t RawValue>>,
 }
 
-fn read_json(file: &Arc<str>, text: &str) -> Result<Vec<RawObject>, serde_json::Error> {
+/// An object in JSON that is not read yet.
+struct JsonObject<'t> {
+    location: Location,
+    text: &'t str,
+    list_kind: Option<String>,
+}
+
+fn read_json<T: Send>(
+    file: &Arc<str>,
+    text: &str,
+    decode: &(impl Fn(RawObject) -> T + Sync),
+) -> Result<Vec<T>, serde_json::Error> {
+    let objects = cut_json(file, text)?;
+    let read = |object: &JsonObject<'_>| {
+        Ok(decode(RawObject {
+            location: object.location.clone(),
+            value: serde_json::from_str(object.text)?,
+            list_kind: object.list_kind.clone(),
+        }))
+    };
+    let objects = on_all_processors(&objects, TURN, read);
+    objects.into_iter().collect()
+}
+
+fn cut_json<'t>(file: &Arc<str>, text: &'t str) -> Result<Vec<JsonObject<'t>>, serde_json::Error> {
     let mut objects = Vec::new();
     let mut lines = LineCounter::new(text);
     let stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
@@ -275,13 +272,13 @@ fn read_json(file: &Arc<str>, text: &str) -> Result<Vec<RawObject>, serde_json::
         let head: JsonDocument<'_> = serde_json::from_str(document.get())?;
         let list_kind = list_kind(head.kind.as_ref());
         for item in head.items.unwrap_or_else(|| vec![document]) {
-            objects.push(RawObject {
+            objects.push(JsonObject {
                 location: Location {
                     file: Arc::clone(file),
                     document: index + 1,
                     line: lines.line_of(item.get()),
                 },
-                value: serde_json::from_str(item.get())?,
+                text: item.get(),
                 list_kind: list_kind.clone(),
             });
         }

@@ -2,7 +2,9 @@
 //! everything anew.
 
 use super::{EndpointSlice, Service, Snapshot, Typed, document, typed};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 
 /// Namespace and name of a Service.
 pub type ServiceKey = (String, String);
@@ -20,7 +22,50 @@ pub fn slices(file: &str, text: &str) -> Option<Vec<EndpointSlice>> {
     (problems.is_empty() && is_unique).then_some(slices)
 }
 
-impl Snapshot {
+/// A snapshot whose slices are exchanged, file by file, in a time that does not grow with what the others hold.
+#[derive(Clone, Debug, Default)]
+pub struct Followed {
+    snapshot: Snapshot,
+    /// Found when first needed, and again after slices came or went.
+    places: Option<Places>,
+}
+
+/// Where in a snapshot things are.
+#[derive(Clone, Debug)]
+struct Places {
+    /// Files that hold objects of other kinds.
+    files_of_others: HashSet<Arc<str>>,
+    /// Positions of the slices of each file, ascending.
+    by_file: HashMap<Arc<str>, Vec<usize>>,
+    /// Hash of each slice's Service and position of the slice, ascending.
+    by_service: Vec<(u64, usize)>,
+    hash: RandomState,
+}
+
+impl Followed {
+    /// Begins with `snapshot`.
+    pub const fn new(snapshot: Snapshot) -> Self {
+        Self {
+            snapshot,
+            places: None,
+        }
+    }
+
+    /// What it is now.
+    pub const fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Does beforehand what the next exchange would begin with.
+    pub fn prepare(&mut self) {
+        self.places();
+    }
+
+    fn places(&mut self) -> &Places {
+        let snapshot = &self.snapshot;
+        self.places.get_or_insert_with(|| Places::of(snapshot))
+    }
+
     /// Puts `slices`, which are sorted, in place of those that were read from `file`, and gives those back. `None`, and
     /// nothing changed, where that is not all that there is to do: the file held other objects, another file has a
     /// slice of one of the names, or Endpoints objects depend on which Services have slices.
@@ -29,61 +74,124 @@ impl Snapshot {
         file: &str,
         slices: Vec<EndpointSlice>,
     ) -> Option<Vec<EndpointSlice>> {
-        let is_in = |of: &str| of == file;
-        let has_others = self.has_endpoints_objects
-            || (self.services.iter()).any(|service| is_in(&service.metadata.location.file))
-            || (self.nodes.iter()).any(|node| is_in(&node.metadata.location.file));
+        let places = self.places();
+        let has_others = places.files_of_others.contains(file);
+        let positions = places.by_file.get(file).cloned().unwrap_or_default();
         let is_taken = |slice: &EndpointSlice| {
-            let found = self.find_slice(slice).map(|at| &self.endpoint_slices[at]);
-            found.is_ok_and(|other| !is_in(&other.metadata.location.file))
+            let found = self.snapshot.find_slice(slice);
+            found.is_ok_and(|at| positions.binary_search(&at).is_err())
         };
-        if has_others || slices.iter().any(is_taken) {
+        if self.snapshot.has_endpoints_objects || has_others || slices.iter().any(is_taken) {
             return None;
         }
-        let old = self
-            .endpoint_slices
-            .extract_if(.., |slice| is_in(&slice.metadata.location.file))
-            .collect();
+        let stands = |(at, slice): (&usize, &EndpointSlice)| {
+            let old = &self.snapshot.endpoint_slices[*at];
+            key(old) == key(slice) && old.service_name() == slice.service_name()
+        };
+        if positions.len() == slices.len() && positions.iter().zip(&slices).all(stands) {
+            let exchange = |(at, slice): (&usize, EndpointSlice)| {
+                std::mem::replace(&mut self.snapshot.endpoint_slices[*at], slice)
+            };
+            return Some(positions.iter().zip(slices).map(exchange).collect());
+        }
+        self.places = None;
+        let of_file = |slice: &mut EndpointSlice| &*slice.metadata.location.file == file;
+        let all = &mut self.snapshot.endpoint_slices;
+        let old = all.extract_if(.., of_file).collect();
         for slice in slices {
-            let (Ok(at) | Err(at)) = self.find_slice(&slice);
-            self.endpoint_slices.insert(at, slice);
+            let (Ok(at) | Err(at)) = self.snapshot.find_slice(&slice);
+            self.snapshot.endpoint_slices.insert(at, slice);
         }
         Some(old)
     }
 
     /// These Services with their slices, and one Node: all that it takes to compile them.
-    pub fn only(&self, services: &BTreeSet<ServiceKey>, node: &str) -> Self {
-        let position = |(namespace, name): &ServiceKey| {
-            let of = |service: &Service| {
-                let metadata = &service.metadata;
-                (metadata.namespace.as_str(), metadata.name.as_str()).cmp(&(namespace, name))
+    pub fn only(&mut self, services: &BTreeSet<ServiceKey>, node: &str) -> Snapshot {
+        let mut slices: Vec<usize> = Vec::new();
+        for service in services {
+            let positions = self.places().of_service(service);
+            let is_its = |at: &usize| {
+                service_of(&self.snapshot.endpoint_slices[*at]) == Some(key_of(service))
             };
-            self.services.binary_search_by(of).ok()
-        };
-        let is_theirs = |slice: &&EndpointSlice| {
-            slice.service_name().is_some_and(|name| {
-                let mut keys = services.iter();
-                keys.any(|key| key.1 == name && key.0 == slice.metadata.namespace)
-            })
-        };
-        let found = services.iter().filter_map(position);
-        Self {
-            services: found.map(|at| self.services[at].clone()).collect(),
-            endpoint_slices: self
-                .endpoint_slices
+            slices.extend(positions.into_iter().filter(is_its));
+        }
+        slices.sort_unstable();
+        let all = &self.snapshot;
+        let found = services
+            .iter()
+            .filter_map(|service| all.find_service(service));
+        Snapshot {
+            services: found.map(|at| all.services[at].clone()).collect(),
+            endpoint_slices: slices
                 .iter()
-                .filter(is_theirs)
-                .cloned()
+                .map(|at| all.endpoint_slices[*at].clone())
                 .collect(),
-            nodes: self.node(node).cloned().into_iter().collect(),
-            ..Self::default()
+            nodes: all.node(node).cloned().into_iter().collect(),
+            ..Snapshot::default()
         }
     }
+}
 
+impl Places {
+    fn of(snapshot: &Snapshot) -> Self {
+        let services = snapshot.services.iter().map(|service| &service.metadata);
+        let nodes = snapshot.nodes.iter().map(|node| &node.metadata);
+        let mut files_of_others = HashSet::new();
+        for metadata in services.chain(nodes) {
+            if !files_of_others.contains(&metadata.location.file) {
+                files_of_others.insert(Arc::clone(&metadata.location.file));
+            }
+        }
+        let mut places = Self {
+            files_of_others,
+            by_file: HashMap::new(),
+            by_service: Vec::with_capacity(snapshot.endpoint_slices.len()),
+            hash: RandomState::new(),
+        };
+        for (at, slice) in snapshot.endpoint_slices.iter().enumerate() {
+            let file = Arc::clone(&slice.metadata.location.file);
+            places.by_file.entry(file).or_default().push(at);
+            if let Some(service) = service_of(slice) {
+                places.by_service.push((places.hash.hash_one(service), at));
+            }
+        }
+        places.by_service.sort_unstable();
+        places
+    }
+
+    /// Positions of the slices of a Service, and of any whose hash is the same.
+    fn of_service(&self, service: &ServiceKey) -> Vec<usize> {
+        let hash = self.hash.hash_one(key_of(service));
+        let first = self.by_service.partition_point(|place| place.0 < hash);
+        let same = self.by_service[first..]
+            .iter()
+            .take_while(|place| place.0 == hash);
+        same.map(|place| place.1).collect()
+    }
+}
+
+impl Snapshot {
     fn find_slice(&self, slice: &EndpointSlice) -> Result<usize, usize> {
         self.endpoint_slices
             .binary_search_by(|other| key(other).cmp(&key(slice)))
     }
+
+    fn find_service(&self, service: &ServiceKey) -> Option<usize> {
+        let of = |other: &Service| {
+            let metadata = &other.metadata;
+            (metadata.namespace.as_str(), metadata.name.as_str()).cmp(&key_of(service))
+        };
+        self.services.binary_search_by(of).ok()
+    }
+}
+
+/// Namespace and name of a slice's Service.
+fn service_of(slice: &EndpointSlice) -> Option<(&str, &str)> {
+    Some((&slice.metadata.namespace, slice.service_name()?))
+}
+
+fn key_of((namespace, name): &ServiceKey) -> (&str, &str) {
+    (namespace, name)
 }
 
 fn key(slice: &EndpointSlice) -> (&str, &str) {
@@ -92,6 +200,7 @@ fn key(slice: &EndpointSlice) -> (&str, &str) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Found;
     use super::*;
 
     fn slice(name: &str, address: &str) -> String {
@@ -107,36 +216,73 @@ mod tests {
         apiVersion: v1\nkind: Node\nmetadata: {name: node-a}\n";
 
     /// A snapshot of three files, and what a file of slices holds now.
-    fn before() -> Snapshot {
+    fn before() -> Followed {
         let mut reader = super::super::Reader::default();
-        reader.add("others.yaml", OTHERS);
-        reader.add(
-            "b.yaml",
-            &(slice("web-b", "10.0.0.2") + &slice("web-d", "10.0.0.4")),
-        );
-        reader.add("c.yaml", &slice("web-c", "10.0.0.3"));
-        reader.finish("x").unwrap()
+        let in_b = slice("web-b", "10.0.0.2") + &slice("web-d", "10.0.0.4");
+        reader.add(Found::read("others.yaml", OTHERS));
+        reader.add(Found::read("b.yaml", &in_b));
+        reader.add(Found::read("c.yaml", &slice("web-c", "10.0.0.3")));
+        Followed::new(reader.finish("x").unwrap())
     }
 
-    fn names(snapshot: &Snapshot) -> Vec<&str> {
-        let slices = snapshot.endpoint_slices.iter();
+    fn names(followed: &Followed) -> Vec<&str> {
+        let slices = followed.snapshot.endpoint_slices.iter();
         slices.map(|slice| slice.metadata.name.as_str()).collect()
     }
 
     #[test]
     fn slices_of_a_file_take_the_place_of_those_before() {
-        let mut snapshot = before();
+        let mut followed = before();
         let text = slice("web-e", "10.0.0.5") + &slice("web-a", "10.0.0.1");
         let new = slices("b.yaml", &text).unwrap();
-        let old = snapshot.exchange_slices("b.yaml", new).unwrap();
-        assert_eq!(names(&snapshot), ["web-a", "web-c", "web-e"]);
+        let old = followed.exchange_slices("b.yaml", new).unwrap();
+        assert_eq!(names(&followed), ["web-a", "web-c", "web-e"]);
         assert_eq!(old.len(), 2);
         // There and back again.
-        snapshot.exchange_slices("b.yaml", old).unwrap();
-        assert_eq!(snapshot, before());
+        followed.exchange_slices("b.yaml", old).unwrap();
+        assert_eq!(followed.snapshot, before().snapshot);
         // A file that is gone holds nothing.
-        snapshot.exchange_slices("c.yaml", slices("c.yaml", "").unwrap());
-        assert_eq!(names(&snapshot), ["web-b", "web-d"]);
+        followed.exchange_slices("c.yaml", slices("c.yaml", "").unwrap());
+        assert_eq!(names(&followed), ["web-b", "web-d"]);
+    }
+
+    #[test]
+    fn what_is_found_after_an_exchange_is_what_is_there() {
+        let mut followed = before();
+        let addresses = |followed: &mut Followed| {
+            let part = followed.only(&web("web"), "node-a");
+            let endpoints = part
+                .endpoint_slices
+                .iter()
+                .flat_map(|slice| &slice.endpoints);
+            let addresses = endpoints.flat_map(|endpoint| endpoint.addresses.clone());
+            addresses.collect::<Vec<String>>()
+        };
+        let mut exchange = |file: &str, text: &str| {
+            let new = slices(file, text).unwrap();
+            followed.exchange_slices(file, new).unwrap();
+            addresses(&mut followed)
+        };
+        assert_eq!(
+            exchange("c.yaml", &slice("web-c", "10.0.0.9")),
+            ["10.0.0.2", "10.0.0.9", "10.0.0.4"]
+        );
+        assert_eq!(
+            exchange("c.yaml", &slice("web-a", "10.0.0.1")),
+            ["10.0.0.1", "10.0.0.2", "10.0.0.4"]
+        );
+        assert_eq!(exchange("b.yaml", ""), ["10.0.0.1"]);
+        let of_other =
+            slice("web-a", "10.0.0.1").replace("service-name: web", "service-name: other");
+        assert!(exchange("c.yaml", &of_other).is_empty());
+        assert_eq!(
+            exchange("new.yaml", &slice("web-n", "10.0.0.7")),
+            ["10.0.0.7"]
+        );
+    }
+
+    fn web(name: &str) -> BTreeSet<ServiceKey> {
+        BTreeSet::from([("default".to_owned(), name.to_owned())])
     }
 
     #[test]
@@ -145,27 +291,28 @@ mod tests {
         let twice = slice("web-b", "10.0.0.1") + &slice("web-b", "10.0.0.2");
         assert_eq!(slices("b.yaml", &twice), None);
         assert_eq!(slices("b.yaml", &slice("web-b", "nowhere")), None);
-        let mut snapshot = before();
+        let mut followed = before();
         let mut declines = |file: &str, name: &str| {
             let new = slices(file, &slice(name, "10.0.0.9")).unwrap();
-            snapshot.exchange_slices(file, new).is_none() && snapshot == before()
+            let declined = followed.exchange_slices(file, new).is_none();
+            declined && followed.snapshot == before().snapshot
         };
         assert!(declines("others.yaml", "web-x"));
         assert!(declines("b.yaml", "web-c"));
-        snapshot.has_endpoints_objects = true;
+        assert!(declines("new.yaml", "web-c"));
+        followed.snapshot.has_endpoints_objects = true;
         let new = slices("b.yaml", &slice("web-b", "10.0.0.9")).unwrap();
-        assert_eq!(snapshot.exchange_slices("b.yaml", new), None);
+        assert_eq!(followed.exchange_slices("b.yaml", new), None);
     }
 
     #[test]
     fn a_part_has_the_services_their_slices_and_one_node() {
-        let snapshot = before();
-        let web = BTreeSet::from([("default".to_owned(), "web".to_owned())]);
-        let part = snapshot.only(&web, "node-a");
-        assert_eq!(part.services, snapshot.services);
-        assert_eq!(part.endpoint_slices, snapshot.endpoint_slices);
+        let mut followed = before();
+        let part = followed.only(&web("web"), "node-a");
+        assert_eq!(part.services, followed.snapshot.services);
+        assert_eq!(part.endpoint_slices, followed.snapshot.endpoint_slices);
         let other = BTreeSet::from([("other".to_owned(), "web".to_owned())]);
-        let part = snapshot.only(&other, "node-a");
+        let part = followed.only(&other, "node-a");
         assert!(part.services.is_empty() && part.endpoint_slices.is_empty());
     }
 }

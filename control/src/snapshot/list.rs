@@ -5,6 +5,7 @@
 //! cut and cannot be read (an item may use an anchor of another) is for the caller to read whole.
 
 use super::document::{self, Chunk, Document, RawObject};
+use crate::parallel::on_all_processors;
 use crate::problem::Location;
 use serde_json::Value;
 use serde_saphyr::Spanned;
@@ -39,7 +40,7 @@ pub(super) fn read<T: Send>(
     let head: Document =
         serde_saphyr::from_str_with_options(&list.head, document::options()).ok()?;
     let list_kind = head.list_kind();
-    document::on_all_processors(&list.items, |item| {
+    on_all_processors(&list.items, document::TURN, |item| {
         let (value, line) = item.read()?;
         Some(decode(RawObject {
             location: Location {

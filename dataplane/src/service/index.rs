@@ -1,6 +1,7 @@
 //! [`Index`]: where in the list of frontends a key's begin.
 
-use super::{Frontend, FrontendKey};
+use super::chunks::{Chunks, Position};
+use super::{Claim, FrontendKey};
 use std::hash::{BuildHasher, RandomState};
 
 /// Open addressing with linear probing from [`FrontendKey`] to the position of the frontend.
@@ -9,12 +10,12 @@ pub(super) struct Index {
     pub(super) key: RandomState,
     /// Keyed by `key`, and many times as fast.
     hash: ahash::RandomState,
-    /// Position plus one; zero is an empty slot. The length is a power of two.
+    /// [`Position`] plus one; zero is an empty slot. The length is a power of two.
     slots: Vec<u32>,
 }
 
 impl Index {
-    pub(super) fn new(frontends: &[(FrontendKey, Frontend)], key: &RandomState) -> Self {
+    pub(super) fn new(frontends: &Chunks<Claim>, key: &RandomState) -> Self {
         let capacity = (frontends.len() * 2).next_power_of_two().max(2);
         let [a, b, c, d] = std::array::from_fn(|nth| key.hash_one(nth));
         let mut index = Self {
@@ -22,37 +23,29 @@ impl Index {
             hash: ahash::RandomState::with_seeds(a, b, c, d),
             slots: vec![0; capacity],
         };
-        for (position, (key, _)) in frontends.iter().enumerate() {
-            index.insert(key, position, frontends);
+        let mut last = None;
+        for (position, (key, _)) in frontends.positions() {
+            // Those with one key stand together, and the first stands for all.
+            if last.replace(key) != Some(key) {
+                index.insert(key, position);
+            }
         }
         index
     }
 
-    fn insert(
-        &mut self,
-        key: &FrontendKey,
-        position: usize,
-        frontends: &[(FrontendKey, Frontend)],
-    ) {
+    fn insert(&mut self, key: &FrontendKey, position: Position) {
         let mut slot = self.home(key);
         while self.slots[slot] != 0 {
-            if frontends[self.slots[slot] as usize - 1].0 == *key {
-                return;
-            }
             slot = (slot + 1) & (self.slots.len() - 1);
         }
-        self.slots[slot] = position as u32 + 1;
+        self.slots[slot] = position.to_u32() + 1;
     }
 
-    pub(super) fn find(
-        &self,
-        key: &FrontendKey,
-        frontends: &[(FrontendKey, Frontend)],
-    ) -> Option<usize> {
+    pub(super) fn find(&self, key: &FrontendKey, frontends: &Chunks<Claim>) -> Option<Position> {
         let mut slot = self.home(key);
         while self.slots[slot] != 0 {
-            let position = self.slots[slot] as usize - 1;
-            if frontends[position].0 == *key {
+            let position = Position::from_u32(self.slots[slot] - 1);
+            if frontends.at(position).0 == *key {
                 return Some(position);
             }
             slot = (slot + 1) & (self.slots.len() - 1);

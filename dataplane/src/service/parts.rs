@@ -10,7 +10,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Generation(pub u64);
 
-/// Index into [`ServiceTable::services`].
+/// Index into [`Parts::services`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ServiceIndex(pub u32);
 
@@ -25,6 +25,8 @@ pub struct Service {
     pub affinity_timeout: Option<Duration>,
     /// For UDP only: what ends its flows.
     pub udp: Option<UdpEndpoints>,
+    /// The endpoints that new connections are sent to; the ranges of its frontends lie in here.
+    pub endpoints: Arc<[Endpoint]>,
 }
 
 /// What the slices say of a UDP Service's endpoints, beyond where new connections go: its flows end by it.
@@ -88,53 +90,12 @@ pub struct Endpoint {
     pub on_node: bool,
 }
 
-/// A contiguous run of [`ServiceTable::endpoints`]. Invariant: there is one at least, so that a choice among them cannot
+/// A contiguous run of a [`Service`]'s endpoints. Invariant: there is one at least, so that a choice among them cannot
 /// fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EndpointRange {
     start: u32,
     count: NonZeroU32,
-}
-
-/// The endpoints of a table, which versions of it share as far as they have them in common.
-#[derive(Clone, Debug, Default)]
-pub struct Endpoints {
-    shared: Arc<Vec<Endpoint>>,
-    /// Those that came since; their indexes go on where those of `shared` end. A range lies in one of the two.
-    since: Vec<Endpoint>,
-}
-
-impl Endpoints {
-    /// Those of `range`.
-    pub fn of(&self, range: EndpointRange) -> &[Endpoint] {
-        let (start, count) = (range.start as usize, range.count() as usize);
-        match start.checked_sub(self.shared.len()) {
-            None => &self.shared[start..][..count],
-            Some(start) => &self.since[start..][..count],
-        }
-    }
-
-    /// All of them, those that no range names any more included.
-    pub fn iter(&self) -> impl Iterator<Item = &Endpoint> {
-        self.shared.iter().chain(&self.since)
-    }
-
-    /// Adds `more` without touching what other versions share. Says how far the ranges of `more` move; `None` when
-    /// so many have come that a new table is due.
-    pub(super) fn extend(&mut self, more: &Self) -> Option<u32> {
-        let offset = u32::try_from(self.shared.len() + self.since.len()).ok()?;
-        self.since.extend(more.iter());
-        (self.since.len() <= 1024 + self.shared.len() / 16).then_some(offset)
-    }
-}
-
-impl FromIterator<Endpoint> for Endpoints {
-    fn from_iter<I: IntoIterator<Item = Endpoint>>(endpoints: I) -> Self {
-        Self {
-            shared: Arc::new(endpoints.into_iter().collect()),
-            since: Vec::new(),
-        }
-    }
 }
 
 /// What a Service is reached by.
@@ -257,8 +218,6 @@ pub struct Parts {
     /// DIFFERS: kube-proxy writes the rules of all Services in a random order at each sync, so which of two Services
     /// serves an address that both claim changes; here it is the first in the order of the control plane.
     pub frontends: Vec<(FrontendKey, Frontend)>,
-    /// All endpoints; ranges point into them.
-    pub endpoints: Endpoints,
     /// All addresses of the node.
     pub node_addresses: Vec<Address>,
     /// NodePorts of IPv4 answer on these.
@@ -285,40 +244,49 @@ impl EndpointRange {
         self.count.get()
     }
 
-    /// The same endpoints, in a list with `offset` others before them.
-    const fn moved(self, offset: u32) -> Self {
+    /// The endpoints themselves, of the Service that the range is of.
+    pub(super) fn of(self, service: &Service) -> &[Endpoint] {
+        &service.endpoints[self.start as usize..][..self.count() as usize]
+    }
+}
+
+impl Parts {
+    /// No Services, on a node without addresses.
+    pub const fn empty(generation: Generation) -> Self {
         Self {
-            start: self.start + offset,
-            count: self.count,
+            generation,
+            services: Vec::new(),
+            frontends: Vec::new(),
+            node_addresses: Vec::new(),
+            node_port_addresses_v4: NodePortAddresses::All { localhost: true },
+            node_port_addresses_v6: NodePortAddresses::All { localhost: false },
+            local_detector_v4: LocalDetector::None,
+            local_detector_v6: LocalDetector::None,
         }
     }
 }
 
+impl Service {
+    /// Whether it is of UDP and any endpoint is serving.
+    pub(super) fn is_serving_udp(&self) -> bool {
+        self.udp.as_ref().is_some_and(|udp| udp.serving)
+    }
+}
+
 impl Action {
-    const fn moved(self, offset: u32) -> Self {
+    /// Where it leads, if anywhere.
+    pub(super) const fn endpoints(self) -> Option<EndpointRange> {
         match self {
-            Self::Balance {
-                endpoints,
-                masquerade,
-            } => Self::Balance {
-                endpoints: endpoints.moved(offset),
-                masquerade,
-            },
-            other => other,
+            Self::Balance { endpoints, .. } => Some(endpoints),
+            Self::Reject | Self::Drop => None,
         }
     }
 }
 
 impl Frontend {
-    /// As part of another table: the Service has another index there, the endpoints stand `offset` further on.
-    pub(super) fn moved(&self, service: ServiceIndex, offset: u32) -> Self {
-        Self {
-            service,
-            from_pod: self.from_pod.moved(offset),
-            from_local: self.from_local.moved(offset),
-            from_outside: self.from_outside.moved(offset),
-            ..self.clone()
-        }
+    /// What happens to connections from sources of each class.
+    pub(super) const fn actions(&self) -> [Action; 3] {
+        [self.from_pod, self.from_local, self.from_outside]
     }
 
     pub(super) const fn action(&self, class: SourceClass) -> Action {

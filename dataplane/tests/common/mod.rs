@@ -433,8 +433,12 @@ pub(crate) fn services(names: &Names) -> ServiceTable {
 }
 
 pub(crate) fn services_with(names: &Names, endpoint: &str, generation: Generation) -> ServiceTable {
-    let mut parts = ServiceTable::empty().parts().clone();
-    parts.generation = generation;
+    ServiceTable::new(parts_with(names, endpoint, generation), &RandomState::new())
+}
+
+/// What [`services`] is made of, with another pod as the endpoint.
+pub(crate) fn parts_with(names: &Names, endpoint: &str, generation: Generation) -> Parts {
+    let mut parts = Parts::empty(generation);
     let mask = if names.pods.contains(':') { 56 } else { 16 };
     let detector = LocalDetector::Source(vec![Prefix::new(address(names.pods), mask)]);
     parts.local_detector_v4 = detector.clone();
@@ -453,21 +457,22 @@ pub(crate) fn services_with(names: &Names, endpoint: &str, generation: Generatio
         on_node: true,
         ..pod
     };
-    parts.endpoints = [pod, on_node].into_iter().collect();
     for number in 0..5u32 {
-        add_service(&mut parts, names, number);
+        let endpoint = if number == 4 { on_node } else { pod };
+        add_service(&mut parts, names, number, endpoint);
     }
-    ServiceTable::new(parts, &RandomState::new())
+    parts
 }
 
-fn add_service(parts: &mut Parts, names: &Names, number: u32) {
+fn add_service(parts: &mut Parts, names: &Names, number: u32, endpoint: Endpoint) {
     parts.services.push(Service {
         name: format!("test/service-{number}:port").into(),
         selection: Selection::Random,
         affinity_timeout: None,
         udp: Some(UdpEndpoints::default()),
+        endpoints: [endpoint].into(),
     });
-    let range = EndpointRange::new(u32::from(number == 4), 1).unwrap();
+    let range = EndpointRange::new(0, 1).unwrap();
     let balance = |masquerade| Action::Balance {
         endpoints: range,
         masquerade,

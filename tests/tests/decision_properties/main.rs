@@ -8,7 +8,7 @@ mod random;
 use control::compile::compile;
 use control::explain::{Explainer, Verdict};
 use control::node_network::NodeNetwork;
-use control::snapshot::Snapshot;
+use control::snapshot::{Followed, Snapshot};
 use dataplane::service::{Decision, Generation, ServiceTable};
 use dataplane::tuple::{Address, Tuple};
 use proptest::prelude::*;
@@ -66,14 +66,14 @@ proptest! {
         let stay = objects.iter().filter(|object| !is_slice_of_it(object));
         let changed: Vec<Value> = stay.chain(others.iter().filter(|object| is_slice_of_it(object))).cloned().collect();
         let (before, after) = (snapshot(&objects), snapshot(&changed));
-        let part = after.only(&BTreeSet::from([("demo".to_owned(), name)]), "node-a");
+        let part = Followed::new(after.clone()).only(&BTreeSet::from([("demo".to_owned(), name)]), "node-a");
         let config = config(false, "10.244.0.0/16");
         let network = NodeNetwork::from_snapshot(&before.nodes[0]);
         let parts = |snapshot: &Snapshot, generation| {
             compile(snapshot, &config, &network, "node-a", Generation(generation)).unwrap()
         };
         let table = ServiceTable::new(parts(&before, 1), &RandomState::new());
-        let followed = table.with_changed(&parts(&part, 2)).unwrap();
+        let followed = table.with_changed(parts(&part, 2)).unwrap();
         let anew = ServiceTable::following(parts(&after, 2), &table);
         prop_assert_eq!(followed.generation(), Generation(2));
         for packet in &packets {

@@ -1,0 +1,170 @@
+//! Which of the files with the objects changed.
+//!
+//! Folders are watched, because editors and ConfigMaps replace files rather than write them: that of the file as it was
+//! named, and that of the file behind it when it is a link. One that is written in place counts when it is closed.
+
+use crate::snapshot;
+use anyhow::{Context as _, Result};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use std::collections::BTreeMap;
+use std::ffi::{CStr, OsStr, OsString};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+/// Watches the files of a snapshot.
+pub(super) struct Watch {
+    inotify: OwnedFd,
+    /// Folders by the kernel's number for them.
+    folders: BTreeMap<i32, PathBuf>,
+    watched: Watched,
+}
+
+impl Watch {
+    /// # Errors
+    /// When the path leads nowhere, or the user watches too much already.
+    pub(super) fn open(snapshot: &Path) -> Result<Self> {
+        let (watched, folders) = Watched::new(snapshot)?;
+        let inotify = inotify::init(CreateFlags::CLOEXEC).context("cannot watch files")?;
+        let what = WatchFlags::CREATE
+            | WatchFlags::CLOSE_WRITE
+            | WatchFlags::MOVED_TO
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::DELETE
+            | WatchFlags::ATTRIB;
+        let watch = |folder: PathBuf| {
+            let number = inotify::add_watch(&inotify, &folder, what);
+            let number = number.with_context(|| format!("cannot watch {}", folder.display()))?;
+            Ok((number, folder))
+        };
+        Ok(Self {
+            folders: folders.into_iter().map(watch).collect::<Result<_>>()?,
+            inotify,
+            watched,
+        })
+    }
+
+    /// Waits for what happens next. The names of the files of the folder that changed; `None` stands for all there are.
+    pub(super) fn wait(&mut self) -> Vec<Option<OsString>> {
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut reader = Reader::new(&self.inotify, &mut buffer);
+        let mut changed = Vec::new();
+        while changed.is_empty() || !reader.is_buffer_empty() {
+            match reader.next() {
+                // The kernel lost some: everything may have changed.
+                Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => {
+                    changed.push(None);
+                }
+                Ok(event) => {
+                    let folder = self.folders.get(&event.wd());
+                    let name = event.file_name().map(CStr::to_bytes).map(OsStr::from_bytes);
+                    if let (Some(folder), Some(name)) = (folder, name) {
+                        changed.extend(self.watched.changed(folder, name));
+                    }
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    tracing::error!("cannot see changes of the objects any more: {error}");
+                    std::thread::park();
+                }
+            }
+        }
+        changed.dedup();
+        changed
+    }
+}
+
+/// Which files matter.
+enum Watched {
+    /// This one, under both its names.
+    File([PathBuf; 2]),
+    /// Those of a folder.
+    Folder,
+}
+
+impl Watched {
+    /// With the folders to watch.
+    fn new(snapshot: &Path) -> io::Result<(Self, Vec<PathBuf>)> {
+        let target = snapshot.canonicalize()?;
+        if target.is_dir() {
+            return Ok((Self::Folder, vec![target]));
+        }
+        let named = std::path::absolute(snapshot)?;
+        let folder = parent(&named).canonicalize()?;
+        let below = named.file_name().map(|name| folder.join(name));
+        let named = below.unwrap_or(named);
+        let mut folders = vec![folder, parent(&target)];
+        folders.dedup();
+        Ok((Self::File([named, target]), folders))
+    }
+
+    /// What `name` in `folder` having changed means.
+    fn changed(&self, folder: &Path, name: &OsStr) -> Option<Option<OsString>> {
+        // The link by which a mounted ConfigMap replaces all its files at once.
+        if name == "..data" {
+            return Some(None);
+        }
+        let path = folder.join(name);
+        match self {
+            Self::File(files) => files.contains(&path).then_some(None),
+            Self::Folder => snapshot::holds_objects(&path).then(|| Some(name.to_owned())),
+        }
+    }
+}
+
+fn parent(file: &Path) -> PathBuf {
+    file.parent()
+        .map_or_else(|| PathBuf::from("/"), Path::to_path_buf)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// An empty folder of this test's own.
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("penstock-{name}-{}", std::process::id()));
+        // What a run before left.
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn in_a_folder_the_file_that_changed_is_named() {
+        let folder = folder("files");
+        fs::write(folder.join("a.yaml"), "").unwrap();
+        let mut watch = Watch::open(&folder).unwrap();
+        fs::write(folder.join("notes.txt"), "").unwrap();
+        fs::write(folder.join("a.yaml"), "x").unwrap();
+        assert_eq!(watch.wait(), [Some("a.yaml".into())]);
+        fs::write(folder.join("next"), "y").unwrap();
+        fs::rename(folder.join("next"), folder.join("b.json")).unwrap();
+        assert_eq!(watch.wait(), [Some("b.json".into())]);
+        fs::remove_file(folder.join("a.yaml")).unwrap();
+        assert_eq!(watch.wait(), [Some("a.yaml".into())]);
+        std::os::unix::fs::symlink("elsewhere", folder.join("..data")).unwrap();
+        assert_eq!(watch.wait(), [None]);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn of_a_file_behind_a_link_both_names_count() {
+        let folder = folder("link");
+        let (real, link) = (folder.join("real"), folder.join("named.yaml"));
+        fs::create_dir(&real).unwrap();
+        fs::write(real.join("target.yaml"), "").unwrap();
+        std::os::unix::fs::symlink(real.join("target.yaml"), &link).unwrap();
+        let mut watch = Watch::open(&link).unwrap();
+        fs::write(folder.join("other.yaml"), "").unwrap();
+        fs::write(real.join("target.yaml"), "x").unwrap();
+        assert_eq!(watch.wait(), [None]);
+        fs::write(folder.join("next"), "y").unwrap();
+        fs::rename(folder.join("next"), &link).unwrap();
+        assert_eq!(watch.wait(), [None]);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

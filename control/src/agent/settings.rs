@@ -1,0 +1,87 @@
+//! What the agent's settings and configuration mean to the process and to what its workers share.
+
+use super::Settings;
+use crate::config::KubeProxyConfig;
+use arc_swap::ArcSwap;
+use dataplane::conntrack::{self, Conntrack};
+use dataplane::fragments::Fragments;
+use dataplane::notices::Notices;
+use dataplane::reject::RateLimit;
+use dataplane::select::Affinity;
+use dataplane::service::ServiceTable;
+use dataplane::worker::{NodeFacts, Shared};
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+/// What the configuration says of the process and its host.
+pub(super) fn follow_host(settings: &Settings, config: &KubeProxyConfig) {
+    if let Some(score) = config.oom_score_adjustment
+        && let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string())
+    {
+        tracing::warn!("oomScoreAdj {score}: {error}");
+    }
+    if let Some(name) = config
+        .hostname_override
+        .as_ref()
+        .filter(|name| **name != settings.node)
+    {
+        tracing::warn!(
+            "hostnameOverride is {name}, but --node {} counts",
+            settings.node
+        );
+    }
+}
+
+/// What all workers share, before there is a table.
+pub(super) fn shared(settings: &Settings, config: &KubeProxyConfig) -> Shared {
+    let random = RandomState::new();
+    let keys = std::array::from_fn(|index| random.hash_one(index));
+    Shared {
+        conntrack: Conntrack::new(
+            conntrack::Settings {
+                per_source: settings.connections_per_source,
+                ..conntrack_settings(config)
+            },
+            keys,
+        ),
+        services: ArcSwap::from_pointee(ServiceTable::empty()),
+        facts: ArcSwap::from_pointee(NodeFacts::default()),
+        affinity: Affinity::default(),
+        fragments: Fragments::default(),
+        notices: Notices::default(),
+        reject_limit: settings.limit_rejects.then(RateLimit::default),
+        forward_invalid: config.conntrack.tcp_be_liberal,
+    }
+}
+
+/// kube-proxy's limits and timeouts (`cmd/kube-proxy/app/conntrack.go`); what it leaves alone is as in the kernel.
+fn conntrack_settings(config: &KubeProxyConfig) -> conntrack::Settings {
+    let limits = &config.conntrack;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let capacity = (limits.max_per_core as usize * processors).max(limits.min as usize);
+    let mut settings = conntrack::Settings::kernel(if capacity == 0 {
+        KERNEL_CAPACITY
+    } else {
+        capacity
+    });
+    let set = |timeout: &mut Duration, wanted: Option<Duration>| {
+        *timeout = wanted
+            .filter(|wanted| !wanted.is_zero())
+            .unwrap_or(*timeout);
+    };
+    set(
+        &mut settings.tcp.timeouts.established,
+        limits.tcp_established_timeout,
+    );
+    set(
+        &mut settings.tcp.timeouts.close_wait,
+        limits.tcp_close_wait_timeout,
+    );
+    set(&mut settings.timeouts.udp.unreplied, limits.udp_timeout);
+    set(&mut settings.timeouts.udp.stream, limits.udp_stream_timeout);
+    settings.tcp.be_liberal = limits.tcp_be_liberal;
+    settings
+}
+
+/// `nf_conntrack_max` of a machine with more than 4 GiB of memory.
+const KERNEL_CAPACITY: usize = 262_144;

@@ -1,0 +1,57 @@
+//! Work on many items on all processors.
+
+use std::sync::{Mutex, OnceLock};
+
+/// What `work` makes of each item, in their order. Items differ in size, so processors take turns at so many of them;
+/// what is no more than one turn is done here and now.
+pub(crate) fn on_all_processors<I: Sync, R: Send>(
+    items: &[I],
+    turn: usize,
+    work: impl Fn(&I) -> R + Sync,
+) -> Vec<R> {
+    if items.len() <= turn {
+        return items.iter().map(work).collect();
+    }
+    let turns = Mutex::new(items.chunks(turn).enumerate());
+    let worker = || {
+        let mut done = Vec::new();
+        while let Some((number, part)) = turns.lock().ok().and_then(|mut turns| turns.next()) {
+            done.push((number, part.iter().map(&work).collect::<Vec<R>>()));
+        }
+        done
+    };
+    let mut done: Vec<_> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..processors().min(items.len().div_ceil(turn)))
+            .map(|_| scope.spawn(worker))
+            .collect();
+        workers
+            .into_iter()
+            .flat_map(|worker| match worker.join() {
+                Ok(results) => results,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+            .collect()
+    });
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().flat_map(|(_, results)| results).collect()
+}
+
+/// How many there are; finding out takes some thirty system calls, where the system limits them.
+fn processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_in_the_order_of_the_items() {
+        for count in [0, 1, 7, 8, 9, 1000] {
+            let items: Vec<usize> = (0..count).collect();
+            let doubled = on_all_processors(&items, 8, |item| 2 * item);
+            assert!(doubled.into_iter().eq((0..count).map(|item| 2 * item)));
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! What becomes of a new connection: [`ServiceTable::decide`].
+
+use super::{
+    Action, Claim, Endpoint, Frontend, FrontendKey, LocalDetector, NodePortAddresses, ServiceIndex,
+    ServiceTable,
+};
+use crate::tuple::{Address, Origin, Tuple};
+
+/// The class of a packet's source (kube-proxy's local detector, then `addrtype --src-type LOCAL`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourceClass {
+    /// Taken for a pod by the local detector.
+    Pod,
+    /// An address of this node.
+    Local,
+    /// Any other.
+    Outside,
+}
+
+/// What the table says about a new connection.
+#[derive(Clone, Copy, Debug)]
+pub enum Decision<'t> {
+    /// No Service: routed like any packet.
+    NotAService,
+    /// To one of `endpoints`.
+    Balance {
+        /// The Service.
+        service: ServiceIndex,
+        /// The candidates, at least one.
+        endpoints: &'t [Endpoint],
+        /// Whether the source is masqueraded whatever the endpoint.
+        masquerade: bool,
+    },
+    /// Refused: the Service has no endpoints.
+    Reject(ServiceIndex),
+    /// Dropped: the policy is Local and this node has no endpoint.
+    NoLocalEndpoint(ServiceIndex),
+    /// Dropped: the source is in none of `loadBalancerSourceRanges`.
+    SourceNotAllowed(ServiceIndex),
+}
+
+impl ServiceTable {
+    /// What becomes of a new connection `tuple` that comes from `origin`.
+    pub fn decide(&self, tuple: &Tuple, origin: Origin) -> Decision<'_> {
+        self.decide_by(tuple, origin).0
+    }
+
+    /// [`ServiceTable::decide`] with the frontend that decided, for explanations.
+    ///
+    /// The order is that of kube-proxy's rules in iptables: whatever the nat table translates is settled, a packet
+    /// that falls through the rules of one frontend may still match those of the next, and only what was not
+    /// translated meets the filter table's drops and rejects.
+    pub fn decide_by(&self, tuple: &Tuple, origin: Origin) -> (Decision<'_>, Option<&Frontend>) {
+        let class = self.class(tuple.source, origin);
+        let virtual_ips = self.claims(tuple.destination, tuple);
+        if let Some(settled) = self.translate(virtual_ips, tuple.source, class) {
+            return settled;
+        }
+        let to_node = self.is_node_address(tuple.destination);
+        let node_ports = if to_node {
+            self.claims(tuple.destination.unspecified_of_family(), tuple)
+        } else {
+            &[]
+        };
+        if !node_ports.is_empty()
+            && self.serves_node_ports(tuple.destination)
+            && let Some(settled) = self.translate(node_ports, tuple.source, class)
+        {
+            return settled;
+        }
+        let sees = |frontend: &Frontend| frontend.kind.is_filtered(origin, to_node);
+        let refused = firewall(virtual_ips, tuple.source)
+            .or_else(|| refusal(virtual_ips.iter().chain(node_ports), sees));
+        refused.map_or((Decision::NotAService, None), |(decision, frontend)| {
+            (decision, Some(frontend))
+        })
+    }
+
+    /// The first frontend that translates packets of this class from `source` (nat KUBE-SERVICES, KUBE-NODEPORTS).
+    fn translate<'t>(
+        &'t self,
+        frontends: &'t [Claim],
+        source: Address,
+        class: SourceClass,
+    ) -> Option<(Decision<'t>, Option<&'t Frontend>)> {
+        frontends.iter().find_map(|(_, frontend)| {
+            let Action::Balance {
+                endpoints,
+                masquerade,
+            } = frontend.action(class)
+            else {
+                return None;
+            };
+            let decision = Decision::Balance {
+                service: frontend.service,
+                endpoints: endpoints.of(self.service(frontend.service)),
+                masquerade,
+            };
+            frontend
+                .admits(source)
+                .then_some((decision, Some(frontend)))
+        })
+    }
+
+    /// The frontends that `tuple` is addressed to, in the order in which they are tried.
+    pub(super) fn addressed<'t>(
+        &'t self,
+        tuple: &Tuple,
+    ) -> impl Iterator<Item = &'t Frontend> + use<'t> {
+        let virtual_ips = self.claims(tuple.destination, tuple);
+        let is_node_port =
+            self.is_node_address(tuple.destination) && self.serves_node_ports(tuple.destination);
+        let node_ports = if is_node_port {
+            self.claims(tuple.destination.unspecified_of_family(), tuple)
+        } else {
+            &[]
+        };
+        virtual_ips.iter().chain(node_ports).map(|claim| &claim.1)
+    }
+
+    /// All frontends with `address` and the port and protocol of `tuple`, in the order of the rules.
+    fn claims(&self, address: Address, tuple: &Tuple) -> &[Claim] {
+        let key = FrontendKey {
+            address,
+            port: tuple.destination_port,
+            protocol: tuple.protocol,
+        };
+        let Some(first) = self.index.find(&key, &self.frontends) else {
+            return &[];
+        };
+        let together = self.frontends.from(first);
+        let count = together.iter().take_while(|claim| claim.0 == key);
+        &together[..count.count()]
+    }
+
+    /// Only translation minds `nodePortAddresses`; the filter table's rules match every address of the node.
+    fn serves_node_ports(&self, destination: Address) -> bool {
+        match self.node_port_addresses(destination.is_ipv4()) {
+            NodePortAddresses::All { localhost } => *localhost || !destination.is_loopback(),
+            NodePortAddresses::Only(list) => list.contains(&destination),
+        }
+    }
+
+    /// The class of a source address.
+    pub fn class(&self, source: Address, origin: Origin) -> SourceClass {
+        let detector = if source.is_ipv4() {
+            &self.node.local_detector_v4
+        } else {
+            &self.node.local_detector_v6
+        };
+        let is_pod = match detector {
+            LocalDetector::None => false,
+            LocalDetector::Source(prefixes) => {
+                prefixes.iter().any(|prefix| prefix.contains(source))
+            }
+            LocalDetector::Interface => origin == Origin::Pod,
+        };
+        if is_pod {
+            SourceClass::Pod
+        } else if self.is_node_address(source) {
+            SourceClass::Local
+        } else {
+            SourceClass::Outside
+        }
+    }
+
+    /// Whether `address` is one of the node's (`addrtype LOCAL`), loopback included.
+    pub fn is_node_address(&self, address: Address) -> bool {
+        address.is_loopback() || self.node.addresses.contains(&address)
+    }
+}
+
+/// What KUBE-PROXY-FIREWALL drops: all that is addressed to a load balancer IP with source ranges and was not
+/// translated. Without endpoints there is no such rule: everyone is rejected.
+fn firewall(frontends: &[Claim], source: Address) -> Option<(Decision<'_>, &Frontend)> {
+    let guarded = frontends.iter().map(|claim| &claim.1).find(|frontend| {
+        !frontend.source_ranges.is_empty() && frontend.from_outside != Action::Reject
+    })?;
+    let decision = if guarded.admits(source) {
+        Decision::NoLocalEndpoint(guarded.service)
+    } else {
+        Decision::SourceNotAllowed(guarded.service)
+    };
+    Some((decision, guarded))
+}
+
+/// The first reject or drop rule. There is one per frontend, whatever the class of the source: where pods and the
+/// node are served all the same, translation has settled it.
+fn refusal<'t>(
+    mut frontends: impl Iterator<Item = &'t Claim>,
+    sees: impl Fn(&Frontend) -> bool,
+) -> Option<(Decision<'t>, &'t Frontend)> {
+    frontends.find_map(|(_, frontend)| match frontend.from_outside {
+        Action::Reject if sees(frontend) => Some((Decision::Reject(frontend.service), frontend)),
+        Action::Drop if sees(frontend) => {
+            Some((Decision::NoLocalEndpoint(frontend.service), frontend))
+        }
+        _ => None,
+    })
+}

@@ -3,24 +3,29 @@
 //! Everything is worked out and checked before the first thing is made. What is about to be made stands in the
 //! state before it is made, so [`down`] finds all of it whenever `up` ends, also by SIGKILL.
 
+mod apply;
+mod down;
+mod inputs;
+
 use crate::check::{self, CheckedService};
 use crate::dataplane;
-use crate::lab_file::{self, LabPod, Source, SourceError};
-use crate::namespace::{self, Namespace};
+use crate::lab_file::{Source, SourceError};
 use crate::network::{self, Network};
 use crate::plan::{self, Host, Plan};
-use crate::process::{self, ProcessId};
 use crate::servers::{self, Started};
-use crate::state::{self, AgentOptions, Dataplane, Lock, Options, Phase, State, write_whole};
+use crate::state::{self, AgentOptions, Dataplane, Lock, Options, Phase, State};
 use control::compile::CompileError;
 use control::config::{ConfigError, KubeProxyConfig};
 use control::problem::Problems;
 use control::snapshot::{Snapshot, SnapshotError};
-use std::collections::{HashMap, HashSet};
-use std::fs;
+use down::{clear, inside};
+use inputs::{Inputs, write_inputs};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+pub use apply::{Applied, apply};
+pub use down::{down, running};
 
 /// Why a command on a lab did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -121,47 +126,6 @@ pub struct Running {
     pub services: Vec<CheckedService>,
     /// Its client, nodes, pods.
     pub plan: Plan,
-}
-
-/// What a lab is made of, read and checked.
-struct Inputs {
-    snapshot: Snapshot,
-    config: KubeProxyConfig,
-    pods: Vec<LabPod>,
-}
-
-impl Inputs {
-    fn plan(&self, lab: &str, via: Option<&str>, dataplane: Dataplane) -> Result<Plan> {
-        if let Some(via) = via
-            && self.snapshot.node(via).is_none()
-        {
-            let names: Vec<_> = self
-                .snapshot
-                .nodes
-                .iter()
-                .map(|node| node.metadata.name.as_str())
-                .collect();
-            let text = format!(
-                "--via {via}: there is no such node; the nodes are: {}",
-                names.join(", ")
-            );
-            return Err(Error::Usage(text));
-        }
-        if self.snapshot.nodes.is_empty() {
-            let text = "there is no Node among the objects, and a lab is made of nodes; add them \
-                        (kubectl get nodes -o yaml)";
-            return Err(Error::Usage(text.to_owned()));
-        }
-        let in_kernel = matches!(dataplane, Dataplane::Iptables | Dataplane::Nftables);
-        Ok(Plan::new(plan::Input {
-            lab,
-            snapshot: &self.snapshot,
-            config: &self.config,
-            pods: &self.pods,
-            via,
-            routes_to_services: in_kernel,
-        })?)
-    }
 }
 
 /// Brings a lab up, or leaves nothing behind.
@@ -386,57 +350,6 @@ fn save(state: &State) -> Result<()> {
     state.write().map_err(io_error("the lab's state"))
 }
 
-/// The lab's own copies of its inputs: agents follow the objects, `apply` changes them.
-fn write_inputs(lab: &str, source: &Source, config: Option<&Path>) -> Result<()> {
-    let folder = state::folder(lab);
-    let copy = |from: &Path, to: &str| {
-        let text = fs::read(from).map_err(io_error(from.display().to_string()))?;
-        write_whole(&folder.join(to), &text).map_err(io_error(to))
-    };
-    fs::create_dir_all(folder.join("logs")).map_err(io_error("the lab's logs"))?;
-    match config {
-        Some(config) => copy(config, "kube-proxy.yaml")?,
-        None => write_whole(&folder.join("kube-proxy.yaml"), DEFAULT_CONFIG.as_bytes())
-            .map_err(io_error("kube-proxy.yaml"))?,
-    }
-    if !source.pods.is_empty() {
-        copy(&source.path, "lab.yaml")?;
-    }
-    if source.snapshot.is_file() {
-        return copy(&source.snapshot, "snapshot.yaml");
-    }
-    let text =
-        join_folder(&source.snapshot).map_err(io_error(source.snapshot.display().to_string()))?;
-    write_whole(&folder.join("snapshot.yaml"), text.as_bytes()).map_err(io_error("snapshot.yaml"))
-}
-
-const DEFAULT_CONFIG: &str =
-    "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
-
-/// All objects of a folder as one stream.
-fn join_folder(folder: &Path) -> io::Result<String> {
-    let entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
-    let is_objects = |path: &PathBuf| {
-        let extension = path.extension().and_then(|extension| extension.to_str());
-        matches!(extension, Some("yaml" | "yml" | "json"))
-    };
-    let mut files: Vec<PathBuf> = entries
-        .into_iter()
-        .map(|entry| entry.path())
-        .filter(is_objects)
-        .collect();
-    files.sort();
-    let texts = files
-        .iter()
-        .map(fs::read_to_string)
-        .collect::<io::Result<Vec<_>>>()?;
-    let joined = texts
-        .iter()
-        .map(|text| text.trim_end_matches("...\n"))
-        .collect::<Vec<_>>();
-    Ok(joined.join("\n---\n"))
-}
-
 /// Starts the servers of hosts; each is in the state as soon as it runs.
 fn start_servers<'a>(
     state: &mut State,
@@ -466,263 +379,4 @@ fn wait_all(started: &[Started], interrupted: &(dyn Fn() -> bool + Sync)) -> Res
             })?;
     }
     Ok(())
-}
-
-/// What `apply` did.
-#[derive(Debug)]
-pub struct Applied {
-    /// Hosts that are new, or made anew.
-    pub added: Vec<String>,
-    /// Hosts that are gone, or made anew.
-    pub removed: Vec<String>,
-}
-
-/// Changes a running lab's objects: new pods come first, then the agents see the objects, then old pods go.
-pub fn apply(lab: &str, file: &Path, prune: bool) -> Result<Applied> {
-    // Before the lock, which would make the folder of a lab that is not there.
-    running(lab)?;
-    let _lock = lock(lab)?;
-    let mut state = running(lab)?;
-    let folder = state::folder(lab);
-    let change = fs::read_to_string(file).map_err(io_error(file.display().to_string()))?;
-    let name = file.display().to_string();
-    Snapshot::parse(&name, &change)?;
-    let text = if prune {
-        change
-    } else {
-        let path = folder.join("snapshot.yaml");
-        let base = fs::read_to_string(&path).map_err(io_error(path.display().to_string()))?;
-        control::snapshot::merge((&path.display().to_string(), &base), (&name, &change))?
-    };
-    let snapshot = Snapshot::parse(&name, &text)?;
-    let mut pods = lab_file::pods(&folder.join("lab.yaml"))?;
-    // What the lab file says of a pod that no slice has any more goes with the pod.
-    pods.retain(|pod| pod.node.is_some() || is_endpoint(&snapshot, pod));
-    let inputs = Inputs {
-        snapshot,
-        config: KubeProxyConfig::read(&folder.join("kube-proxy.yaml"))?,
-        pods,
-    };
-    let old = state.plan.clone().unwrap_or_default();
-    let new = inputs.plan(lab, state.options.via.as_deref(), state.options.dataplane)?;
-    let change = Change::between(&old, &new)?;
-    let applied = Applied {
-        added: change.names(&change.added),
-        removed: change.names(&change.removed),
-    };
-    change_hosts(&mut state, (&old, &new), &change, &text)?;
-    Ok(applied)
-}
-
-fn change_hosts(
-    state: &mut State,
-    (old, new): (&Plan, &Plan),
-    change: &Change<'_>,
-    objects: &str,
-) -> Result<()> {
-    let lab = state.lab.clone();
-    let folder = state::folder(&lab);
-    let mut network = Network::open(old)?;
-    // A host that is made anew has the old one's name, so the old one goes first.
-    let renewed = || {
-        change
-            .removed
-            .iter()
-            .filter(|host| new.host(&host.name).is_some())
-            .copied()
-    };
-    let gone = || {
-        change
-            .removed
-            .iter()
-            .filter(|host| new.host(&host.name).is_none())
-            .copied()
-    };
-    stop_hosts(state, &mut network, renewed())?;
-    state.namespaces.extend(namespaces(new));
-    state.namespaces.sort();
-    state.namespaces.dedup();
-    save(state)?;
-    network.make(change.added.iter().copied())?;
-    network.reroute(old, new)?;
-    let started = start_servers(state, change.added.iter().copied(), &network)?;
-    wait_all(&started, &|| false)?;
-    let agents = dataplane::agents(&lab, new);
-    write_whole(&folder.join("snapshot.yaml"), objects.as_bytes())
-        .map_err(io_error("snapshot.yaml"))?;
-    if state.options.dataplane == Dataplane::Penstock {
-        dataplane::wait_for_tables(&lab, new, &agents);
-    }
-    if matches!(
-        state.options.dataplane,
-        Dataplane::Iptables | Dataplane::Nftables
-    ) {
-        dataplane::load_rules(&lab, new, &network, state.options.dataplane)?;
-    }
-    stop_hosts(state, &mut network, gone())?;
-    state.namespaces = namespaces(new);
-    state.plan = Some(new.clone());
-    save(state)
-}
-
-/// Ends what runs in hosts and takes them away.
-fn stop_hosts<'a>(
-    state: &mut State,
-    network: &mut Network,
-    hosts: impl Iterator<Item = &'a Host>,
-) -> Result<()> {
-    let hosts: Vec<&Host> = hosts.collect();
-    let names: HashSet<String> = hosts.iter().map(|host| host.name.to_string()).collect();
-    let of_hosts = |process: &&state::Process| names.contains(&process.host);
-    let mut processes: Vec<ProcessId> = state
-        .processes
-        .iter()
-        .filter(of_hosts)
-        .map(|process| process.id)
-        .collect();
-    let own = hosts.iter().filter(|host| host.has_namespace());
-    processes.extend(inside(own.map(|host| host.namespace.as_str()))?);
-    process::end(&processes);
-    state
-        .processes
-        .retain(|process| !names.contains(&process.host));
-    network.remove(hosts.into_iter())?;
-    Ok(())
-}
-
-fn is_endpoint(snapshot: &Snapshot, pod: &LabPod) -> bool {
-    let endpoints = snapshot
-        .endpoint_slices
-        .iter()
-        .flat_map(|slice| &slice.endpoints);
-    let mut targets = endpoints.filter_map(|endpoint| endpoint.target_ref.as_ref());
-    targets.any(|target| target.name == pod.name && target.namespace == pod.namespace)
-}
-
-/// The difference of two plans in hosts.
-struct Change<'a> {
-    added: Vec<&'a Host>,
-    removed: Vec<&'a Host>,
-}
-
-impl<'a> Change<'a> {
-    fn between(old: &'a Plan, new: &'a Plan) -> Result<Self> {
-        let before: HashMap<_, _> = old.hosts.iter().map(|host| (&host.name, host)).collect();
-        let after: HashMap<_, _> = new.hosts.iter().map(|host| (&host.name, host)).collect();
-        let same = |host: &Host, others: &HashMap<_, &Host>| {
-            others
-                .get(&host.name)
-                .is_some_and(|other| host.same_but_routes(other))
-        };
-        let change = Self {
-            added: new
-                .hosts
-                .iter()
-                .filter(|host| !same(host, &before))
-                .collect(),
-            removed: old
-                .hosts
-                .iter()
-                .filter(|host| !same(host, &after))
-                .collect(),
-        };
-        let fixed = |host: &&&Host| {
-            use crate::names::HostName::{Client, Fabric, Node};
-            matches!(host.name, Node(_) | Client | Fabric)
-        };
-        match change.added.iter().chain(&change.removed).find(fixed) {
-            None => Ok(change),
-            Some(host) => Err(Error::Usage(format!(
-                "{} would change, and apply changes no nodes of a running lab; ./lab down, then up with these \
-                 objects",
-                host.name
-            ))),
-        }
-    }
-
-    fn names(&self, hosts: &[&Host]) -> Vec<String> {
-        hosts.iter().map(|host| host.name.to_string()).collect()
-    }
-}
-
-/// The state of a lab that runs.
-pub fn running(lab: &str) -> Result<State> {
-    let state = State::read(lab).map_err(io_error("the lab's state"))?;
-    let state = state.ok_or_else(|| Error::NotUp(format!("{lab} is not up; ./lab up {lab}")))?;
-    match state.broken() {
-        Some(why) if state.phase != Phase::Up || state.is_of_earlier_boot() => Err(Error::Busy(
-            format!("{lab} is not whole: {why}; ./lab up makes it anew"),
-        )),
-        _ => Ok(state),
-    }
-}
-
-/// Removes all of a lab. Returns whether there was something.
-pub fn down(lab: &str) -> Result<bool> {
-    if !state::folder(lab).is_dir() {
-        return Ok(false);
-    }
-    let _lock = lock(lab)?;
-    clear(lab)?;
-    Ok(true)
-}
-
-/// Removes all that the state of a lab names; the caller holds its lock.
-fn clear(lab: &str) -> Result<()> {
-    let folder = state::folder(lab);
-    let state = match State::read(lab) {
-        Ok(state) => state,
-        Err(error) => {
-            let what =
-                format!("{error}; what the lab made cannot be known. ip netns list shows it");
-            return Err(Error::Busy(what));
-        }
-    };
-    if let Some(mut state) = state {
-        state.phase = Phase::Stopping;
-        save(&state)?;
-        if !state.is_of_earlier_boot() {
-            end_all(&state)?;
-        }
-        for name in &state.namespaces {
-            namespace::remove(name)
-                .map_err(io_error(namespace::path(name).display().to_string()))?;
-        }
-    }
-    fs::remove_dir_all(&folder).map_err(io_error(folder.display().to_string()))?;
-    namespace::tidy().map_err(io_error(state::FOLDER))
-}
-
-/// Ends the lab's processes, and whatever else runs in its namespaces: a process that was started and not yet
-/// written down, or what a user left running there.
-fn end_all(state: &State) -> Result<()> {
-    const TRIES: usize = 5;
-    let mut processes: Vec<ProcessId> = state.processes.iter().map(|process| process.id).collect();
-    for _ in 0..TRIES {
-        processes.extend(inside(state.namespaces.iter().map(String::as_str))?);
-        if processes.is_empty() {
-            return Ok(());
-        }
-        let left = process::end(&processes);
-        if !left.is_empty() {
-            let text = format!("process {} does not end, not even by SIGKILL", left[0].pid);
-            return Err(Error::Busy(text));
-        }
-        processes.clear();
-    }
-    Err(Error::Busy(
-        "processes keep coming up in the lab's namespaces".to_owned(),
-    ))
-}
-
-/// Processes in namespaces of these names.
-fn inside<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<ProcessId>> {
-    let open = names.filter_map(|name| Namespace::open(name).ok());
-    let identities: HashSet<_> = open
-        .filter_map(|namespace| namespace.identity().ok())
-        .collect();
-    if identities.is_empty() {
-        return Ok(Vec::new());
-    }
-    process::inside(&identities).map_err(io_error("/proc"))
 }

@@ -1,6 +1,6 @@
 //! `lab diff`: what to run, and what to print of it.
 
-use super::{Form, Output};
+use super::arguments::{Form, Output};
 use crate::diff::generate::Cluster;
 use crate::diff::report::Found;
 use crate::diff::{self, Request, Rules, Subject};

@@ -1,0 +1,176 @@
+//! Which lab and which host a command is about.
+
+use crate::lab::Error;
+use crate::lab_file;
+use crate::plan::{Host, Plan};
+use crate::state::{self, State};
+use std::io;
+use std::path::PathBuf;
+
+/// The folder of labs that `up NAME` knows; the script `lab` says where the project is.
+pub(super) fn labs_folder() -> PathBuf {
+    std::env::var_os("PENSTOCK_LABS").map_or_else(|| PathBuf::from("labs"), PathBuf::from)
+}
+
+pub(super) fn check_name(name: &str) -> Result<(), Error> {
+    const LENGTH: usize = 40;
+    let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let fits = (1..=LENGTH).contains(&name.len())
+        && name.bytes().all(|byte| letter(byte) || byte == b'-')
+        && name.bytes().next().is_some_and(letter);
+    if fits {
+        return Ok(());
+    }
+    let text = format!(
+        "--name {name}: a lab's name is made of up to {LENGTH} lower-case letters, digits and dashes"
+    );
+    Err(Error::Usage(text))
+}
+
+/// What `up` was given also names the lab.
+pub(super) fn lab_name(given: &str) -> String {
+    if state::folder(given).is_dir() && check_name(given).is_ok() {
+        return given.to_owned();
+    }
+    lab_file::find(&labs_folder(), given)
+        .map_or_else(|_| given.replace('/', "-"), |source| source.name)
+}
+
+pub(super) fn folder_error(source: io::Error) -> Error {
+    Error::Io {
+        what: state::FOLDER.to_owned(),
+        source,
+    }
+}
+
+/// The lab that is meant: the one named, else the only one.
+pub(super) fn the_lab(named: Option<String>) -> Result<String, Error> {
+    let labs = state::labs().map_err(folder_error)?;
+    match (named, labs.as_slice()) {
+        (Some(lab), _) => Ok(lab_name(&lab)),
+        (None, [lab]) => Ok(lab.clone()),
+        (None, []) => Err(Error::NotUp("no lab is up; ./lab up".to_owned())),
+        (None, many) => Err(Error::Usage(format!(
+            "more than one lab is up ({}); say which: --lab NAME",
+            many.join(", ")
+        ))),
+    }
+}
+
+/// The state and plan of a lab, whatever its health.
+pub(super) fn state_of(lab: Option<String>) -> Result<(State, Plan), Error> {
+    let lab = the_lab(lab)?;
+    let state = State::read(&lab).map_err(folder_error)?;
+    let state = state.ok_or_else(|| Error::NotUp(format!("{lab} is not up; ./lab up {lab}")))?;
+    let plan = state.plan.clone().unwrap_or_default();
+    Ok((state, plan))
+}
+
+/// The host that is meant: by its name, by the rest of its name, or by a prefix that only one has.
+pub(super) fn find_host<'a>(plan: &'a Plan, wanted: &str) -> Result<&'a Host, Error> {
+    let full = |host: &Host| vec![host.name.to_string()];
+    let short = |host: &Host| host.name.short_names();
+    let same = |name: &str| name == wanted;
+    let begins = |name: &str| name.starts_with(wanted);
+    type Names<'a> = &'a dyn Fn(&Host) -> Vec<String>;
+    type Fits<'a> = &'a dyn Fn(&str) -> bool;
+    let tries: [(Names<'_>, Fits<'_>); 4] = [
+        (&full, &same),
+        (&short, &same),
+        (&full, &begins),
+        (&short, &begins),
+    ];
+    for (names, fits) in tries {
+        let found: Vec<&Host> = plan
+            .hosts
+            .iter()
+            .filter(|host| names(host).iter().any(|name| fits(name)))
+            .collect();
+        match found.as_slice() {
+            [] => {}
+            [host] => return Ok(host),
+            many => {
+                let names: Vec<_> = many.iter().map(|host| host.name.to_string()).collect();
+                let text = format!(
+                    "{wanted}: more than one host begins so: {}",
+                    names.join(", ")
+                );
+                return Err(Error::Usage(text));
+            }
+        }
+    }
+    let names: Vec<_> = plan
+        .hosts
+        .iter()
+        .map(|host| host.name.to_string())
+        .collect();
+    Err(Error::Usage(format!(
+        "{wanted}: there is no such host; the hosts are: {}",
+        names.join(", ")
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::HostName;
+    use crate::plan::Link;
+
+    fn plan() -> Plan {
+        let pod = |name: &str| HostName::Pod {
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+        };
+        let names = [
+            HostName::Client,
+            HostName::Node("node-a".to_owned()),
+            pod("web-1"),
+            pod("client"),
+        ];
+        let host = |name| Host {
+            name,
+            namespace: String::new(),
+            link: Link::Shared,
+            addresses: Vec::new(),
+            bridge: None,
+            routes: Vec::new(),
+            neighbours: Vec::new(),
+            forwards: false,
+            server: None,
+            node: None,
+        };
+        Plan {
+            hosts: names.into_iter().map(host).collect(),
+            ..Plan::default()
+        }
+    }
+
+    #[test]
+    fn hosts_are_found_by_any_prefix_that_one_has() {
+        let plan = plan();
+        let found = |wanted: &str| {
+            find_host(&plan, wanted)
+                .map(|host| host.name.to_string())
+                .ok()
+        };
+        let cases = [
+            ("client", "client"),
+            ("cl", "client"),
+            ("node/node-a", "node/node-a"),
+            ("n", "node/node-a"),
+            ("pod/default/client", "pod/default/client"),
+            ("pod/default/w", "pod/default/web-1"),
+            ("web-1", "pod/default/web-1"),
+            ("default/c", "pod/default/client"),
+        ];
+        for (wanted, expected) in cases {
+            assert_eq!(found(wanted).as_deref(), Some(expected), "{wanted}");
+        }
+        for wanted in ["pod/", "default", "x"] {
+            assert!(
+                matches!(find_host(&plan, wanted), Err(Error::Usage(_))),
+                "{wanted}"
+            );
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What is no lab is refused whole: one clear message, the right exit code, and nothing left half made.
+
+use super::{lab, leftovers, program, project, stderr};
+use std::process::Command;
+
+#[test]
+fn root_bad_input_is_refused_whole() {
+    let folder = std::env::temp_dir().join(format!("penstock-bad-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let node = |name: &str, address: &str| {
+        format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDR: 10.244.1.0/24}}\nstatus: \
+             {{addresses: [{{type: InternalIP, address: {address}}}]}}\n---\n"
+        )
+    };
+    let endpoint = |endpoint: &str| {
+        format!(
+            "{}apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web-1, labels: \
+             {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\nports: [{{port: 80}}]\nendpoints:\n\
+             - {endpoint}\n",
+            node("node-a", "172.18.0.2")
+        )
+    };
+    let no_ports = format!(
+        "{}apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{clusterIP: 10.96.0.1}}\n",
+        node("node-a", "172.18.0.2")
+    );
+    let cases: [(&str, String, i32, &[&str]); 7] = [
+        (
+            "unreadable.yaml",
+            "kind: [\n".to_owned(),
+            1,
+            &["unreadable.yaml:", "not readable as YAML"],
+        ),
+        (
+            "no-ports.yaml",
+            no_ports,
+            1,
+            &["no-ports.yaml:", "Service default/web", "ports"],
+        ),
+        (
+            "unknown-node.yaml",
+            endpoint("{addresses: [10.244.1.5], nodeName: node-b}"),
+            1,
+            &[
+                "EndpointSlice default/web-1",
+                "endpoints[0].nodeName",
+                "node-b",
+                "node-a",
+            ],
+        ),
+        (
+            "outside.yaml",
+            endpoint(
+                "{addresses: [10.9.9.9], targetRef: {kind: Pod, name: web-1, namespace: default}}",
+            ),
+            1,
+            &[
+                "EndpointSlice default/web-1",
+                "endpoints[0].addresses[0]",
+                "10.9.9.9",
+                "podCIDRs",
+            ],
+        ),
+        (
+            "two-nodes.yaml",
+            node("node-a", "172.18.0.2")
+                + &node("node-b", "172.18.0.2").replace("10.244.1.", "10.244.2."),
+            1,
+            &[
+                "Node node-b",
+                "status.addresses",
+                "172.18.0.2",
+                "Node node-a",
+            ],
+        ),
+        (
+            "lab.yaml",
+            "snapshot: none.yaml\npodz: []\n".to_owned(),
+            1,
+            &["lab.yaml:2", "podz", "pods?"],
+        ),
+        (
+            "no-node.yaml",
+            endpoint("{addresses: [10.244.1.5]}")
+                .split("---\n")
+                .nth(1)
+                .unwrap()
+                .into(),
+            2,
+            &["no Node"],
+        ),
+    ];
+    for (file, text, code, words) in cases {
+        let path = folder.join(file);
+        std::fs::write(&path, text).unwrap();
+        let output = lab(&[
+            "up",
+            path.to_str().unwrap(),
+            "--name",
+            "t-bad",
+            "--dataplane",
+            "none",
+        ]);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{file}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{file}: {word} in {said}");
+        }
+        assert!(output.stdout.is_empty());
+        assert_eq!(leftovers("t-bad"), Vec::<String>::new());
+        std::fs::remove_file(&path).unwrap();
+    }
+    std::fs::remove_dir(&folder).unwrap();
+
+    let unknown = lab(&["up", "quikstart"]);
+    assert_eq!(unknown.status.code(), Some(4));
+    assert!(
+        stderr(&unknown).contains("did you mean quickstart?"),
+        "{}",
+        stderr(&unknown)
+    );
+    assert_eq!(lab(&["status", "t-bad"]).status.code(), Some(4));
+    assert_eq!(
+        lab(&["up", "quickstart", "--via", "node-q", "--name", "t-bad"])
+            .status
+            .code(),
+        Some(2)
+    );
+    assert_eq!(lab(&["frobnicate"]).status.code(), Some(2));
+
+    let program = program();
+    let as_nobody = Command::new("setpriv")
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            program.to_str().unwrap(),
+        ])
+        .args(["up", "quickstart", "--name", "t-bad", "--dataplane", "none"])
+        .current_dir(project())
+        .output()
+        .unwrap();
+    // Where the project itself cannot be read by others there is nothing to see.
+    if as_nobody.status.code() != Some(127) && as_nobody.status.code() != Some(126) {
+        assert_eq!(as_nobody.status.code(), Some(3), "{}", stderr(&as_nobody));
+        assert!(
+            stderr(&as_nobody).contains("sudo"),
+            "{}",
+            stderr(&as_nobody)
+        );
+    }
+}

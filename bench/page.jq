@@ -2,13 +2,22 @@
 def two: . * 100 | round / 100 | tostring;
 def short: if . == null then "-" elif . >= 1000 then round | tostring elif . >= 100 then . * 10 | round / 10 | tostring else two end;
 def of($report; $services; $dataplane; $placement; $metric):
-  [$report.rows[] | select(.services == $services and .dataplane == $dataplane and .placement == $placement and .metric == $metric)][0];
+  [$report.rows[] | select(.services == $services and .dataplane == $dataplane and .placement == $placement and .metric == $metric
+    and (.probed == null or .probed == "end"))][0];
+def in_the_middle($report; $services; $dataplane; $placement; $metric):
+  [$report.rows[] | select(.services == $services and .dataplane == $dataplane and .placement == $placement and .metric == $metric
+    and .probed == "middle")][0];
+def updated($report; $endpoints; $dataplane; $metric):
+  [$report.rows[] | select(.endpoints == $endpoints and .dataplane == $dataplane and .metric == $metric)][0];
+def under($report; $attack; $dataplane; $metric):
+  [$report.rows[] | select(.attack == $attack and .dataplane == $dataplane and .metric == $metric)][0];
 def median($row): if $row == null then null else $row.median end;
 def by($a; $b): if $a == null or $b == null or $b == 0 then "-" else $a / $b | two end;
 def verdict($ok): if $ok then "yes" else "no" end;
 def most($report): [$report.rows[].services] | max;
 
 $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u | $snat[0] as $s
+| $attacked[0] as $n | $busy[0] as $b
 | $c.machine as $m
 | def row($name; $aim; $ours; $peers; $ok): "| \($name) | \($aim) | \($ours) | \($peers) | \(verdict($ok)) |";
   def established($flows):
@@ -30,6 +39,17 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
             (["tun-copy", "plain", "iptables", "nftables"]
              | map(. as $name | "\($name) \(median(of($report; $services; $name; $placement; $metric)) | short)") | join(", "));
             $ratio != null and $ratio >= $least) end;
+  def place($dataplane; $placement; $services):
+    median(of($c; $services; $dataplane; $placement; "connections_per_second")) as $end
+    | median(in_the_middle($c; $services; $dataplane; $placement; "connections_per_second")) as $middle
+    | "\($middle | short) / \($end | short)";
+  def peers_update($endpoints; $metric):
+    ["iptables", "nftables"] | map(. as $peer
+      | updated($u; $endpoints; $peer; $metric) as $row
+      | updated($u; $endpoints; $peer; "\($metric)_given_up_after") as $given_up
+      | if $row != null then "\($peer) \($row.median | short) ms (\($row.runs) runs)"
+        elif $given_up != null then "\($peer) given up after \($given_up.median / 1000 | short) s"
+        else empty end) | join(", ");
   [
     "# Benchmarks",
     "",
@@ -37,7 +57,9 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
     "one run; medians, in brackets the least and the most of the rounds. `bench/README.md` says how it is measured.",
     "L is the bare loop in memory, T the bare copy loop through the same TUN devices (`tun-copy`).",
     "",
-    "\($m.processors) x \($m.processor), Linux \($m.kernel); load \($m.load) before the runs through labs, \($snat[0].machine.load_after) after them.",
+    "\($m.processors) x \($m.processor), Linux \($m.kernel); load \($m.load) before the runs through labs.",
+    "Settings: \($c.settings.rounds) rounds of \($c.settings.milliseconds) ms, agents of \($c.settings.workers) worker with offloads; \($c.settings.iptables),",
+    "\($c.settings.nftables), nf_conntrack_max \($c.settings.nf_conntrack_max). The client's times are of an HDR histogram.",
     "",
     "| benchmark | aim | ours | peers in the same run | reached |",
     "| --- | --- | --- | --- | --- |",
@@ -59,12 +81,16 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
      | if $at_many == null then empty else
        row("connections per second at \($many) Services by those at 1, \($placement)"; "0.97"; by($at_many; $at_one); "-";
            $at_one != null and $at_many >= 0.97 * $at_one),
-       row("the same by iptables at \($many) Services, \($placement)"; "4"; by($at_many; $iptables); "iptables \($iptables | short)";
-           $iptables != null and $at_many >= 4 * $iptables) end),
+       (median(of($c; $many; "tun-copy"; $placement; "connections_per_second")) as $copy
+        | median(in_the_middle($c; $many; "iptables"; $placement; "connections_per_second")) as $halfway
+        | row("the same by iptables at \($many) Services, the probed one at the end, \($placement)"; "4"; by($at_many; $iptables);
+              "iptables \($iptables | short), in the middle \($halfway | short); tun-copy, the limit, \(by($copy; $iptables)) times iptables";
+              $iptables != null and $at_many >= 4 * $iptables)) end),
     (["one-cpu", "apart"][] as $placement
      | in_lab($latency[0]; "requests_per_second"; $placement; 1; "0.95 T"; 0.95),
        in_lab($latency[0]; "round_trip_p50"; $placement; 1; "0.95 T"; 0.95),
        in_lab($latency[0]; "round_trip_p99"; $placement; 1; "0.95 T"; 0.95),
+       in_lab($latency[0]; "round_trip_p99.9"; $placement; 1; "0.95 T"; 0.95),
        in_lab($bulk[0]; "throughput"; $placement; 1; "0.95 T"; 0.95),
        (median(of($bulk[0]; 1; "penstock"; $placement; "throughput")) as $ours
         | median(of($bulk[0]; 1; "nftables"; $placement; "throughput")) as $nftables
@@ -72,14 +98,15 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
           row("bulk by nftables, \($placement)"; "0.85 N"; by($ours; $nftables); "nftables \($nftables | short) Gbit/s";
               $nftables != null and $ours >= 0.85 * $nftables) end),
        in_lab($packets[0]; "packets_received_per_second"; $placement; 1; "0.95 T"; 0.95)),
-    ([["change_to_effect", "change of one endpoint until a packet goes the new way", 1], ["cold_load", "cold load", 100]][] as [$metric, $name, $aim]
-     | most($u) as $many | of($u; $many; "penstock"; "any"; $metric) as $own
-     | if $own == null then empty else
-       row("\($name), \($many) Services of 10 endpoints"; "\($aim) ms"; "\($own.median | short) ms (\($own.min | short) to \($own.max | short))";
-           (["iptables", "nftables"] | map(. as $peer | "\($peer) \(median(of($u; $many; $peer; "any"; $metric)) | short) ms") | join(", "));
-           $own.median <= $aim) end),
-    (["read_objects", "compile_table", "index_table"][] as $metric | most($u) as $many | of($u; $many; "penstock"; "in-process"; $metric) as $own
-     | if $own == null then empty else "| of it \($metric) | - | \($own.median | short) ms (\($own.min | short) to \($own.max | short)) | - | - |" end),
+    ((([$u.rows[].endpoints | select(. != null)] | unique | map(select(. != 10)))[], 10) as $endpoints
+     | most($u) as $many
+     | ([["change_to_effect", "change of one endpoint until a packet goes the new way", 1], ["cold_load", "cold load", 100]][] as [$metric, $name, $aim]
+        | updated($u; $endpoints; "penstock"; $metric) as $own
+        | if $own == null then empty else
+          row("\($name), \($many) Services of \($endpoints) endpoint\(if $endpoints == 1 then "" else "s" end)"; "\($aim) ms";
+              "\($own.median | short) ms (\($own.min | short) to \($own.max | short))"; peers_update($endpoints; $metric); $own.median <= $aim) end),
+       (["read_objects", "compile_table", "index_table"][] as $metric | updated($u; $endpoints; "penstock"; $metric) as $own
+        | if $own == null then empty else "| of it \($metric) | - | \($own.median | short) ms (\($own.min | short) to \($own.max | short)) | - | - |" end)),
     (["50", "99", "99.9"][] as $share
      | of($s; 1; "penstock"; "any"; "delivered_from_\($share)_percent") as $own
      | if $own == null then empty else
@@ -88,9 +115,44 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
            $own.min >= 100) end),
     ($f.ports[] | row("allocation of a port in memory, \(.taken * 100 | two) % taken"; "500 ns, every one found";
            "\(.ns_per_allocation | short) ns, \(.found) of \(.tried)"; "-"; .ns_per_allocation <= 500 and .found == .tried)),
+    ((["syn-flood", "first packets of 2 tables, from many sources"], ["scan", "scan of 10 tables from one source"],
+      ["ports-taken", "99.9 % of the ports towards an endpoint taken"], ["full-table", "more answered flows than the table has room for"]) as [$attack, $what]
+     | under($n; $attack; "penstock"; "established_kept") as $kept
+     | if $kept == null then empty else
+       def seen($dataplane): median(under($n; $attack; $dataplane; "established_kept")) as $kept
+         | median(under($n; $attack; $dataplane; "new_flows_succeeded")) as $new
+         | median(under($n; $attack; $dataplane; "new_flow_p99")) as $p99
+         | median(under($n; $attack; $dataplane; "established_p99")) as $echo
+         | median(under($n; $attack; $dataplane; "last_ports_found")) as $ports
+         | if $kept == null then "-" else
+           "\($kept | short) % of connections kept (a byte there and back: p99 \($echo / 1000 | short) ms), \($new | short) % of new ones made (p99 \($p99 / 1000 | short) ms)\(if $ports == null then "" else "; \($ports | short) % of flows found one of the last ports" end)" end;
+       row("through a lab, while attacked: \($what)"; "no established flow lost\(if $attack == "full-table" then "" else ", new ones succeed" end)"; seen("penstock"); "iptables " + seen("iptables");
+           $kept.min >= 100 and ($attack == "full-table" or under($n; $attack; "penstock"; "new_flows_succeeded").median >= 99)) end),
     ($a.rows[] | row("attack: \(.attack)"; "no established flow lost, 2 times the cost";
            "\(.established_lost) of \(.established_packets) lost, \(.ratio | two) times; new flows \(.new_flows_succeeded) of \(.new_flows)"; "-";
            .established_lost == 0 and .ratio <= 2)),
+    "",
+    "## Where the probed Service stands",
+    "",
+    "TCP connections per second, the probed Service in the middle / at the end of all Services; kube-proxy puts them in another",
+    "order at every sync, so the middle is what one gets on the mean.",
+    "",
+    "| Services | placement | penstock | iptables | nftables |",
+    "| --- | --- | --- | --- | --- |",
+    (["one-cpu", "apart"][] as $placement | ([$c.rows[].services] | unique)[] as $services
+     | if of($c; $services; "penstock"; $placement; "connections_per_second") == null then empty else
+       "| \($services) | \($placement) | \(place("penstock"; $placement; $services)) | \(place("iptables"; $placement; $services)) | \(place("nftables"; $placement; $services)) |" end),
+    "",
+    "## The agent with `--busy-poll`",
+    "",
+    "| metric | placement | penstock | with --busy-poll | times |",
+    "| --- | --- | --- | --- | --- |",
+    (["one-cpu", "apart"][] as $placement | ["requests_per_second", "round_trip_p50", "round_trip_p99"][] as $metric
+     | of($b; 1; "penstock"; $placement; $metric) as $sleeps | of($b; 1; "busy-poll"; $placement; $metric) as $polls
+     | if $polls == null then empty else
+       "| \($metric) | \($placement) | \($sleeps.median | short) \($sleeps.unit) | \($polls.median | short) \($polls.unit) | \(by($polls.median; $sleeps.median)) |" end),
+    "",
+    "Polling wants a processor of its own: on one with client and server it takes their time away.",
     "",
     "## Why some aims are not reached",
     "",
@@ -102,6 +164,14 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
     "- Cold load: the agent is started anew; it reads and checks all objects from files, compiles them, and makes its devices. The",
     "  rows *of it* say what reading, compiling and indexing take; the peers' rows begin with rules that are ready made. For the",
     "  change of one endpoint the slice has a file of its own, and the time includes the notice of the file system.",
+    "- Connections per second by iptables: rules are compared faster than a packet goes through a TUN device and back. The bare copy",
+    "  loop, which looks nothing up, bounds the ratio, and its own is in the row.",
+    "- The peers' changes are what kube-proxy writes: with iptables the chains that list all Services and those of the changed one,",
+    "  by `--noflush`, for which iptables-legacy takes the whole table out of the kernel and puts it back; with nftables the chains",
+    "  of the changed Service, as newer kube-proxies do (1.30 writes everything again). Time grows with the endpoints: aims of 140",
+    "  and 90 ms were taken from Services of one endpoint, so both are here. A cold load of nftables is one transaction, and the",
+    "  kernel's time for it grows with its square (`__nft_set_trans_bind` walks all of it for every anonymous set, `nf_tables_newset`",
+    "  all sets for a free name); where it is given up the rules go in in portions before changes are measured.",
     "- With a single packet on its way, as in request and response, nothing overlaps: reading from and writing to a TUN device is",
     "  what takes the time, for the bare copy loop as well.",
     "",

@@ -4,24 +4,31 @@
 //! the run. Plain routing and the bare copy loop through the agent's own devices are asked by the pod's address: the
 //! one bounds what any dataplane can reach, the other what one on TUN devices can.
 
+mod ask;
+mod attack;
 mod bed;
 mod fill_ports;
+mod html;
 mod load;
 mod load_rules;
 mod machine;
 mod objects;
+mod partial_rules;
 mod report;
+mod server;
 mod snat;
+mod turns;
 mod update;
 
-pub use load::serve;
+pub use server::serve;
 
 use crate::lab::{Error, io_error};
 use crate::state::{self, State};
 use bed::Bed;
 use clap::ValueEnum;
-use machine::Placement;
-use report::{Report, Row};
+use machine::{Placement, Settings};
+use objects::Position;
+use report::{Key, Report, Row};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,6 +40,12 @@ pub struct Arguments {
     /// Numbers of Services
     #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [1, 10_000], value_parser = clap::value_parser!(u32).range(1..=60_000))]
     services: Vec<u32>,
+    /// Endpoints of each Service but the probed one, in `update`
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [10], value_parser = clap::value_parser!(u32).range(1..=20))]
+    endpoints: Vec<u32>,
+    /// Where the probed Service stands among the others, in those that ask through one; the middle only where there is one
+    #[arg(long, value_name = "PLACE,PLACE", value_delimiter = ',', default_values = ["end", "middle"])]
+    probed: Vec<Position>,
     /// What Penstock is held against
     #[arg(long, value_name = "PEER,PEER", value_delimiter = ',', default_values = ["iptables", "nftables", "plain", "tun-copy"])]
     against: Vec<Subject>,
@@ -42,6 +55,12 @@ pub struct Arguments {
     /// How long each is measured in a round
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(10..=60_000))]
     time: u32,
+    /// When a cold load of rules is given up, in `update`
+    #[arg(long, value_name = "SECONDS", default_value_t = 240, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    patience: u32,
+    /// Packets of an attack by 1,000; as many as are ten tables when absent, for the scan, and two for others
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    thousands: Option<u32>,
     /// Measure although other programs use the processors
     #[arg(long)]
     busy_is_fine: bool,
@@ -76,6 +95,8 @@ pub(crate) enum Benchmark {
     Update,
     /// New flows that arrive when nearly all ports for masquerading towards one destination are taken
     Snat,
+    /// Floods, scans, full tables: what becomes of others' established flows and of their new ones
+    Attack,
 }
 
 /// A dataplane that is measured.
@@ -91,23 +112,31 @@ pub(crate) enum Subject {
     Plain,
     /// The agent's devices and routing, each packet copied as it is
     TunCopy,
+    /// Our agent with `--busy-poll`
+    BusyPoll,
 }
 
 impl Subject {
     /// As in arguments and reports.
-    pub(crate) fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Penstock => "penstock",
             Self::Iptables => "iptables",
             Self::Nftables => "nftables",
             Self::Plain => "plain",
             Self::TunCopy => "tun-copy",
+            Self::BusyPoll => "busy-poll",
         }
     }
 
     /// Whether it makes Services work; the pod itself is asked otherwise.
     const fn has_services(self) -> bool {
-        matches!(self, Self::Penstock | Self::Iptables | Self::Nftables)
+        !matches!(self, Self::Plain | Self::TunCopy)
+    }
+
+    /// Whether it is the kernel that makes them work.
+    const fn is_kernel(self) -> bool {
+        matches!(self, Self::Iptables | Self::Nftables)
     }
 }
 
@@ -126,27 +155,59 @@ pub fn run(arguments: &Arguments, interrupted: &(dyn Fn() -> bool + Sync)) -> Re
         );
         return Err(Error::Busy(text));
     }
+    clear_dead_labs();
     let mut report = Report {
         benchmark: arguments.benchmark,
-        milliseconds: arguments.time,
+        settings: Settings::of(arguments),
         machine,
         rows: Vec::new(),
     };
-    clear_dead_labs();
+    let run = Run {
+        arguments,
+        interrupted,
+    };
     for &services in &arguments.services {
         report.rows.extend(match arguments.benchmark {
-            Benchmark::Update => update::rows(arguments, services, interrupted)?,
-            Benchmark::Snat => snat::rows(arguments, services, interrupted)?,
-            _ => side_by_side(arguments, services, interrupted)?,
+            Benchmark::Update => update::rows(run, services)?,
+            Benchmark::Snat => snat::rows(run, services)?,
+            Benchmark::Attack => attack::rows(run, services)?,
+            _ => side_by_side(run, services)?,
         });
     }
     report.machine.load_after = machine::load();
     if let Some(path) = &arguments.report {
-        std::fs::write(path, report.html()).map_err(io_error(path.display().to_string()))?;
+        std::fs::write(path, html::page(&report)).map_err(io_error(path.display().to_string()))?;
     }
     match arguments.output {
         Form::Json => crate::screens::print_json(&report.json()),
         Form::Text => crate::screens::print(&report.text()),
+    }
+}
+
+/// What all benchmarks are told.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    arguments: &'a Arguments,
+    interrupted: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl Run<'_> {
+    /// Penstock, and what it is held against, each once.
+    fn subjects(&self) -> Vec<Subject> {
+        let mut subjects = vec![Subject::Penstock];
+        for subject in &self.arguments.against {
+            if !subjects.contains(subject) {
+                subjects.push(*subject);
+            }
+        }
+        subjects
+    }
+
+    /// Those of them that make Services work.
+    fn with_services(&self) -> Vec<Subject> {
+        let mut subjects = self.subjects();
+        subjects.retain(|subject| subject.has_services());
+        subjects
     }
 }
 
@@ -165,57 +226,35 @@ fn clear_dead_labs() {
     }
 }
 
-/// Those of the subjects that make Services work, Penstock first.
-fn with_services(arguments: &Arguments) -> Vec<Subject> {
-    let peers = arguments.against.iter().copied();
-    let mut subjects = vec![Subject::Penstock];
-    subjects.extend(peers.filter(|peer| matches!(peer, Subject::Iptables | Subject::Nftables)));
-    subjects
-}
-
-/// All subjects with so many Services, in both placements.
-fn side_by_side(
-    arguments: &Arguments,
-    services: u32,
-    interrupted: &(dyn Fn() -> bool + Sync),
-) -> Result<Vec<Row>, Error> {
-    let mut subjects = vec![Subject::Penstock];
-    for subject in &arguments.against {
-        if !subjects.contains(subject) {
-            subjects.push(*subject);
-        }
-    }
+/// All subjects with so many Services, in both placements; through each Service that is probed.
+fn side_by_side(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
+    let Arguments {
+        benchmark, time, ..
+    } = *run.arguments;
     let mut beds = Vec::new();
-    for subject in subjects {
+    for subject in run.subjects() {
         eprintln!("bench: {} with {services} Services", subject.name());
-        let shape = (services, arguments.benchmark);
-        beds.push(Bed::make(subject, shape, interrupted)?);
+        beds.push(Bed::make(subject, (services, benchmark), run.interrupted)?);
     }
     let mut rows = Vec::new();
     for placement in Placement::of_this_machine() {
+        let name = placement.name();
         eprintln!(
-            "bench: {services} Services, {}, {} rounds",
-            placement.name(),
-            arguments.rounds
+            "bench: {services} Services, {name}, {} rounds",
+            run.arguments.rounds
         );
-        let mut measured: Vec<Vec<load::Figures>> = vec![Vec::new(); beds.len()];
-        for _ in 0..arguments.rounds {
-            for (bed, figures) in beds.iter().zip(&mut measured) {
-                if interrupted() {
-                    return Err(Error::Interrupted);
-                }
-                let time = Duration::from_millis(arguments.time.into());
-                figures.push(bed.measure(arguments.benchmark, placement, time)?);
-            }
+        let mut all = Vec::new();
+        for position in &run.arguments.probed {
+            let probed = beds.iter().filter(|bed| bed.has(*position));
+            all.extend(probed.map(|bed| {
+                let key = Key::of(services, bed.subject, name).at(*position);
+                (key, (bed, *position))
+            }));
         }
-        for (bed, figures) in beds.iter().zip(measured) {
-            rows.extend(Row::of(
-                services,
-                bed.subject.name(),
-                placement.name(),
-                &figures,
-            ));
-        }
+        rows.extend(turns::take(run, all, |(bed, position), _| {
+            let time = Duration::from_millis(time.into());
+            bed.measure(benchmark, *position, placement, time)
+        })?);
     }
     Ok(rows)
 }

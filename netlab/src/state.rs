@@ -77,6 +77,10 @@ pub struct AgentOptions {
     /// Worker threads of each agent
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub workers: u8,
+    /// Agents never sleep: a processor for each worker
+    #[arg(long)]
+    #[serde(default)]
+    pub busy_poll: bool,
     /// Agents give every packet back as it came: the limit in benchmarks
     #[arg(skip)]
     #[serde(default)]
@@ -89,6 +93,7 @@ impl AgentOptions {
         let mut arguments = vec!["--workers".to_owned(), self.workers.to_string()];
         arguments.extend(self.no_offload.then(|| "--no-offload".to_owned()));
         arguments.extend(self.no_reject_limit.then(|| "--no-reject-limit".to_owned()));
+        arguments.extend(self.busy_poll.then(|| "--busy-poll".to_owned()));
         arguments.extend(self.copy.then(|| "--copy".to_owned()));
         arguments
     }

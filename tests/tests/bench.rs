@@ -67,75 +67,128 @@ fn report_of(command: &mut Command) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// What only dataplanes with Services can do, with metrics that all of them must have.
-fn root_with_services(benchmark: &str, services: &str, metrics: &[&str]) -> Value {
+/// A benchmark through labs, in one round.
+fn of_labs(benchmark: &str, arguments: &[&str]) -> Vec<Value> {
     let mut command = Command::new(binary("penstock-lab"));
-    command.args(["bench", benchmark, "--services", services, "--rounds", "1"]);
-    let report = report_of(command.args(["--busy-is-fine", "-o", "json"]));
-    let rows = report["rows"].as_array().unwrap();
+    command.args(["bench", benchmark, "--rounds", "1", "--busy-is-fine"]);
+    let mut report = report_of(command.args(arguments).args(["-o", "json"]));
+    assert_eq!(report["schemaVersion"], 1);
+    assert_eq!(report["benchmark"], benchmark);
+    let machine = &report["machine"];
+    assert!(machine["kernel"].is_string() && machine["load"].is_number());
+    assert!(report["settings"]["nf_conntrack_max"].as_u64().unwrap() > 0);
+    let Value::Array(rows) = report["rows"].take() else {
+        panic!("no rows");
+    };
+    rows
+}
+
+fn value(row: &Value, key: &str) -> f64 {
+    let number = row[key].as_f64();
+    number.unwrap_or_else(|| panic!("{key} in {row}"))
+}
+
+/// The rows of what only dataplanes with Services can do, with metrics that all of them must have.
+fn root_with_services(benchmark: &str, arguments: &[&str], metrics: &[&str]) -> Vec<Value> {
+    let rows = of_labs(benchmark, arguments);
     for dataplane in ["penstock", "iptables", "nftables"] {
         for metric in metrics {
             let is_it = |row: &&Value| row["dataplane"] == dataplane && row["metric"] == *metric;
             let row = rows.iter().find(is_it);
             let row = row.unwrap_or_else(|| panic!("{dataplane} has no {metric}"));
-            assert!(row["median"].as_f64().unwrap() > 0.0, "{row}");
+            assert!(value(row, "median") > 0.0, "{row}");
         }
     }
-    report
+    rows
 }
 
 #[test]
 fn root_a_changed_endpoint_takes_effect_everywhere() {
-    root_with_services("update", "20", &["cold_load", "change_to_effect"]);
+    let sizes = ["--services", "20", "--endpoints", "1,10"];
+    let rows = root_with_services("update", &sizes, &["cold_load", "change_to_effect"]);
+    for endpoints in [1, 10] {
+        assert!(rows.iter().any(|row| row["endpoints"] == endpoints));
+    }
 }
 
 #[test]
 fn root_ports_are_found_while_there_are_any() {
     let nearly_all = "delivered_from_99.9_percent";
-    let report = root_with_services("snat", "1", &["delivered_from_50_percent"]);
-    let rows = report["rows"].as_array().unwrap();
+    let some = ["delivered_from_50_percent"];
+    let rows = root_with_services("snat", &["--services", "1"], &some);
     let is_ours = |row: &&Value| row["dataplane"] == "penstock" && row["metric"] == nearly_all;
     assert_eq!(rows.iter().find(is_ours).unwrap()["median"], 100.0);
 }
 
-/// A lab for each dataplane, one short turn each in both placements.
+/// A few packets, for which there is room: the attacks are made, and others go on.
+#[test]
+fn root_others_go_on_while_a_node_is_attacked() {
+    let arguments = ["--services", "1", "--thousands", "5"];
+    let rows = root_with_services("attack", &arguments, &["established_kept", "table_entries"]);
+    for attack in ["syn-flood", "scan", "ports-taken", "full-table"] {
+        let of_ours = |metric: &str| {
+            let is_it = |row: &&Value| {
+                row["attack"] == attack && row["dataplane"] == "penstock" && row["metric"] == metric
+            };
+            let row = rows.iter().find(is_it);
+            value(
+                row.unwrap_or_else(|| panic!("{attack} has no {metric}")),
+                "median",
+            )
+        };
+        assert_eq!(of_ours("established_kept"), 100.0, "{attack}");
+        assert!(of_ours("new_flows_succeeded") > 0.0, "{attack}");
+    }
+}
+
+/// A lab for each dataplane, one short turn each in both placements, through each probed Service.
 fn root_side_by_side(benchmark: &str, services: &str, metric: &str) {
-    let mut command = Command::new(binary("penstock-lab"));
-    command.args([
-        "bench",
-        benchmark,
+    let page = std::env::temp_dir().join(format!("penstock-bench-{}.html", std::process::id()));
+    let page_named = page.to_str().unwrap();
+    let sizes = [
         "--services",
         services,
-        "--rounds",
-        "1",
         "--time",
         "50",
-    ]);
-    let report = report_of(command.args(["--busy-is-fine", "-o", "json"]));
-    assert_eq!(report["benchmark"], benchmark);
-    let rows = report["rows"].as_array().unwrap();
+        "--report",
+        page_named,
+    ];
+    let rows = of_labs(benchmark, &sizes);
+    let written = std::fs::read_to_string(&page).unwrap();
+    std::fs::remove_file(&page).unwrap();
+    assert!(
+        !written.contains("http") && !written.contains("src="),
+        "it needs no other file"
+    );
     for dataplane in ["penstock", "iptables", "nftables", "plain", "tun-copy"] {
-        let row = rows
+        let own = rows
             .iter()
-            .find(|row| row["dataplane"] == dataplane && row["metric"] == metric);
-        let row = row.unwrap_or_else(|| panic!("{dataplane} has no {metric}"));
-        let number = |key: &str| {
-            row[key]
-                .as_f64()
-                .unwrap_or_else(|| panic!("{key} in {row}"))
-        };
-        assert!(
-            number("median") > 0.0 && number("min") <= number("max"),
-            "{row}"
-        );
-        assert!(
-            row["unit"].is_string() && row["placement"].is_string(),
-            "{row}"
-        );
+            .filter(|row| row["dataplane"] == dataplane && row["metric"] == metric);
+        let own: Vec<&Value> = own.collect();
+        assert!(!own.is_empty(), "{dataplane} has no {metric}");
+        assert!(written.contains(&format!("<tr class={dataplane}>")));
+        for row in own {
+            assert!(value(row, "median") > 0.0, "{row}");
+            assert!(value(row, "min") <= value(row, "max"), "{row}");
+            assert!(
+                row["unit"].is_string() && row["placement"].is_string(),
+                "{row}"
+            );
+            let size = row["services"].to_string();
+            assert_eq!(
+                (value(row, "runs"), size.as_str()),
+                (1.0, services),
+                "{row}"
+            );
+        }
+        let in_the_middle = rows
+            .iter()
+            .any(|row| row["dataplane"] == dataplane && row["probed"] == "middle");
+        let has_services = !matches!(dataplane, "plain" | "tun-copy");
         assert_eq!(
-            (number("runs"), row["services"].to_string().as_str()),
-            (1.0, services),
-            "{row}"
+            in_the_middle,
+            has_services && services != "1",
+            "{dataplane}"
         );
     }
 }

@@ -3,21 +3,21 @@
 use super::fill_ports::SECOND_CLIENT;
 use super::load::{self, Figures};
 use super::load_rules::Target;
-use super::machine::Placement;
-use super::objects::{self, CONFIG, NODE, POD, PORT, VIP};
+use super::machine::{self, Placement};
+use super::objects::{self, NODE, POD, PORT, Position, VIP, VIP_IN_THE_MIDDLE};
 use super::{Benchmark, Subject, io_error};
+use crate::dataplane;
 use crate::lab::{self, Error};
 use crate::lab_file;
 use crate::names::HostName;
 use crate::namespace::Namespace;
-use crate::plan::Plan;
+use crate::plan::{Plan, UPLINK};
 use crate::process::{self, ProcessId};
 use crate::state::{AgentOptions, Dataplane, Process};
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 /// A lab that is up. It goes when this is dropped.
@@ -28,7 +28,7 @@ pub(super) struct Bed {
     client: Namespace,
     node: Namespace,
     processes: Vec<Process>,
-    address: SocketAddr,
+    services: u32,
 }
 
 impl Bed {
@@ -65,7 +65,7 @@ impl Bed {
             name: lab,
             config: None,
             dataplane: match subject {
-                Subject::Penstock | Subject::TunCopy => Dataplane::Penstock,
+                Subject::Penstock | Subject::TunCopy | Subject::BusyPoll => Dataplane::Penstock,
                 Subject::Iptables => Dataplane::Iptables,
                 Subject::Nftables => Dataplane::Nftables,
                 Subject::Plain => Dataplane::None,
@@ -74,14 +74,14 @@ impl Bed {
             agent: AgentOptions {
                 no_offload: false,
                 no_reject_limit: false,
-                workers: 1,
+                workers: machine::WORKERS,
                 copy: subject == Subject::TunCopy,
+                busy_poll: subject == Subject::BusyPoll,
             },
             keep: false,
             progress: &|_, _, _| {},
             interrupted,
         })?;
-        let address = if subject.has_services() { VIP } else { POD };
         let bed = Self {
             subject,
             lab: lab.to_owned(),
@@ -92,21 +92,29 @@ impl Bed {
             )?,
             plan: running.plan,
             processes: running.state.processes,
-            address: SocketAddr::new(IpAddr::V4(address), PORT),
+            services,
         };
-        if !subject.has_services() {
-            bed.route_to_pod().map_err(io_error("ip route"))?;
-        }
         if benchmark == Benchmark::Update {
             bed.end_agent();
             return Ok(bed);
         }
+        let routed = if subject.has_services() {
+            VIP_IN_THE_MIDDLE
+        } else {
+            POD
+        };
+        // A client outside knows of no pods, and of no addresses that came later.
+        bed.route_to(routed)?;
         if subject.has_services() {
             bed.target().prepare()?;
-            let objects = objects::snapshot(services, policy(benchmark));
+            let objects = if benchmark == Benchmark::Attack {
+                objects::attacked(services)
+            } else {
+                objects::snapshot(services, policy(benchmark))
+            };
             bed.target().load(&objects)?;
         }
-        bed.inside(load::wait)?;
+        bed.inside(Position::End, load::wait)?;
         Ok(bed)
     }
 
@@ -119,16 +127,49 @@ impl Bed {
         process::end(&agents);
     }
 
-    /// A client outside has no route to pods of its own.
-    fn route_to_pod(&self) -> io::Result<()> {
-        let mut command = Command::new("ip");
-        command.args(["route", "add", &POD.to_string(), "via", &NODE.to_string()]);
-        let status = self.client.spawn(&mut command)?.wait()?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(io::Error::other(status.to_string()))
+    /// The client's way to an address through the node.
+    pub(super) fn route_to(&self, address: Ipv4Addr) -> Result<(), Error> {
+        let (address, node) = (address.to_string(), NODE.to_string());
+        self.in_client(&["ip", "route", "add", &address, "via", &node])
+    }
+
+    pub(super) fn in_client(&self, command: &[&str]) -> Result<(), Error> {
+        run_in(&self.client, command)
+    }
+
+    pub(super) fn in_node(&self, command: &[&str]) -> Result<(), Error> {
+        run_in(&self.node, command)
+    }
+
+    /// Entries of the node's connection table now.
+    pub(super) fn table_entries(&self) -> Result<u64, Error> {
+        if self.subject.is_kernel() {
+            let path = "/proc/sys/net/netfilter/nf_conntrack_count";
+            let read = self.node.run(|| fs::read_to_string(path));
+            let count = read.map_err(io_error(path))?;
+            return Ok(count.trim().parse().unwrap_or(0));
         }
+        let statuses = dataplane::agents(&self.lab, &self.plan);
+        let status = statuses.into_iter().find_map(|(_, status)| status);
+        status
+            .map(|status| status.connections as u64)
+            .ok_or_else(|| Error::Failed("the agent does not answer".to_owned()))
+    }
+
+    /// Whether there is a Service to be asked in this place; without Services the pod is, at the end.
+    pub(super) fn has(&self, position: Position) -> bool {
+        let has_middle = self.subject.has_services() && objects::middle(self.services).is_some();
+        position == Position::End || has_middle
+    }
+
+    /// Where clients ask.
+    fn address(&self, position: Position) -> SocketAddr {
+        let address = match position {
+            _ if !self.subject.has_services() => POD,
+            Position::End => VIP,
+            Position::Middle => VIP_IN_THE_MIDDLE,
+        };
+        SocketAddr::new(IpAddr::V4(address), PORT)
     }
 
     /// Where objects go.
@@ -144,51 +185,42 @@ impl Bed {
     /// What the client does with the Service's address, in the client's namespace.
     pub(super) fn inside<T: Send>(
         &self,
+        position: Position,
         act: impl FnOnce(SocketAddr) -> io::Result<T> + Send,
     ) -> Result<T, Error> {
-        let address = self.address;
-        self.client.run(|| act(address)).map_err(self.failed())
+        let address = self.address(position);
+        self.client
+            .run(|| act(address))
+            .map_err(self.failed(address))
     }
 
     /// A second address of the client, for who needs more ports than one has.
     pub(super) fn add_client_address(&self) -> Result<(), Error> {
         let address = format!("{SECOND_CLIENT}/24");
-        let mut command = Command::new("ip");
-        command.args(["address", "add", &address, "dev", "eth0"]);
-        let ended = self
-            .client
-            .spawn(&mut command)
-            .and_then(|mut child| child.wait());
-        match ended {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(Error::Failed(format!("ip address add {address}: {status}"))),
-            Err(error) => Err(io_error("ip address")(error)),
-        }
+        self.in_client(&["ip", "address", "add", &address, "dev", UPLINK])
     }
 
     /// One turn.
     pub(super) fn measure(
         &self,
         benchmark: Benchmark,
+        position: Position,
         placement: Placement,
         time: Duration,
     ) -> Result<Figures, Error> {
+        let address = self.address(position);
         let measured = self.client.run(|| {
             for process in &self.processes {
                 placement.bind_server(process.id.pid)?;
             }
             placement.bind_client()?;
-            load::measure(benchmark, self.address, time)
+            load::measure(benchmark, address, time)
         });
-        measured.map_err(self.failed())
+        measured.map_err(self.failed(address))
     }
 
-    fn failed(&self) -> impl FnOnce(io::Error) -> Error {
-        io_error(format!(
-            "{}: the client to {}",
-            self.subject.name(),
-            self.address
-        ))
+    fn failed(&self, address: SocketAddr) -> impl FnOnce(io::Error) -> Error {
+        io_error(format!("{}: the client to {address}", self.subject.name()))
     }
 }
 
@@ -209,6 +241,11 @@ const fn policy(benchmark: Benchmark) -> &'static str {
         Benchmark::Snat => "Cluster",
         _ => "Local",
     }
+}
+
+fn run_in(namespace: &Namespace, command: &[&str]) -> Result<(), Error> {
+    dataplane::load(namespace, command, "")
+        .map_err(|text| Error::Failed(format!("{}: {text}", command.join(" "))))
 }
 
 fn namespace(plan: &Plan, host: &HostName) -> Result<Namespace, Error> {
@@ -234,7 +271,13 @@ fn write_lab(folder: &Path, subject: Subject, benchmark: Benchmark) -> io::Resul
         (_, false) => objects::no_services(),
     };
     fs::write(folder.join("snapshot.yaml"), objects)?;
-    fs::write(folder.join("kube-proxy.yaml"), CONFIG)?;
+    // Tables of one size on all sides: the kernel's is the machine's.
+    let config = if benchmark == Benchmark::Attack {
+        objects::config_with_table(machine::kernel_table())
+    } else {
+        objects::CONFIG.to_owned()
+    };
+    fs::write(folder.join("kube-proxy.yaml"), config)?;
     let file = folder.join("lab.yaml");
     let text = objects::lab_file(&server, benchmark, subject.has_services());
     fs::write(&file, text)?;

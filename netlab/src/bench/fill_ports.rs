@@ -1,6 +1,6 @@
 //! A client that sends a datagram from each of its ports, so that masquerading must find as many of the node's.
 
-use super::load::HOW_MANY;
+use super::server::HOW_MANY;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};

@@ -1,77 +1,24 @@
 //! The load: one client thread and one server, blocking, a byte at a time, so that what lies between them is what takes
-//! the time. Any error, and any answer that does not come within two seconds, is an error of the run.
+//! the time; as few system calls as each exchange needs. Any error, and any answer that does not come within two
+//! seconds, is an error of the run. Times go into an HDR histogram with three digits.
 
 use super::Benchmark;
-use std::collections::VecDeque;
+use super::ask::how_many;
+use super::server::{ANSWER, BUFFER, ECHO, SINK};
+use hdrhistogram::Histogram;
+use socket2::{Domain, Socket, Type};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 /// What one turn found: metric, unit, value.
 pub(super) type Figures = Vec<(&'static str, &'static str, f64)>;
 
-/// The first byte of a connection says what the client wants.
-const ANSWER: u8 = b'a';
-const ECHO: u8 = b'e';
-const SINK: u8 = b's';
-/// A datagram that asks how many others came.
-pub(super) const HOW_MANY: &[u8] = b"how many";
-/// A datagram that asks which server answers.
-const WHO: &[u8] = b"who";
 /// The smallest frame of Ethernet carries so much over UDP and IPv4.
 const SMALL: [u8; 18] = [0; 18];
 
-const PATIENCE: Duration = Duration::from_secs(2);
-const BUFFER: usize = 128 * 1024;
-
-/// What the pod runs: TCP and UDP on `port`, one connection after the other.
-pub fn serve(port: u16) -> io::Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
-    let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
-    std::thread::spawn(move || count(&datagrams));
-    let mut buffer = vec![0; BUFFER];
-    for stream in listener.incoming() {
-        // A client that goes away early says so itself.
-        let _ = stream.and_then(|stream| answer(stream, &mut buffer));
-    }
-    Ok(())
-}
-
-fn answer(mut stream: TcpStream, buffer: &mut [u8]) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let mut wanted = [0];
-    stream.read_exact(&mut wanted)?;
-    match wanted[0] {
-        ANSWER => stream.write_all(&wanted),
-        ECHO => loop {
-            match stream.read(&mut buffer[..1])? {
-                0 => return Ok(()),
-                _ => stream.write_all(&buffer[..1])?,
-            }
-        },
-        _ => {
-            while stream.read(buffer)? > 0 {}
-            stream.write_all(&wanted)
-        }
-    }
-}
-
-fn count(socket: &UdpSocket) -> io::Result<()> {
-    let mut buffer = [0; 64];
-    let mut received: u64 = 0;
-    loop {
-        match socket.recv_from(&mut buffer)? {
-            (length, client) if &buffer[..length] == HOW_MANY => {
-                socket.send_to(&received.to_be_bytes(), client)?;
-                received = 0;
-            }
-            (length, client) if &buffer[..length] == WHO => {
-                socket.send_to(&std::process::id().to_be_bytes(), client)?;
-            }
-            _ => received += 1,
-        }
-    }
-}
+/// An answer that takes longer is an error.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Waits until the server answers through whatever lies between.
 pub(super) fn wait(target: SocketAddr) -> io::Result<()> {
@@ -94,21 +41,22 @@ pub(super) fn measure(
         Benchmark::Latency => latency(target, time),
         Benchmark::Bulk => bulk(target, time),
         Benchmark::Packets => packets(target, time),
-        Benchmark::Update | Benchmark::Snat => Err(io::Error::other(
+        Benchmark::Update | Benchmark::Snat | Benchmark::Attack => Err(io::Error::other(
             "not measured by the time that a turn takes",
         )),
     }
 }
 
+/// The timeout for sending holds for connecting, too.
 fn connect(target: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&target, PATIENCE)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    Ok(stream)
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(&target.into())?;
+    Ok(socket.into())
 }
 
-fn connect_and_ask(target: SocketAddr) -> io::Result<()> {
+pub(super) fn connect_and_ask(target: SocketAddr) -> io::Result<()> {
     let mut stream = connect(target)?;
     stream.write_all(&[ANSWER])?;
     let mut byte = [0];
@@ -120,53 +68,54 @@ fn connect_and_ask(target: SocketAddr) -> io::Result<()> {
     }
 }
 
+/// A connection that stays, on which [`echo`] asks.
+pub(super) fn connect_to_stay(target: SocketAddr) -> io::Result<TcpStream> {
+    let mut stream = connect(target)?;
+    stream.set_nodelay(true)?;
+    stream.write_all(&[ECHO])?;
+    Ok(stream)
+}
+
+/// A byte there and back.
+pub(super) fn echo(stream: &mut TcpStream) -> io::Result<()> {
+    stream.write_all(&[1])?;
+    stream.read_exact(&mut [0])
+}
+
 fn connections(target: SocketAddr, time: Duration) -> io::Result<Figures> {
-    let (each, took) = repeat(time, || connect_and_ask(target))?;
+    let taken = repeat(time, || connect_and_ask(target))?;
     Ok(vec![
-        (
-            "connections_per_second",
-            "1/s",
-            each.len() as f64 / took.as_secs_f64(),
-        ),
-        ("connection_p50", "us", percentile(&each, 0.50)),
-        ("connection_p99", "us", percentile(&each, 0.99)),
+        ("connections_per_second", "1/s", taken.per_second()),
+        ("connection_p50", "us", taken.microseconds(0.5)),
+        ("connection_p99", "us", taken.microseconds(0.99)),
+        ("connection_p99.9", "us", taken.microseconds(0.999)),
     ])
 }
 
 fn latency(target: SocketAddr, time: Duration) -> io::Result<Figures> {
-    let mut stream = connect(target)?;
-    stream.write_all(&[ECHO])?;
-    let (each, took) = repeat(time, || {
-        stream.write_all(&[1])?;
-        stream.read_exact(&mut [0])
-    })?;
+    let mut stream = connect_to_stay(target)?;
+    let taken = repeat(time, || echo(&mut stream))?;
     Ok(vec![
-        (
-            "requests_per_second",
-            "1/s",
-            each.len() as f64 / took.as_secs_f64(),
-        ),
-        ("round_trip_p50", "us", percentile(&each, 0.50)),
-        ("round_trip_p99", "us", percentile(&each, 0.99)),
+        ("requests_per_second", "1/s", taken.per_second()),
+        ("round_trip_p50", "us", taken.microseconds(0.5)),
+        ("round_trip_p99", "us", taken.microseconds(0.99)),
+        ("round_trip_p99.9", "us", taken.microseconds(0.999)),
     ])
 }
 
 fn bulk(target: SocketAddr, time: Duration) -> io::Result<Figures> {
     let mut stream = connect(target)?;
+    stream.set_nodelay(true)?;
     stream.write_all(&[SINK])?;
     let data = vec![0; BUFFER];
-    let (each, _) = repeat(time, || stream.write_all(&data))?;
+    let taken = repeat(time, || stream.write_all(&data))?;
     let start = Instant::now();
     stream.shutdown(std::net::Shutdown::Write)?;
     // The answer comes when all has arrived.
     stream.read_exact(&mut [0])?;
-    let took: Duration = each.iter().sum::<Duration>() + start.elapsed();
-    let bits = (each.len() * BUFFER * 8) as f64;
-    Ok(vec![(
-        "throughput",
-        "Gbit/s",
-        bits / took.as_secs_f64() / 1e9,
-    )])
+    let seconds = (taken.all + start.elapsed()).as_secs_f64();
+    let bits = (taken.each.len() * BUFFER as u64 * 8) as f64;
+    Ok(vec![("throughput", "Gbit/s", bits / seconds / 1e9)])
 }
 
 fn packets(target: SocketAddr, time: Duration) -> io::Result<Figures> {
@@ -174,123 +123,60 @@ fn packets(target: SocketAddr, time: Duration) -> io::Result<Figures> {
     socket.connect(target)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     how_many(&socket)?;
-    let (sent, took) = repeat(time, || socket.send(&SMALL).map(drop))?;
+    let sent = repeat(time, || socket.send(&SMALL).map(drop))?;
     // What is still in queues arrives before the question does, or is lost by then.
     let received = how_many(&socket)?;
+    let per_second = received as f64 / sent.all.as_secs_f64();
     Ok(vec![
-        (
-            "packets_received_per_second",
-            "1/s",
-            received as f64 / took.as_secs_f64(),
-        ),
-        (
-            "packets_sent_per_second",
-            "1/s",
-            sent.len() as f64 / took.as_secs_f64(),
-        ),
+        ("packets_received_per_second", "1/s", per_second),
+        ("packets_sent_per_second", "1/s", sent.per_second()),
     ])
 }
 
-/// Which server a new flow gets to.
-fn who_answers(target: SocketAddr) -> io::Result<u32> {
-    let socket = question(target)?;
-    socket.set_nonblocking(false)?;
-    socket.set_read_timeout(Some(Duration::from_millis(50)))?;
-    answer_to(&socket)
+/// How long something took that was done again and again.
+pub(super) struct Taken {
+    /// Nanoseconds of each.
+    pub(super) each: Histogram<u64>,
+    /// Of all together.
+    pub(super) all: Duration,
 }
 
-/// Asks who answers, by a flow of its own.
-fn question(target: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.connect(target)?;
-    socket.set_nonblocking(true)?;
-    socket.send(WHO)?;
-    Ok(socket)
-}
+impl Taken {
+    pub(super) fn nothing() -> io::Result<Self> {
+        Ok(Self {
+            each: Histogram::new(3).map_err(io::Error::other)?,
+            all: Duration::ZERO,
+        })
+    }
 
-fn answer_to(question: &UdpSocket) -> io::Result<u32> {
-    let mut answer = [0; 4];
-    match question.recv(&mut answer)? {
-        4 => Ok(u32::from_be_bytes(answer)),
-        _ => Err(io::Error::other("an answer of another length")),
+    pub(super) fn add(&mut self, took: Duration) -> io::Result<()> {
+        let nanoseconds = took.as_nanos() as u64;
+        self.each.record(nanoseconds).map_err(io::Error::other)
+    }
+
+    fn per_second(&self) -> f64 {
+        self.each.len() as f64 / self.all.as_secs_f64()
+    }
+
+    /// What this share of them did not exceed.
+    pub(super) fn microseconds(&self, share: f64) -> f64 {
+        self.each.value_at_quantile(share) as f64 / 1000.0
     }
 }
 
-/// As [`who_answers`], when one does.
-pub(super) fn wait_for_any(target: SocketAddr) -> io::Result<u32> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        match who_answers(target) {
-            Err(_) if Instant::now() < deadline => {}
-            other => return other,
-        }
-    }
-}
-
-/// Asks with one new flow after the other until another server than `before` answers. An answer may be lost, as its flow
-/// ends when its endpoint goes: no question waits for the one before.
-pub(super) fn wait_for_another(target: SocketAddr, before: u32) -> io::Result<()> {
-    const OPEN: usize = 64;
-    const EVERY: Duration = Duration::from_micros(100);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let mut open = VecDeque::new();
-    while Instant::now() < deadline {
-        open.truncate(OPEN - 1);
-        open.push_front(question(target)?);
-        std::thread::sleep(EVERY);
-        let is_another = |socket| answer_to(socket).is_ok_and(|server| server != before);
-        if open.iter().any(is_another) {
-            return Ok(());
-        }
-    }
-    let text = "the change took no effect";
-    Err(io::Error::new(io::ErrorKind::TimedOut, text))
-}
-
-/// Asks until an answer comes: the question may be lost in a queue that is full.
-fn how_many(socket: &UdpSocket) -> io::Result<u64> {
-    const TRIES: usize = 5;
-    let mut answer = [0; 8];
-    for _ in 0..TRIES {
-        std::thread::sleep(Duration::from_millis(20));
-        socket.send(HOW_MANY)?;
-        match socket.recv(&mut answer) {
-            Ok(8) => return Ok(u64::from_be_bytes(answer)),
-            Ok(_) => return Err(io::Error::other("an answer of another length")),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Err(io::Error::new(
-        io::ErrorKind::TimedOut,
-        "no answer to how many packets arrived",
-    ))
-}
-
-/// Does the same again until `time` is over; how long each took, and all together.
-fn repeat(
-    time: Duration,
-    mut once: impl FnMut() -> io::Result<()>,
-) -> io::Result<(Vec<Duration>, Duration)> {
-    let mut each = Vec::new();
+/// Does the same again until `time` is over.
+fn repeat(time: Duration, mut once: impl FnMut() -> io::Result<()>) -> io::Result<Taken> {
+    let mut taken = Taken::nothing()?;
     let start = Instant::now();
     let mut last = start;
     while last.duration_since(start) < time {
         once()?;
         let now = Instant::now();
-        each.push(now.duration_since(last));
+        taken.add(now.duration_since(last))?;
         last = now;
     }
-    Ok((each, last.duration_since(start)))
-}
-
-/// In microseconds.
-fn percentile(durations: &[Duration], share: f64) -> f64 {
-    let mut sorted = durations.to_vec();
-    sorted.sort();
-    let nth = (sorted.len() as f64 * share) as usize;
-    let value = sorted.get(nth.min(sorted.len().saturating_sub(1)));
-    value.map_or(0.0, |duration| duration.as_nanos() as f64 / 1000.0)
+    taken.all = last.duration_since(start);
+    Ok(taken)
 }
 
 #[cfg(test)]
@@ -298,10 +184,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_of_the_sorted_values() {
-        let durations: Vec<Duration> = (1..=100).rev().map(Duration::from_micros).collect();
-        assert_eq!(percentile(&durations, 0.5), 51.0);
-        assert_eq!(percentile(&durations, 0.99), 100.0);
-        assert_eq!(percentile(&[], 0.5), 0.0);
+    fn percentiles_keep_three_digits_of_any_time() {
+        let mut taken = Taken::nothing().unwrap();
+        for microseconds in 1..=1000 {
+            taken.add(Duration::from_micros(microseconds)).unwrap();
+        }
+        taken.add(Duration::from_secs(100)).unwrap();
+        let is_near = |share, microseconds: f64| {
+            let found = taken.microseconds(share);
+            assert!(
+                (found / microseconds - 1.0).abs() < 1e-3,
+                "{found} at {share}"
+            );
+        };
+        is_near(0.5, 501.0);
+        is_near(0.99, 991.0);
+        is_near(0.999, 1000.0);
+        is_near(1.0, 1e8);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The peer `iptables` is the legacy one where it is installed: the other one is nftables underneath.
 
-use super::objects::VIP;
+use super::partial_rules::{of_iptables, of_nftables, portions_of_nftables};
 use super::{Subject, io_error};
 use crate::dataplane::{self, agents, render};
 use crate::lab::Error;
@@ -15,6 +15,13 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(120);
 const NODE_NAME: &str = "node-a";
 const LEGACY: &str = "iptables-legacy-restore";
+/// Chains in a transaction of nft where none is measured.
+const PORTION: usize = 5000;
+
+/// The program that takes rules for iptables.
+pub(super) fn iptables_restore() -> &'static str {
+    in_path(LEGACY).map_or("iptables-restore", |_| LEGACY)
+}
 
 /// Where objects go.
 pub(super) struct Target<'a> {
@@ -33,140 +40,94 @@ impl Target<'_> {
         Ok(())
     }
 
-    /// Replaces all objects; until the table is published or the rules are in. Rendering of rules does not count.
-    pub(super) fn load(&self, objects: &str) -> Result<Duration, Error> {
+    /// Replaces all objects, and waits until the table is published or the rules are in.
+    pub(super) fn load(&self, objects: &str) -> Result<(), Error> {
         let before = agents(self.lab, self.plan);
         let path = state::folder(self.lab).join("snapshot.yaml");
         let is_there = std::fs::read_to_string(&path).is_ok_and(|there| there == objects);
-        if is_there && self.in_kernel().is_none() {
-            return Ok(Duration::ZERO);
+        if is_there && !self.subject.is_kernel() {
+            return Ok(());
         }
-        let start = Instant::now();
+        if self.subject.is_kernel() {
+            return self.load_in_portions(&self.rules(objects)?);
+        }
         write_whole(&path, objects.as_bytes()).map_err(io_error(path.display().to_string()))?;
-        if self.subject == Subject::Penstock {
+        if self.subject.has_services() {
             dataplane::wait_for_newer_tables((self.lab, self.plan), &before, PATIENCE);
-            return Ok(start.elapsed());
         }
-        let Some(dataplane) = self.in_kernel() else {
-            return Ok(Duration::ZERO);
-        };
-        let rules = self.rendered(dataplane)?;
-        let start = Instant::now();
-        self.restore(&rules, false)?;
-        Ok(start.elapsed())
+        Ok(())
     }
 
-    /// The rules that a change of the probed Service's endpoint makes, as kube-proxy would write them: its chains.
-    pub(super) fn changed_rules(&self, objects: &str) -> Result<String, Error> {
-        let Some(dataplane) = self.in_kernel() else {
-            return Ok(String::new());
-        };
+    /// The rules for these objects.
+    pub(super) fn rules(&self, objects: &str) -> Result<String, Error> {
         let path = state::folder(self.lab).join("snapshot.yaml");
         write_whole(&path, objects.as_bytes()).map_err(io_error(path.display().to_string()))?;
-        let rules = self.rendered(dataplane)?;
-        Ok(if dataplane == Dataplane::Nftables {
-            chains_of_nftables(&rules)
+        let dataplane = if self.subject == Subject::Nftables {
+            Dataplane::Nftables
         } else {
-            chains_of_iptables(&rules)
-        })
-    }
-
-    /// Puts rules into the kernel.
-    pub(super) fn restore(&self, rules: &str, is_part: bool) -> Result<(), Error> {
-        if self.subject == Subject::Nftables {
-            return self.run(&["nft", "-f", "-"], rules);
-        }
-        let program = in_path(LEGACY).map_or("iptables-restore", |_| LEGACY);
-        let arguments: &[&str] = if is_part {
-            &[program, "--noflush"]
-        } else {
-            &[program]
+            Dataplane::Iptables
         };
-        self.run(arguments, rules)
+        render(self.lab, NODE_NAME, dataplane).map_err(Error::Failed)
     }
 
-    const fn in_kernel(&self) -> Option<Dataplane> {
-        match self.subject {
-            Subject::Iptables => Some(Dataplane::Iptables),
-            Subject::Nftables => Some(Dataplane::Nftables),
-            Subject::Penstock | Subject::Plain | Subject::TunCopy => None,
+    /// Of these rules those that kube-proxy writes for a change of the probed Service.
+    pub(super) fn changed(&self, rules: &str) -> String {
+        if self.subject == Subject::Nftables {
+            of_nftables(rules)
+        } else {
+            of_iptables(rules)
         }
     }
 
-    fn rendered(&self, dataplane: Dataplane) -> Result<String, Error> {
-        render(self.lab, NODE_NAME, dataplane).map_err(Error::Failed)
+    /// Takes all rules out.
+    pub(super) fn clear(&self) -> Result<(), Error> {
+        if self.subject == Subject::Nftables {
+            return self.run(&["nft", "flush", "ruleset"], "");
+        }
+        let nothing = "*mangle\nCOMMIT\n*filter\nCOMMIT\n*nat\nCOMMIT\n";
+        self.run(&[iptables_restore()], nothing)
+    }
+
+    /// All rules at once, as kube-proxy writes them when it starts; how long that took, or nothing when it was given up.
+    pub(super) fn load_at_once(
+        &self,
+        rules: &str,
+        patience: Duration,
+    ) -> Result<Option<Duration>, Error> {
+        let limit = patience.as_secs().to_string();
+        let start = Instant::now();
+        let loaded = if self.subject == Subject::Nftables {
+            self.run(&["timeout", &limit, "nft", "-f", "-"], rules)
+        } else {
+            self.run(&["timeout", &limit, iptables_restore()], rules)
+        };
+        match loaded {
+            Err(_) if start.elapsed() >= patience => Ok(None),
+            other => other.map(|()| Some(start.elapsed())),
+        }
+    }
+
+    /// All rules as fast as may be.
+    pub(super) fn load_in_portions(&self, rules: &str) -> Result<(), Error> {
+        if self.subject != Subject::Nftables {
+            return self.run(&[iptables_restore()], rules);
+        }
+        let portions = portions_of_nftables(rules, PORTION);
+        let mut loads = portions.iter();
+        loads.try_for_each(|portion| self.run(&["nft", "-f", "-"], portion))
+    }
+
+    /// Puts the rules of a change into the kernel.
+    pub(super) fn change(&self, rules: &str) -> Result<(), Error> {
+        if self.subject == Subject::Nftables {
+            self.run(&["nft", "-f", "-"], rules)
+        } else {
+            self.run(&[iptables_restore(), "--noflush", "--counters"], rules)
+        }
     }
 
     fn run(&self, program: &[&str], input: &str) -> Result<(), Error> {
         dataplane::load(self.node, program, input)
             .map_err(|text| Error::Failed(format!("{}: {text}", program.join(" "))))
     }
-}
-
-/// The chains of the nat table that lead from the probed Service's address to its endpoint. Not by their comments: in a
-/// large cluster kube-proxy leaves them out.
-fn chains_of_iptables(rules: &str) -> String {
-    let of = |chains: &[String]| -> Vec<&str> {
-        let is_of = |line: &&str| {
-            let chain = line
-                .strip_prefix("-A ")
-                .and_then(|rest| rest.split(' ').next());
-            chain.is_some_and(|chain| chains.iter().any(|own| own == chain))
-        };
-        rules.lines().filter(is_of).collect()
-    };
-    let targets = |lines: &[&str], prefix: &str| -> Vec<String> {
-        let target = |line: &&str| {
-            line.rsplit_once(&format!("-j {prefix}"))
-                .map(|(_, name)| name.to_owned())
-        };
-        let mut names: Vec<String> = lines.iter().filter_map(target).collect();
-        names.sort_unstable();
-        names.dedup();
-        names
-    };
-    let address = format!("-d {VIP}/32 ");
-    let entries: Vec<&str> = rules
-        .lines()
-        .filter(|line| line.contains(&address))
-        .collect();
-    let chains = |kind: &str, names: Vec<String>| -> Vec<String> {
-        names
-            .into_iter()
-            .map(|name| format!("{kind}{name}"))
-            .collect()
-    };
-    let services = chains("KUBE-SVC-", targets(&entries, "KUBE-EXT-"));
-    let endpoints = chains("KUBE-SEP-", targets(&of(&services), "KUBE-SEP-"));
-    let all = [services, endpoints].concat();
-    let declared: String = all
-        .iter()
-        .map(|chain| format!(":{chain} - [0:0]\n"))
-        .collect();
-    let lines: String = of(&all).iter().map(|line| format!("{line}\n")).collect();
-    format!("*nat\n{declared}{lines}COMMIT\n")
-}
-
-/// All chains that are named after the probed Service: made if they are not there, emptied, filled.
-fn chains_of_nftables(rules: &str) -> String {
-    const TABLE: &str = "ip kube-proxy";
-    let (mut emptied, mut filled) = (String::new(), String::new());
-    let mut is_own = false;
-    for line in rules.lines() {
-        if let Some(name) = line
-            .strip_prefix("\tchain ")
-            .and_then(|rest| rest.strip_suffix(" {"))
-        {
-            is_own = name.contains("bench/probed/");
-            if is_own {
-                emptied += &format!("add chain {TABLE} {name}\nflush chain {TABLE} {name}\n");
-            }
-        }
-        if is_own {
-            filled += line;
-            filled.push('\n');
-        }
-        is_own &= line != "\t}";
-    }
-    format!("{emptied}table {TABLE} {{\n{filled}}}\n")
 }

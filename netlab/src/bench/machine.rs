@@ -1,8 +1,11 @@
 //! What is measured on, and which processor does what.
 
+use super::{Arguments, Benchmark};
+use crate::servers::in_path;
 use serde::Serialize;
 use std::fs;
 use std::io;
+use std::process::Command;
 
 /// A description for who reads the figures.
 #[derive(Clone, Debug, Serialize)]
@@ -36,6 +39,76 @@ impl Machine {
     pub(super) fn is_busy(&self) -> bool {
         self.load > 0.25 * self.processors as f64
     }
+}
+
+/// How it is measured, and with which programs.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Settings {
+    pub(super) rounds: u32,
+    /// Of one turn.
+    pub(super) milliseconds: u32,
+    /// Threads of the agent, each with a queue of every device.
+    pub(super) workers: u8,
+    /// What the kernel's rules are loaded by.
+    pub(super) iptables: String,
+    pub(super) nftables: String,
+    /// Room of the kernel's connection table.
+    pub(super) nf_conntrack_max: u32,
+}
+
+impl Settings {
+    pub(super) fn of(arguments: &Arguments) -> Self {
+        Self {
+            rounds: arguments.rounds,
+            milliseconds: arguments.time,
+            workers: WORKERS,
+            iptables: version(super::load_rules::iptables_restore()),
+            nftables: version("nft"),
+            nf_conntrack_max: kernel_table(),
+        }
+    }
+
+    /// For people.
+    pub(super) fn words(&self, benchmark: Benchmark) -> String {
+        let by_time = matches!(
+            benchmark,
+            Benchmark::Connections | Benchmark::Latency | Benchmark::Bulk | Benchmark::Packets
+        );
+        let turn = if by_time {
+            format!(" of {} ms", self.milliseconds)
+        } else {
+            String::new()
+        };
+        format!(
+            "{} rounds{turn}, {} worker, {}, {}, nf_conntrack_max {}",
+            self.rounds, self.workers, self.iptables, self.nftables, self.nf_conntrack_max
+        )
+    }
+}
+
+/// Of the agents that are measured.
+pub(super) const WORKERS: u8 = 1;
+
+/// What a program says that it is; its name when it does not.
+fn version(program: &str) -> String {
+    let asked = in_path(program).map(|path| Command::new(path).arg("--version").output());
+    let said = match asked {
+        Some(Ok(output)) => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        _ => String::new(),
+    };
+    if said.is_empty() {
+        program.to_owned()
+    } else {
+        said
+    }
+}
+
+/// Room of the kernel's connection table: one number for all network namespaces, which only the first one can change.
+pub(super) fn kernel_table() -> u32 {
+    let text = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max");
+    text.ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(262_144)
 }
 
 /// Load average of one minute; 0 when the system does not say.

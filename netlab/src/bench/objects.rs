@@ -1,6 +1,8 @@
 //! The objects of a bench's labs.
 
 use super::Benchmark;
+use clap::ValueEnum;
+use serde::Serialize;
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
@@ -13,8 +15,16 @@ pub(super) const PODS_ELSEWHERE: [Ipv4Addr; 2] =
 pub(super) const NODE_NAME: &str = "node-a";
 /// The node.
 pub(super) const NODE: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 2);
-/// The load balancer's address of the probed Service.
+/// The load balancer's address of the probed Service, the last of all.
 pub(super) const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+/// That of the one in the middle.
+pub(super) const VIP_IN_THE_MIDDLE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 11);
+/// The Service that an attack goes to, at [`VIP`]; its endpoint is [`SILENT`].
+pub(super) const FLOODED_PORT: u16 = 9001;
+/// The Service that masquerades, at [`VIP`].
+pub(super) const MASQUERADED_PORT: u16 = 9002;
+/// An address of the node's pods that takes packets and never answers.
+pub(super) const SILENT: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 99);
 /// TCP and UDP, of Services and the pod alike.
 pub(super) const PORT: u16 = 9000;
 
@@ -43,51 +53,149 @@ mode: iptables
 clusterCIDR: 10.244.0.0/16
 ";
 
-/// A node and so many Services, all with the one endpoint. The probed one is the last by name and in the file, the
-/// worst place in a list of rules; with the traffic policy Local sources stay as they are.
+/// The same with room for so many connections.
+pub(super) fn config_with_table(entries: u32) -> String {
+    format!("{CONFIG}conntrack: {{maxPerCore: 1, min: {entries}}}\n")
+}
+
+/// Where a probed Service stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Position {
+    /// The last of all rules, the worst place in a list.
+    End,
+    /// Half of them stand before it, as the mean of all places: kube-proxy's order is another one at every sync.
+    Middle,
+}
+
+impl Position {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::End => "end",
+            Self::Middle => "middle",
+        }
+    }
+}
+
+/// The number of the Service in the middle, when there is one.
+pub(super) const fn middle(services: u32) -> Option<u32> {
+    if services > 2 {
+        Some(services / 2)
+    } else {
+        None
+    }
+}
+
+/// A node and so many Services, all with the one endpoint and one port, but the probed ones: the last by name and in the
+/// file, and one in the middle of both. With the traffic policy Local sources stay as they are.
 pub(super) fn snapshot(services: u32, policy: &str) -> String {
     let mut text = NODE_OBJECT.to_owned();
     for number in 0..services {
-        let is_probed = number + 1 == services;
-        let name = if is_probed {
-            "probed".to_owned()
+        let is_last = number + 1 == services;
+        let (name, vip) = if is_last {
+            ("probed".to_owned(), Some(VIP))
         } else {
-            format!("other-{number:05}")
-        };
-        let cluster_ip = Ipv4Addr::from_bits(Ipv4Addr::new(10, 100, 0, 1).to_bits() + number);
-        let (spec, status) = if is_probed {
+            let is_middle = middle(services) == Some(number);
             (
-                format!(
-                    "type: LoadBalancer, externalTrafficPolicy: {policy}, allocateLoadBalancerNodePorts: false, "
-                ),
-                format!("{{loadBalancer: {{ingress: [{{ip: {VIP}, ipMode: VIP}}]}}}}"),
-            )
-        } else {
-            (
-                "type: ClusterIP, ".to_owned(),
-                "{loadBalancer: {}}".to_owned(),
+                format!("other-{number:05}"),
+                is_middle.then_some(VIP_IN_THE_MIDDLE),
             )
         };
-        // Writing to a String does not fail.
-        let _ = write!(
-            text,
-            "---
+        let protocols: &[&str] = if vip.is_some() {
+            &["TCP", "UDP"]
+        } else {
+            &["TCP"]
+        };
+        text += &service(&Service {
+            name: &name,
+            cluster_ip: cluster_ip(number),
+            vip: vip.map(|vip| (vip, policy)),
+            protocols,
+            port: PORT,
+            endpoint: (POD, PORT),
+        });
+    }
+    text
+}
+
+/// As [`snapshot`], and what attacks go to: a Service whose endpoint is silent, and one that masquerades.
+pub(super) fn attacked(services: u32) -> String {
+    let extra = |name, number, policy, port, endpoint| {
+        service(&Service {
+            name,
+            cluster_ip: cluster_ip(services + number),
+            vip: Some((VIP, policy)),
+            protocols: &["TCP", "UDP"],
+            port,
+            endpoint,
+        })
+    };
+    snapshot(services, "Local")
+        + &extra("flooded", 1, "Local", FLOODED_PORT, (SILENT, PORT))
+        + &extra("masqueraded", 2, "Cluster", MASQUERADED_PORT, (POD, PORT))
+}
+
+fn cluster_ip(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(10, 100, 0, 1).to_bits() + number)
+}
+
+/// A Service of one endpoint.
+struct Service<'a> {
+    name: &'a str,
+    cluster_ip: Ipv4Addr,
+    /// The load balancer's address and the traffic policy of a Service that has one.
+    vip: Option<(Ipv4Addr, &'a str)>,
+    protocols: &'a [&'a str],
+    port: u16,
+    endpoint: (Ipv4Addr, u16),
+}
+
+/// Its two documents.
+fn service(service: &Service<'_>) -> String {
+    let Service {
+        name,
+        cluster_ip,
+        port,
+        endpoint: (address, target),
+        ..
+    } = *service;
+    let (spec, status) = service.vip.map_or_else(
+        || ("type: ClusterIP, ".to_owned(), "{loadBalancer: {}}".to_owned()),
+        |(vip, policy)| {
+            (
+                format!("type: LoadBalancer, externalTrafficPolicy: {policy}, allocateLoadBalancerNodePorts: false, "),
+                format!("{{loadBalancer: {{ingress: [{{ip: {vip}, ipMode: VIP}}]}}}}"),
+            )
+        },
+    );
+    let each = |form: &dyn Fn(&str, String) -> String| {
+        let protocols = service.protocols.iter();
+        let ports: Vec<String> = protocols
+            .map(|protocol| form(protocol, protocol.to_lowercase()))
+            .collect();
+        ports.join(", ")
+    };
+    let ports = each(&|protocol, name| {
+        format!("{{name: {name}, protocol: {protocol}, port: {port}, targetPort: {target}}}")
+    });
+    let targets =
+        each(&|protocol, name| format!("{{name: {name}, protocol: {protocol}, port: {target}}}"));
+    format!(
+        "---
 apiVersion: v1
 kind: Service
 metadata: {{name: {name}, namespace: bench}}
-spec: {{{spec}clusterIP: {cluster_ip}, clusterIPs: [{cluster_ip}], ipFamilies: [IPv4], ipFamilyPolicy: SingleStack, ports: [{{name: tcp, protocol: TCP, port: {PORT}, targetPort: {PORT}}}, {{name: udp, protocol: UDP, port: {PORT}, targetPort: {PORT}}}]}}
+spec: {{{spec}clusterIP: {cluster_ip}, clusterIPs: [{cluster_ip}], ipFamilies: [IPv4], ipFamilyPolicy: SingleStack, ports: [{ports}]}}
 status: {status}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {{name: {name}-1, namespace: bench, labels: {{kubernetes.io/service-name: {name}}}}}
 addressType: IPv4
-ports: [{{name: tcp, protocol: TCP, port: {PORT}}}, {{name: udp, protocol: UDP, port: {PORT}}}]
-endpoints: [{{addresses: [{POD}], nodeName: node-a, conditions: {{ready: true, serving: true, terminating: false}}, targetRef: {{kind: Pod, namespace: bench, name: server}}}}]
+ports: [{targets}]
+endpoints: [{{addresses: [{address}], nodeName: node-a, conditions: {{ready: true, serving: true, terminating: false}}, targetRef: {{kind: Pod, namespace: bench, name: server}}}}]
 "
-        );
-    }
-    text
+    )
 }
 
 /// Two nodes and so many Services of so many endpoints; the last, the probed one, is without its slice.
@@ -95,7 +203,7 @@ pub(super) fn many(services: u32, endpoints: u32) -> String {
     let mut text = format!("{NODE_OBJECT}---\n{}", second_node());
     for number in 1..services {
         let name = format!("other-{number:05}");
-        let cluster_ip = Ipv4Addr::from_bits(Ipv4Addr::new(10, 100, 0, 1).to_bits() + number);
+        let cluster_ip = cluster_ip(number);
         let address = |nth: u32| {
             let bits = Ipv4Addr::new(10, 201, 0, 0).to_bits() + number * endpoints + nth;
             let address = Ipv4Addr::from_bits(bits);

@@ -1,44 +1,100 @@
-//! The figures of a run: medians and spread, as JSON, as text with bars, as a page.
+//! The figures of a run: medians and spread, as JSON and as text with bars. [`super::html`] draws them.
 
-use super::Benchmark;
 use super::load::Figures;
-use super::machine::Machine;
+use super::machine::{Machine, Settings};
+use super::objects::Position;
+use super::{Benchmark, Subject};
 use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-/// One metric of one subject.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Row {
-    services: u32,
-    dataplane: &'static str,
-    placement: &'static str,
-    metric: &'static str,
-    unit: &'static str,
-    median: f64,
-    min: f64,
-    max: f64,
-    runs: usize,
+/// What a row is about, apart from the metric.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(super) struct Key {
+    pub(super) services: u32,
+    pub(super) dataplane: &'static str,
+    pub(super) placement: &'static str,
+    /// Where the probed Service stands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) probed: Option<Position>,
+    /// Of each Service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) endpoints: Option<u32>,
+    /// What goes on meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) attack: Option<&'static str>,
 }
 
-impl Row {
-    /// The rows of one subject, a metric each.
-    pub(super) fn of(
-        services: u32,
-        dataplane: &'static str,
-        placement: &'static str,
-        rounds: &[Figures],
-    ) -> Vec<Self> {
-        let metrics = rounds.first().into_iter().flatten();
-        let row = |(nth, (metric, unit, _)): (usize, &(&'static str, &'static str, f64))| {
-            let mut values: Vec<f64> = rounds.iter().map(|figures| figures[nth].2).collect();
+impl Key {
+    pub(super) const fn of(services: u32, subject: Subject, placement: &'static str) -> Self {
+        Self {
+            services,
+            dataplane: subject.name(),
+            placement,
+            probed: None,
+            endpoints: None,
+            attack: None,
+        }
+    }
+
+    pub(super) const fn under(self, attack: &'static str) -> Self {
+        Self {
+            attack: Some(attack),
+            ..self
+        }
+    }
+
+    /// The Services, for people.
+    pub(super) fn circumstances(&self) -> String {
+        let services = match self.services {
+            1 => "1 Service".to_owned(),
+            many => format!("{many} Services"),
+        };
+        let endpoints = self
+            .endpoints
+            .map(|number| format!(" of {number} endpoints"));
+        let attack = self.attack.map(|attack| format!(", {attack}"));
+        services + &endpoints.unwrap_or_default() + &attack.unwrap_or_default()
+    }
+
+    pub(super) const fn at(self, position: Position) -> Self {
+        Self {
+            probed: Some(position),
+            ..self
+        }
+    }
+
+    pub(super) const fn with_endpoints(self, endpoints: u32) -> Self {
+        Self {
+            endpoints: Some(endpoints),
+            ..self
+        }
+    }
+}
+
+/// What rounds found, by metric, in the order in which metrics came up.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Series(Vec<(&'static str, &'static str, Vec<f64>)>);
+
+impl Series {
+    pub(super) fn add(&mut self, figures: Figures) {
+        for (metric, unit, value) in figures {
+            match self.0.iter_mut().find(|(known, ..)| *known == metric) {
+                Some((.., values)) => values.push(value),
+                None => self.0.push((metric, unit, vec![value])),
+            }
+        }
+    }
+
+    /// A row for each metric.
+    pub(super) fn rows(&self, key: Key) -> Vec<Row> {
+        let row = |(metric, unit, values): &(&'static str, &'static str, Vec<f64>)| {
+            let mut values = values.clone();
             values.sort_by(f64::total_cmp);
             let at = |nth: usize| values.get(nth).copied().unwrap_or(0.0);
-            Self {
-                services,
-                dataplane,
-                placement,
+            Row {
+                key,
                 metric,
                 unit,
                 median: at(values.len() / 2),
@@ -47,26 +103,104 @@ impl Row {
                 runs: values.len(),
             }
         };
-        metrics.enumerate().map(row).collect()
-    }
-
-    fn is_beside(&self, other: &Self) -> bool {
-        (self.services, self.placement, self.metric)
-            == (other.services, other.placement, other.metric)
+        self.0.iter().map(row).collect()
     }
 }
+
+/// One metric of one subject.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Row {
+    #[serde(flatten)]
+    pub(super) key: Key,
+    pub(super) metric: &'static str,
+    pub(super) unit: &'static str,
+    pub(super) median: f64,
+    pub(super) min: f64,
+    pub(super) max: f64,
+    pub(super) runs: usize,
+}
+
+impl Row {
+    fn is_beside(&self, other: &Self) -> bool {
+        let without = |row: &Self| {
+            let key = Key {
+                dataplane: "",
+                probed: None,
+                ..row.key
+            };
+            (key, row.metric)
+        };
+        without(self) == without(other)
+    }
+
+    /// Who, and through which Service if there are several.
+    pub(super) fn who(&self) -> String {
+        match self.key.probed {
+            Some(position @ Position::Middle) => {
+                format!("{}, {}", self.key.dataplane, position.name())
+            }
+            _ => self.key.dataplane.to_owned(),
+        }
+    }
+
+    /// Whether less of it is better.
+    pub(super) fn is_time(&self) -> bool {
+        matches!(self.unit, "us" | "ms")
+    }
+}
+
+/// Rows that belong side by side, ours first.
+pub(super) struct Group<'a>(pub(super) Vec<&'a Row>);
+
+impl<'a> Group<'a> {
+    pub(super) fn first(&self) -> &'a Row {
+        self.0[0]
+    }
+
+    /// The most of all, which the scale ends at; not zero.
+    pub(super) fn most(&self) -> f64 {
+        let all = self.0.iter().map(|row| row.max);
+        all.fold(f64::MIN_POSITIVE, f64::max)
+    }
+
+    /// Ours by this one, through the Service in the same place if we have one there.
+    pub(super) fn ratio(&self, row: &Row) -> Option<f64> {
+        let ours = self.0.iter().filter(|own| own.key.dataplane == OURS);
+        let same_place = ours.clone().find(|own| own.key.probed == row.key.probed);
+        let own = same_place.or_else(|| ours.clone().next())?;
+        (row.median > 0.0).then(|| own.median / row.median)
+    }
+
+    pub(super) fn title(&self) -> String {
+        let Row {
+            key, metric, unit, ..
+        } = self.first();
+        let better = if self.first().is_time() {
+            ", less is better"
+        } else {
+            ""
+        };
+        format!(
+            "{metric} ({unit}{better}), {}, {}",
+            key.circumstances(),
+            key.placement
+        )
+    }
+}
+
+const OURS: &str = Subject::Penstock.name();
 
 /// A run.
 #[derive(Clone, Debug)]
 pub(super) struct Report {
     pub(super) benchmark: Benchmark,
-    pub(super) milliseconds: u32,
+    pub(super) settings: Settings,
     pub(super) machine: Machine,
     pub(super) rows: Vec<Row>,
 }
 
 impl Report {
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         let value = self.benchmark.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
     }
@@ -75,116 +209,111 @@ impl Report {
         json!({
             "schemaVersion": 1,
             "benchmark": self.name(),
-            "milliseconds": self.milliseconds,
+            "settings": self.settings,
             "machine": self.machine,
             "rows": self.rows,
         })
     }
 
-    fn heading(&self) -> String {
+    /// Machine and settings.
+    pub(super) fn circumstances(&self) -> [String; 2] {
         let machine = &self.machine;
-        format!(
-            "{}: {} x {}, Linux {}, load {:.2} before and {:.2} after, {} ms per turn",
-            self.name(),
-            machine.processors,
-            machine.processor,
-            machine.kernel,
-            machine.load,
-            machine.load_after,
-            self.milliseconds
-        )
+        [
+            format!(
+                "{} x {}, Linux {}, load {:.2} before and {:.2} after",
+                machine.processors,
+                machine.processor,
+                machine.kernel,
+                machine.load,
+                machine.load_after,
+            ),
+            self.settings.words(self.benchmark),
+        ]
     }
 
-    /// Rows that belong side by side.
-    fn groups(&self) -> Vec<Vec<&Row>> {
-        let mut groups: Vec<Vec<&Row>> = Vec::new();
+    pub(super) fn groups(&self) -> Vec<Group<'_>> {
+        let mut groups: Vec<Group<'_>> = Vec::new();
         for row in &self.rows {
-            match groups.iter_mut().find(|group| group[0].is_beside(row)) {
-                Some(group) => group.push(row),
-                None => groups.push(vec![row]),
+            match groups.iter_mut().find(|group| group.first().is_beside(row)) {
+                Some(group) => group.0.push(row),
+                None => groups.push(Group(vec![row])),
             }
         }
         groups
     }
 
     pub(super) fn text(&self) -> String {
-        let mut text = format!("{}\n", self.heading());
+        const BAR: f64 = 40.0;
+        let [machine, settings] = self.circumstances();
+        let mut text = format!("{}: {machine}\n{settings}\n", self.name());
         for group in self.groups() {
-            let (first, most) = (group[0], most(&group));
             // Writing to a String does not fail.
-            let _ = writeln!(
-                text,
-                "\n{} ({}), {} Services, {}",
-                first.metric, first.unit, first.services, first.placement
-            );
-            for row in &group {
-                let bar = "#".repeat((40.0 * row.median / most) as usize);
+            let _ = writeln!(text, "\n{}", group.title());
+            for row in &group.0 {
+                let bar = "#".repeat((BAR * row.median / group.most()) as usize);
+                let ratio = group
+                    .ratio(row)
+                    .map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
                 let _ = writeln!(
                     text,
-                    "  {:<10} {:>12.2}  {:>12.2} .. {:<12.2} {:>5.2}  {bar}",
-                    row.dataplane,
+                    "  {:<17} {:>12.2}  {:>12.2} .. {:<12.2} {ratio:>5}  {bar}",
+                    row.who(),
                     row.median,
                     row.min,
                     row.max,
-                    first.median / row.median
                 );
             }
         }
         text.push_str("\nMedian, least and most of all rounds; penstock by this one; bar.\n");
         text
     }
+}
 
-    pub(super) fn html(&self) -> String {
-        let mut body = String::new();
-        for group in self.groups() {
-            let (first, most) = (group[0], most(&group));
-            let _ = write!(
-                body,
-                "<h2>{} <small>{}, {} Services, {}</small></h2>\n<table>\n",
-                first.metric, first.unit, first.services, first.placement
-            );
-            for row in &group {
-                let percent = |value: f64| 100.0 * value / most;
-                let _ = writeln!(
-                    body,
-                    "<tr><th>{}<td>{:.2}<td class=plot><i style='width:{:.1}%'></i><b style='left:{:.1}%;width:{:.1}%' \
-                     title='{:.2} to {:.2}'></b><td>{:.2}",
-                    row.dataplane,
-                    row.median,
-                    percent(row.median),
-                    percent(row.min),
-                    percent(row.max - row.min),
-                    row.min,
-                    row.max,
-                    first.median / row.median
-                );
-            }
-            body.push_str("</table>\n");
-        }
-        format!(
-            "{HEAD}<h1>{}</h1>\n<p>{}</p>\n<p>Median, its bar with the spread of all rounds, and Penstock by this one.</p>\n{body}",
-            self.name(),
-            self.heading()
-        )
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_that_lack_a_metric_do_not_shift_the_others() {
+        let mut series = Series::default();
+        series.add(vec![("cold_load", "ms", 9.0), ("change", "ms", 3.0)]);
+        series.add(vec![("change", "ms", 1.0)]);
+        series.add(vec![("change", "ms", 2.0)]);
+        let rows = series.rows(Key::of(1, Subject::Nftables, "any"));
+        let found: Vec<_> = rows
+            .iter()
+            .map(|row| (row.metric, row.median, row.min, row.max, row.runs))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("cold_load", 9.0, 9.0, 9.0, 1),
+                ("change", 2.0, 1.0, 3.0, 3)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_peer_is_held_against_us_through_the_service_in_the_same_place() {
+        let row = |subject, position, value| {
+            let mut series = Series::default();
+            series.add(vec![("connections_per_second", "1/s", value)]);
+            series.rows(Key::of(100, subject, "apart").at(position))
+        };
+        let rows = [
+            row(Subject::Penstock, Position::End, 100.0),
+            row(Subject::Iptables, Position::End, 50.0),
+            row(Subject::Plain, Position::End, 200.0),
+            row(Subject::Penstock, Position::Middle, 90.0),
+            row(Subject::Iptables, Position::Middle, 60.0),
+        ]
+        .concat();
+        let group = Group(rows.iter().collect());
+        let ratios: Vec<_> = rows.iter().map(|row| group.ratio(row)).collect();
+        assert_eq!(
+            ratios,
+            [Some(1.0), Some(2.0), Some(0.5), Some(1.0), Some(1.5)]
+        );
+        assert_eq!(rows[4].who(), "iptables, middle");
     }
 }
-
-fn most(group: &[&Row]) -> f64 {
-    group
-        .iter()
-        .map(|row| row.max)
-        .fold(f64::MIN_POSITIVE, f64::max)
-}
-
-const HEAD: &str = "<!doctype html>
-<meta charset=utf-8>
-<title>Penstock: benchmark</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; color: #222 }
-h2 { font-size: 1.1em; margin-top: 2em } small { font-weight: normal; color: #777 }
-table { width: 100%; border-spacing: 0 4px } th { text-align: left; width: 7em } td { text-align: right; width: 6em }
-td.plot { position: relative; width: auto; height: 1.4em; background: #f4f4f4; padding: 0 }
-.plot i { position: absolute; left: 0; top: 0; bottom: 0; background: #7aa7d6 }
-.plot b { position: absolute; top: 45%; height: 2px; min-width: 2px; background: #1d3f66 }
-</style>
-";

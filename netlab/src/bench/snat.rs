@@ -4,8 +4,9 @@
 use super::bed::Bed;
 use super::fill_ports::fill_ports;
 use super::load::Figures;
-use super::report::Row;
-use super::{Arguments, Benchmark, Subject, with_services};
+use super::objects::Position;
+use super::report::{Key, Row};
+use super::{Benchmark, Run, turns};
 use crate::lab::Error;
 
 /// Shares of the 64,512 ports from 1024 on that are taken when the flows that are counted begin.
@@ -27,37 +28,21 @@ const SHARES: [(f64, &str, &str); 3] = [
     ),
 ];
 
-pub(super) fn rows(
-    arguments: &Arguments,
-    services: u32,
-    interrupted: &(dyn Fn() -> bool + Sync),
-) -> Result<Vec<Row>, Error> {
-    let mut rows = Vec::new();
-    let mut subjects: Vec<(Subject, Vec<Figures>)> = with_services(arguments)
-        .into_iter()
-        .map(|subject| (subject, Vec::new()))
-        .collect();
-    for round in 0..arguments.rounds {
-        for (subject, rounds) in &mut subjects {
-            if interrupted() {
-                return Err(Error::Interrupted);
-            }
-            eprintln!("bench: {}, round {}", subject.name(), round + 1);
-            // A new lab each time: what is in a table stays there for half a minute.
-            let bed = Bed::make(*subject, (services, Benchmark::Snat), interrupted)?;
-            bed.add_client_address()?;
-            let shares = SHARES.map(|(share, ..)| share);
-            let found = bed.inside(|address| fill_ports(address, &shares))?;
-            let mut figures = Figures::new();
-            for (filled, (_, delivered, rate)) in found.iter().zip(SHARES) {
-                figures.push((delivered, "%", filled.delivered * 100.0));
-                figures.push((rate, "1/s", filled.per_second));
-            }
-            rounds.push(figures);
+pub(super) fn rows(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
+    let subjects = run.with_services().into_iter();
+    let all = subjects.map(|subject| (Key::of(services, subject, "any"), subject));
+    turns::take(run, all.collect(), |subject, round| {
+        eprintln!("bench: {}, round {}", subject.name(), round + 1);
+        // A new lab each time: what is in a table stays there for half a minute.
+        let bed = Bed::make(*subject, (services, Benchmark::Snat), run.interrupted)?;
+        bed.add_client_address()?;
+        let shares = SHARES.map(|(share, ..)| share);
+        let found = bed.inside(Position::End, |address| fill_ports(address, &shares))?;
+        let mut figures = Figures::new();
+        for (filled, (_, delivered, rate)) in found.iter().zip(SHARES) {
+            figures.push((delivered, "%", filled.delivered * 100.0));
+            figures.push((rate, "1/s", filled.per_second));
         }
-    }
-    for (subject, rounds) in &subjects {
-        rows.extend(Row::of(services, subject.name(), "any", rounds));
-    }
-    Ok(rows)
+        Ok(figures)
+    })
 }

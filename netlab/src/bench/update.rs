@@ -1,14 +1,16 @@
-//! `./lab bench update`: a node takes so many Services of ten endpoints, then one endpoint of one of them changes again
-//! and again; how long until a packet goes the new way.
+//! `./lab bench update`: a node takes so many Services, then one endpoint of one of them changes again and again; how long
+//! until a packet goes the new way.
 //!
-//! The peers are the kernel with the chains that kube-proxy writes for such a change. Time runs from the moment when the
-//! new objects, or the new rules, are ready to be handed over.
+//! Time runs from the moment when the new objects, or the new rules, are ready to be handed over. The peers are the kernel
+//! with the rules that kube-proxy writes ([`super::partial_rules`]): all at once into an empty table when it starts, then
+//! those of a change. A cold load that takes long is made once and the changes of all rounds go on top of it; one that is
+//! given up is told as such, and the rules go in in portions.
 
 use super::bed::Bed;
-use super::load::{self, Figures};
-use super::objects::{self, CONFIG, NODE_NAME, PODS_ELSEWHERE};
-use super::report::Row;
-use super::{Arguments, Benchmark, Subject, io_error, with_services};
+use super::load::Figures;
+use super::objects::{self, CONFIG, NODE_NAME, PODS_ELSEWHERE, Position};
+use super::report::{Key, Row};
+use super::{Benchmark, Run, Subject, ask, io_error, turns};
 use crate::lab::Error;
 use crate::namespace::Namespace;
 use crate::plan::UPLINK;
@@ -26,91 +28,168 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Endpoints of each Service but the probed one.
-const ENDPOINTS: u32 = 10;
+/// A cold load that takes longer is not made again.
+const ONCE: Duration = Duration::from_secs(15);
 
-pub(super) fn rows(
-    arguments: &Arguments,
-    services: u32,
-    interrupted: &(dyn Fn() -> bool + Sync),
-) -> Result<Vec<Row>, Error> {
+pub(super) fn rows(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
     let mut rows = Vec::new();
-    let mut beds = Vec::new();
-    for subject in with_services(arguments) {
-        let bed = Bed::make(subject, (1, Benchmark::Update), interrupted)?;
-        bed.target().prepare()?;
-        beds.push((bed, Vec::new()));
-    }
-    for round in 0..arguments.rounds {
-        for (bed, rounds) in &mut beds {
-            if interrupted() {
-                return Err(Error::Interrupted);
-            }
-            let subject = bed.subject.name();
+    for &endpoints in &run.arguments.endpoints {
+        let mut all = Vec::new();
+        for subject in run.with_services() {
+            let bed = Bed::make(subject, (1, Benchmark::Update), run.interrupted)?;
+            bed.target().prepare()?;
+            let key = Key::of(services, subject, "any").with_endpoints(endpoints);
+            all.push((key, Updated::of(bed, (services, endpoints))?));
+        }
+        let patience = Duration::from_secs(run.arguments.patience.into());
+        rows.extend(turns::take(run, all, |updated, round| {
+            let name = updated.bed().subject.name();
             eprintln!(
-                "bench: {subject}, {services} Services of {ENDPOINTS} endpoints, round {}",
+                "bench: {name}, {services} Services of {endpoints} endpoints, round {}",
                 round + 1
             );
-            rounds.push(one(bed, services)?);
-        }
+            match updated {
+                Updated::Agent(agent) => agent.round(),
+                Updated::Kernel(kernel) => kernel.round(patience),
+            }
+        })?);
+        eprintln!("bench: {services} Services of {endpoints} endpoints in this process");
+        let key = Key::of(services, Subject::Penstock, "in-process").with_endpoints(endpoints);
+        let text = objects::many(services, endpoints) + &objects::probed_slice(PODS_ELSEWHERE[0]);
+        rows.extend(turns::take(run, vec![(key, text)], |text, _| {
+            in_memory(text)
+        })?);
     }
-    for (bed, rounds) in &beds {
-        rows.extend(Row::of(services, bed.subject.name(), "any", rounds));
-    }
-    eprintln!("bench: {services} Services in this process");
-    let rounds: Result<Vec<Figures>, Error> =
-        (0..arguments.rounds).map(|_| in_memory(services)).collect();
-    rows.extend(Row::of(services, "penstock", "in-process", &rounds?));
     Ok(rows)
 }
 
-fn one(bed: &Bed, services: u32) -> Result<Figures, Error> {
-    let (cold, change) = if bed.subject == Subject::Penstock {
-        by_agent(bed, services)?
-    } else {
-        by_rules(bed, services)?
-    };
-    let milliseconds = |took: Duration| took.as_secs_f64() * 1e3;
-    Ok(vec![
-        ("cold_load", "ms", milliseconds(cold)),
-        ("change_to_effect", "ms", milliseconds(change)),
-    ])
+/// A node whose objects change.
+enum Updated {
+    Agent(Box<ByAgent>),
+    Kernel(Box<ByRules>),
 }
 
-/// An agent over a folder in which the slice that changes has a file of its own: from its start until packets flow; from
-/// the new file until one goes the new way.
-fn by_agent(bed: &Bed, services: u32) -> Result<(Duration, Duration), Error> {
-    let folder = state::folder(bed.target().lab).join("objects");
-    let put = |name: &str, text: &str| {
-        let ready = folder.with_extension("next");
-        std::fs::write(&ready, text)
-            .and_then(|()| std::fs::rename(&ready, folder.join(name)))
-            .map_err(io_error(name.to_owned()))
-    };
-    std::fs::create_dir_all(&folder).map_err(io_error(folder.display().to_string()))?;
-    let [old, new] = PODS_ELSEWHERE.map(objects::probed_slice);
-    put("services.yaml", &objects::many(services, ENDPOINTS))?;
-    put("probed.yaml", &old)?;
-    let agent = Agent::start(bed.target().node, &folder)?;
-    let before = bed.inside(load::wait_for_any)?;
-    let start = Instant::now();
-    put("probed.yaml", &new)?;
-    bed.inside(|address| load::wait_for_another(address, before))?;
-    Ok((agent.ready_after, start.elapsed()))
+impl Updated {
+    fn of(bed: Bed, (services, endpoints): (u32, u32)) -> Result<Self, Error> {
+        let objects = objects::many(services, endpoints);
+        if !bed.subject.is_kernel() {
+            return Ok(Self::Agent(Box::new(ByAgent { bed, objects })));
+        }
+        let [old, new] = PODS_ELSEWHERE.map(|pod| objects.clone() + &objects::probed_slice(pod));
+        let rules = bed.target().rules(&old)?;
+        let changes = [
+            bed.target().changed(&rules),
+            bed.target().changed(&bed.target().rules(&new)?),
+        ];
+        Ok(Self::Kernel(Box::new(ByRules {
+            bed,
+            rules,
+            changes,
+            is_new: false,
+            keeps: false,
+        })))
+    }
+
+    const fn bed(&self) -> &Bed {
+        match self {
+            Self::Agent(agent) => &agent.bed,
+            Self::Kernel(kernel) => &kernel.bed,
+        }
+    }
 }
 
-/// All rules at once; then those that the change makes.
-fn by_rules(bed: &Bed, services: u32) -> Result<(Duration, Duration), Error> {
-    let target = bed.target();
-    let all = objects::many(services, ENDPOINTS);
-    let [old, new] = PODS_ELSEWHERE.map(|pod| all.clone() + &objects::probed_slice(pod));
-    let cold = target.load(&old)?;
-    let changed = target.changed_rules(&new)?;
-    let before = bed.inside(load::wait_for_any)?;
-    let start = Instant::now();
-    target.restore(&changed, true)?;
-    bed.inside(|address| load::wait_for_another(address, before))?;
-    Ok((cold, start.elapsed()))
+const fn milliseconds(took: Duration) -> f64 {
+    took.as_secs_f64() * 1e3
+}
+
+/// Asks until the endpoint has changed; milliseconds from `start` on.
+fn until_effect(bed: &Bed, before: u32, start: Instant) -> Result<f64, Error> {
+    bed.inside(Position::End, |address| {
+        ask::wait_for_another(address, before)
+    })?;
+    Ok(milliseconds(start.elapsed()))
+}
+
+/// Our agent.
+struct ByAgent {
+    bed: Bed,
+    /// All but the slice of the probed Service.
+    objects: String,
+}
+
+impl ByAgent {
+    /// An agent over a folder in which the slice that changes has a file of its own: from its start until packets flow;
+    /// from the new file until one goes the new way.
+    fn round(&self) -> Result<Figures, Error> {
+        let folder = state::folder(self.bed.target().lab).join("objects");
+        let put = |name: &str, text: &str| {
+            let ready = folder.with_extension("next");
+            std::fs::write(&ready, text)
+                .and_then(|()| std::fs::rename(&ready, folder.join(name)))
+                .map_err(io_error(name.to_owned()))
+        };
+        std::fs::create_dir_all(&folder).map_err(io_error(folder.display().to_string()))?;
+        let [old, new] = PODS_ELSEWHERE.map(objects::probed_slice);
+        put("services.yaml", &self.objects)?;
+        put("probed.yaml", &old)?;
+        let agent = Agent::start(self.bed.target().node, &folder)?;
+        let before = self.bed.inside(Position::End, ask::wait_for_any)?;
+        let start = Instant::now();
+        put("probed.yaml", &new)?;
+        let effect = until_effect(&self.bed, before, start)?;
+        Ok(vec![
+            ("cold_load", "ms", milliseconds(agent.ready_after)),
+            ("change_to_effect", "ms", effect),
+        ])
+    }
+}
+
+/// The kernel.
+struct ByRules {
+    bed: Bed,
+    /// All rules, with the first endpoint.
+    rules: String,
+    /// Those that change to the first and to the second endpoint.
+    changes: [String; 2],
+    /// Whether the second is the endpoint now.
+    is_new: bool,
+    /// Whether the rules are in to stay.
+    keeps: bool,
+}
+
+impl ByRules {
+    fn round(&mut self, patience: Duration) -> Result<Figures, Error> {
+        let mut figures = if self.keeps {
+            Vec::new()
+        } else {
+            vec![self.load(patience)?]
+        };
+        let before = self.bed.inside(Position::End, ask::wait_for_any)?;
+        self.is_new = !self.is_new;
+        let change = &self.changes[usize::from(self.is_new)];
+        let start = Instant::now();
+        self.bed.target().change(change)?;
+        figures.push((
+            "change_to_effect",
+            "ms",
+            until_effect(&self.bed, before, start)?,
+        ));
+        Ok(figures)
+    }
+
+    /// All rules into an empty table.
+    fn load(&mut self, patience: Duration) -> Result<(&'static str, &'static str, f64), Error> {
+        self.bed.target().clear()?;
+        let loaded = self.bed.target().load_at_once(&self.rules, patience)?;
+        self.is_new = false;
+        let Some(took) = loaded else {
+            self.keeps = true;
+            self.bed.target().load_in_portions(&self.rules)?;
+            return Ok(("cold_load_given_up_after", "ms", milliseconds(patience)));
+        };
+        self.keeps = took > ONCE;
+        Ok(("cold_load", "ms", milliseconds(took)))
+    }
 }
 
 /// `penstock node` on the lab's links; ends when this is dropped.
@@ -160,20 +239,18 @@ impl Drop for Agent {
 }
 
 /// What of it is the agent's own work, apart from files and packets.
-fn in_memory(services: u32) -> Result<Figures, Error> {
-    let text = objects::many(services, ENDPOINTS) + &objects::probed_slice(PODS_ELSEWHERE[0]);
-    let milliseconds = |start: Instant| start.elapsed().as_secs_f64() * 1e3;
+fn in_memory(objects: &str) -> Result<Figures, Error> {
     let start = Instant::now();
-    let snapshot = Snapshot::parse("objects.yaml", &text)?;
-    let read = milliseconds(start);
+    let snapshot = Snapshot::parse("objects.yaml", objects)?;
+    let read = milliseconds(start.elapsed());
     let config = KubeProxyConfig::parse("kube-proxy.yaml", CONFIG)?;
     let network = NodeNetwork::from_snapshot(&snapshot.nodes[0]);
     let start = Instant::now();
-    let parts = compile(&snapshot, &config, &network, "node-a", Generation(1))?;
-    let compiled = milliseconds(start);
+    let parts = compile(&snapshot, &config, &network, NODE_NAME, Generation(1))?;
+    let compiled = milliseconds(start.elapsed());
     let start = Instant::now();
     let table = ServiceTable::new(parts, &RandomState::new());
-    let indexed = milliseconds(start);
+    let indexed = milliseconds(start.elapsed());
     drop(table);
     Ok(vec![
         ("read_objects", "ms", read),

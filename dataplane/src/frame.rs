@@ -31,6 +31,17 @@ pub enum ChecksumState {
     Partial,
 }
 
+/// How the kernel is to cut a train of packets (`VIRTIO_NET_HDR_GSO_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segmentation {
+    /// TCP over IPv4.
+    TcpV4 = 1,
+    /// TCP over IPv6.
+    TcpV6 = 4,
+    /// UDP over either.
+    Udp = 5,
+}
+
 impl Frame {
     /// An empty frame with room for the longest packet.
     pub fn new() -> Self {
@@ -103,6 +114,34 @@ impl Frame {
             flags if flags & DATA_VALID != 0 => ChecksumState::Verified,
             _ => ChecksumState::Unverified,
         }
+    }
+
+    /// Whether the packet is a train of several, which the kernel has not cut yet (`gso_type`).
+    #[inline]
+    pub fn is_segmented(&self) -> bool {
+        self.buffer[1] != 0
+    }
+
+    /// Declares the packet a train of several: `headers` bytes stand in front of each, `size` bytes of data in each but
+    /// the last.
+    pub fn set_segmentation(&mut self, segmentation: Segmentation, headers: u16, size: u16) {
+        self.buffer[1] = segmentation as u8;
+        self.buffer[2..4].copy_from_slice(&headers.to_ne_bytes());
+        self.buffer[4..6].copy_from_slice(&size.to_ne_bytes());
+    }
+
+    /// Replaces header and packet by those of another frame; more than there is room for is cut.
+    pub fn copy_from(&mut self, other: &Self) {
+        let length = other.length.min(self.buffer.len());
+        self.buffer[..length].copy_from_slice(&other.buffer[..length]);
+        self.length = length;
+    }
+
+    /// Puts `data` behind the packet; more than there is room for is cut.
+    pub fn extend(&mut self, data: &[u8]) {
+        let length = data.len().min(self.buffer.len() - self.length);
+        self.buffer[self.length..][..length].copy_from_slice(&data[..length]);
+        self.length += length;
     }
 
     /// Declares the transport checksum partial: `start` is the offset of the transport header in the packet,

@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 pub mod checksum;
+pub mod coalesce;
 pub mod conntrack;
 pub mod fragments;
 pub mod frame;

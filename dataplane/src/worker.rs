@@ -1,7 +1,9 @@
 //! A worker: receives a batch of frames from a device, lets the path decide on each, counts, and sends.
 //!
-//! Never waits for a batch to fill: it takes what is there. All workers share one [`Shared`].
+//! Never waits for a batch to fill: it takes what is there. Packets of one flow that follow one another in a batch leave
+//! as one frame ([`Train`]). All workers share one [`Shared`].
 
+use crate::coalesce::Train;
 use crate::conntrack::Conntrack;
 use crate::fragments::Fragments;
 use crate::frame::Frame;
@@ -84,6 +86,7 @@ pub struct Worker<'a, D> {
     counters: Arc<Counters>,
     rng: Rng,
     frames: Vec<Frame>,
+    train: Train,
 }
 
 impl<'a, D: Device> Worker<'a, D> {
@@ -105,6 +108,7 @@ impl<'a, D: Device> Worker<'a, D> {
             counters,
             rng,
             frames,
+            train: Train::default(),
         }
     }
 
@@ -190,6 +194,11 @@ impl<'a, D: Device> Worker<'a, D> {
             now,
         };
         let (origin, device) = &mut self.devices[device];
+        let mut exit = Exit {
+            device,
+            train: &mut self.train,
+            counters: &self.counters,
+        };
         let mut near = [Near::default(); NEAR];
         for nth in 0..count {
             if nth % NEAR == 0 {
@@ -199,37 +208,64 @@ impl<'a, D: Device> Worker<'a, D> {
             let frame = &mut self.frames[nth];
             context.near = near[nth % NEAR];
             let verdict = path::process(&mut context, *origin, frame);
-            if device.has_copies() && verdict != Verdict::Forward {
+            if exit.device.has_copies() && verdict != Verdict::Forward {
                 continue;
             }
-            self.counters.count(verdict);
-            let sent = match verdict {
-                Verdict::Forward | Verdict::Pass => send(device, frame, &mut context.datagram),
-                Verdict::Reject(_) => {
-                    if refuse(shared, facts, &context, *origin, frame) {
-                        device.send(frame)
-                    } else {
-                        Ok(())
-                    }
+            exit.counters.count(verdict);
+            match verdict {
+                Verdict::Forward | Verdict::Pass if !context.datagram.is_empty() => {
+                    context
+                        .datagram
+                        .drain(..)
+                        .for_each(|fragment| exit.send(&fragment));
                 }
-                Verdict::Drop(_) | Verdict::Hold => Ok(()),
-            };
-            context.datagram.clear();
-            if sent.is_err() {
-                self.counters.count_send_failure();
+                Verdict::Forward | Verdict::Pass if count > 1 => exit.send(frame),
+                Verdict::Forward | Verdict::Pass => give(exit.device, frame, 1, exit.counters),
+                Verdict::Reject(_) if refuse(shared, facts, &context, *origin, frame) => {
+                    exit.send(frame);
+                }
+                Verdict::Reject(_) | Verdict::Drop(_) | Verdict::Hold => {}
             }
+            context.datagram.clear();
         }
+        exit.leave();
     }
 }
 
-/// Sends `frame`, or the datagram that it completed.
-fn send<D: Device>(device: &mut D, frame: &Frame, datagram: &mut [Frame]) -> io::Result<()> {
-    if datagram.is_empty() {
-        return device.send(frame);
+/// Where the frames of a batch leave, in the order in which they came.
+struct Exit<'e, D> {
+    device: &'e mut D,
+    train: &'e mut Train,
+    counters: &'e Counters,
+}
+
+impl<D: Device> Exit<'_, D> {
+    /// Sends `frame`, or takes it into the train that leaves later.
+    fn send(&mut self, frame: &Frame) {
+        if self.train.take(frame) {
+            return;
+        }
+        self.leave();
+        if !self.train.take(frame) {
+            give(self.device, frame, 1, self.counters);
+        }
     }
-    datagram
-        .iter()
-        .try_for_each(|fragment| device.send(fragment))
+
+    /// Sends the train, if there is one.
+    fn leave(&mut self) {
+        let packets = self.train.packets();
+        if let Some(frame) = self.train.frame() {
+            give(self.device, frame, packets, self.counters);
+        }
+        self.train.clear();
+    }
+}
+
+/// Sends a frame of so many packets. Those that the device does not take are counted.
+fn give<D: Device>(device: &mut D, frame: &Frame, packets: usize, counters: &Counters) {
+    if device.send(frame).is_err() {
+        (0..packets).for_each(|_| counters.count_send_failure());
+    }
 }
 
 /// Makes the answer to a refused packet in its frame, if there is to be one.

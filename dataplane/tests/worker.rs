@@ -19,9 +19,11 @@ use fastrand::Rng;
 use std::io;
 use std::sync::Arc;
 
-/// Writes down what is asked of it: `r` for a frame received, `-` for none, `s` for one sent.
+/// Writes down what is asked of it: `r` for a frame received, `-` for none, `s` for one sent, `t` for a train.
 struct Diary {
     frames: usize,
+    /// Whether the frames owe their checksum, as those of a sender on the same machine do.
+    owe_checksum: bool,
     written: String,
 }
 
@@ -34,17 +36,24 @@ impl Device for Diary {
         self.frames -= 1;
         self.written.push('r');
         let (client, server) = (at("10.0.0.1", 1000), at("10.0.0.2", 2000));
-        frame.set_packet(&udp(b"question").from(&client).to(&server).bytes());
+        let mut packet = udp(b"question").from(&client).to(&server).bytes();
+        // The identification counts up.
+        packet[4..6].copy_from_slice(&(!self.frames as u16).to_be_bytes());
+        frame.set_packet(&packet);
+        if self.owe_checksum {
+            frame.set_partial_checksum(20, 6);
+        }
         Ok(true)
     }
 
-    fn send(&mut self, _frame: &Frame) -> io::Result<()> {
-        self.written.push('s');
+    fn send(&mut self, frame: &Frame) -> io::Result<()> {
+        self.written
+            .push(if frame.is_segmented() { 't' } else { 's' });
         Ok(())
     }
 }
 
-fn diary_of(frames: usize) -> String {
+fn diary_of(frames: usize, owe_checksum: bool) -> String {
     let shared = Shared {
         conntrack: Conntrack::new(Settings::kernel(64), [1, 2, 3, 4]),
         services: ArcSwap::from_pointee(ServiceTable::empty()),
@@ -56,7 +65,12 @@ fn diary_of(frames: usize) -> String {
         forward_invalid: false,
     };
     let written = String::new();
-    let devices = vec![(Origin::Pod, Diary { frames, written })];
+    let diary = Diary {
+        frames,
+        owe_checksum,
+        written,
+    };
+    let devices = vec![(Origin::Pod, diary)];
     let counters = Arc::new(Counters::default());
     let mut worker = Worker::new(&shared, devices, counters, Rng::with_seed(1));
     let now = Timestamp::from_seconds(1);
@@ -69,18 +83,23 @@ fn diary_of(frames: usize) -> String {
 
 #[test]
 fn a_lone_packet_leaves_before_the_device_is_asked_again() {
-    assert_eq!(diary_of(0), "-");
-    assert_eq!(diary_of(1), "rs-");
+    assert_eq!(diary_of(0, true), "-");
+    assert_eq!(diary_of(1, true), "rs-");
 }
 
 #[test]
 fn batches_double_while_more_come() {
-    assert_eq!(diary_of(4), "rsrrssr-s");
+    assert_eq!(diary_of(4, false), "rsrrssr-s");
+}
+
+#[test]
+fn packets_of_one_flow_in_one_batch_leave_as_one() {
+    assert_eq!(diary_of(9, true), "rsrrtrrrrtrr-t");
 }
 
 #[test]
 fn a_flood_leaves_the_others_their_turn() {
-    let written = diary_of(100_000);
+    let written = diary_of(100_000, false);
     let received = written.chars().filter(|&call| call == 'r').count();
     assert!((64..1000).contains(&received), "{received}");
     assert!(!written.contains('-'), "it was not empty");

@@ -15,11 +15,12 @@ def median($row): if $row == null then null else $row.median end;
 def by($a; $b): if $a == null or $b == null or $b == 0 then "-" else $a / $b | two end;
 def verdict($ok): if $ok then "yes" else "no" end;
 def most($report): [$report.rows[].services] | max;
+def in_words: if . == 1 then "1 Service" else "\(.) Services" end;
 
 $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u | $snat[0] as $s
 | $attacked[0] as $n | $busy[0] as $b
 | $c.machine as $m
-| def row($name; $aim; $ours; $peers; $ok): "| \($name) | \($aim) | \($ours) | \($peers) | \(verdict($ok)) |";
+| def row($name; $aim; $ours; $peers; $ok): "| \($name) | \($aim) | \($ours) | \($peers) | \(if $aim == "-" then "-" else verdict($ok) end) |";
   def established($flows):
     [$f.rows[] | select(.flows == $flows and .threads == 1 and .batch == 64)][0]
     | if . == null then empty else
@@ -34,20 +35,20 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
         ($own.unit) as $unit
         | (if $unit == "us" then (if $ours > 0 and $copy != null then $copy / $ours else null end)
            else (if $copy != null and $copy > 0 then $ours / $copy else null end) end) as $ratio
-        | row("\($metric), \($services) Services, \($placement)"; $aim;
+        | row("\($metric), \($services | in_words), \($placement)"; $aim;
             "\($ratio | short) T; \($ours | short) \($unit) (\($own.min | short) to \($own.max | short))";
             (["tun-copy", "plain", "iptables", "nftables"]
              | map(. as $name | "\($name) \(median(of($report; $services; $name; $placement; $metric)) | short)") | join(", "));
             $ratio != null and $ratio >= $least) end;
   def place($dataplane; $placement; $services):
-    median(of($c; $services; $dataplane; $placement; "connections_per_second")) as $end
+    median(of($c; $services; $dataplane; $placement; "connections_per_second")) as $last
     | median(in_the_middle($c; $services; $dataplane; $placement; "connections_per_second")) as $middle
-    | "\($middle | short) / \($end | short)";
+    | if $middle == null then $last | short else "\($middle | short) / \($last | short)" end;
   def peers_update($endpoints; $metric):
     ["iptables", "nftables"] | map(. as $peer
       | updated($u; $endpoints; $peer; $metric) as $row
       | updated($u; $endpoints; $peer; "\($metric)_given_up_after") as $given_up
-      | if $row != null then "\($peer) \($row.median | short) ms (\($row.runs) runs)"
+      | if $row != null then "\($peer) \($row.median | short) ms\(if $row.runs == 1 then " (once)" else "" end)"
         elif $given_up != null then "\($peer) given up after \($given_up.median / 1000 | short) s"
         else empty end) | join(", ");
   [
@@ -90,7 +91,7 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
      | in_lab($latency[0]; "requests_per_second"; $placement; 1; "0.95 T"; 0.95),
        in_lab($latency[0]; "round_trip_p50"; $placement; 1; "0.95 T"; 0.95),
        in_lab($latency[0]; "round_trip_p99"; $placement; 1; "0.95 T"; 0.95),
-       in_lab($latency[0]; "round_trip_p99.9"; $placement; 1; "0.95 T"; 0.95),
+       in_lab($latency[0]; "round_trip_p99.9"; $placement; 1; "-"; 0),
        in_lab($bulk[0]; "throughput"; $placement; 1; "0.95 T"; 0.95),
        (median(of($bulk[0]; 1; "penstock"; $placement; "throughput")) as $ours
         | median(of($bulk[0]; 1; "nftables"; $placement; "throughput")) as $nftables
@@ -152,7 +153,7 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
      | if $polls == null then empty else
        "| \($metric) | \($placement) | \($sleeps.median | short) \($sleeps.unit) | \($polls.median | short) \($polls.unit) | \(by($polls.median; $sleeps.median)) |" end),
     "",
-    "Polling wants a processor of its own: on one with client and server it takes their time away.",
+    "Polling takes a whole processor, also while nothing comes.",
     "",
     "## Why some aims are not reached",
     "",

@@ -106,7 +106,7 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
         | if $own == null then empty else
           row("\($name), \($many) Services of \($endpoints) endpoint\(if $endpoints == 1 then "" else "s" end)"; "\($aim) ms";
               "\($own.median | short) ms (\($own.min | short) to \($own.max | short))"; peers_update($endpoints; $metric); $own.median <= $aim) end),
-       (["read_objects", "compile_table", "index_table"][] as $metric | updated($u; $endpoints; "penstock"; $metric) as $own
+       (["read_objects", "compile_table", "index_table", "objects_to_effect"][] as $metric | updated($u; $endpoints; "penstock"; $metric) as $own
         | if $own == null then empty else "| of it \($metric) | - | \($own.median | short) ms (\($own.min | short) to \($own.max | short)) | - | - |" end)),
     (["50", "99", "99.9"][] as $share
      | of($s; 1; "penstock"; "any"; "delivered_from_\($share)_percent") as $own
@@ -163,7 +163,8 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
     "- New flows: an entry is found by two tuples, so two buckets are filled and both are searched for rivals, behind a full fence;",
     "  the sweep does the same backwards.",
     "- Cold load: the agent is started anew; it reads and checks all objects from files, compiles them, and makes its devices. The",
-    "  rows *of it* say what reading, compiling and indexing take; the peers' rows begin with rules that are ready made. For the",
+    "  rows *of it* say what reading, compiling and indexing take; the peers' rows begin with rules that are ready made, so the row",
+    "  beside them is `objects_to_effect`: from decoded objects to the table. For the",
     "  change of one endpoint the slice has a file of its own, and the time includes the notice of the file system.",
     "- Connections per second by iptables: rules are compared faster than a packet goes through a TUN device and back. The bare copy",
     "  loop, which looks nothing up, bounds the ratio, and its own is in the row.",

@@ -111,7 +111,6 @@ struct Agent {
     room: room::Log,
     sysctls: facts::Sysctls,
     rounds_since_count: usize,
-    listening_ports_due: Timestamp,
     telemetry: Arc<Telemetry>,
     servers: Servers,
     /// What the files with the objects held when all of them were looked at last, if no single one was since.
@@ -127,8 +126,6 @@ struct Agent {
 
 /// How often connections, affinities and fragments are looked over.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(200);
-/// How often the node's listening sockets are looked for.
-const LISTENING_PORTS_INTERVAL: Duration = Duration::from_secs(1);
 /// Entries looked at in one go.
 const MAINTENANCE_BUDGET: usize = 20_000;
 
@@ -171,7 +168,6 @@ impl Agent {
             sysctls: facts::Sysctls::default(),
             room: room::Log::default(),
             rounds_since_count: 0,
-            listening_ports_due: clock.now(),
             devices: [0; 3],
             generation: Generation(0),
             workers: None,
@@ -198,6 +194,7 @@ impl Agent {
         self.telemetry.follow_workers(workers.counters());
         self.workers = Some(workers);
         self.steer()?;
+        events::follow_listening_ports(&self.shared)?;
         let responder = Responder::new(Arc::clone(&self.shared), self.clock);
         events::listen(&self.settings, responder, events, &self.telemetry)
     }
@@ -366,10 +363,6 @@ impl Agent {
         self.shared.fragments.expire(now);
         self.room.write(&self.shared, now);
         self.recount(now);
-        if now >= self.listening_ports_due {
-            self.listening_ports_due = now.after(LISTENING_PORTS_INTERVAL);
-            facts::follow_listening_ports(&self.shared.facts.load().reserved_ports);
-        }
         self.servers.retry();
     }
 

@@ -2,10 +2,11 @@
 
 use super::servers::Telemetry;
 use super::socket::{self, Question};
-use super::{Settings, files};
+use super::{Settings, facts, files};
 use crate::conntrack::{self, Responder};
 use crate::netlink::Monitor;
 use anyhow::{Context as _, Result};
+use dataplane::worker::Shared;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::ffi::OsString;
@@ -57,6 +58,20 @@ pub(super) fn listen(
         }
     })?;
     listen_to_questions(&settings.control_socket, responder, events.clone())
+}
+
+/// Keeps the ports that the node listens on in mind as long as the agent lives: nothing tells of them, and one look takes
+/// milliseconds where many sockets are open, or could be.
+pub(super) fn follow_listening_ports(shared: &Arc<Shared>) -> Result<()> {
+    const INTERVAL: Duration = Duration::from_secs(1);
+    let shared = Arc::downgrade(shared);
+    spawn("ports", move || {
+        while let Some(shared) = shared.upgrade() {
+            facts::follow_listening_ports(&shared.facts.load().reserved_ports);
+            drop(shared);
+            thread::sleep(INTERVAL);
+        }
+    })
 }
 
 fn listen_to_signals(events: Sender<Event>) -> Result<()> {

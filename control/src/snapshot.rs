@@ -17,6 +17,7 @@ mod list;
 mod merge;
 mod notes;
 pub mod objects;
+mod typed;
 mod validate;
 
 pub(crate) use document::options as yaml_options;
@@ -26,13 +27,11 @@ pub use merge::merge;
 pub use objects::{EndpointSlice, Node, Service};
 
 use crate::parallel::on_all_processors;
-use crate::problem::{Location, ObjectName, Problem, Problems, did_you_mean};
-use document::RawObject;
+use crate::problem::{Location, Problem, Problems};
 use objects::{AddressType, Endpoints, Object};
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use typed::{Typed, typed};
 
 /// The objects of a cluster that kube-proxy reads. See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -171,8 +170,6 @@ struct Reader {
     skipped: BTreeMap<String, usize>,
 }
 
-const KINDS: [&str; 4] = ["Service", "EndpointSlice", "Endpoints", "Node"];
-
 /// What is in one text, and what is wrong in it.
 struct Found {
     objects: Vec<Typed>,
@@ -236,153 +233,6 @@ impl Reader {
             .notes
             .extend(notes.iter().map(Problem::to_string));
         Ok(self.snapshot)
-    }
-}
-
-/// An object of a kind that is read, or another's kind.
-enum Typed {
-    Service(Service),
-    EndpointSlice(EndpointSlice),
-    Endpoints(Endpoints),
-    Node(Node),
-    Skipped(String),
-}
-
-fn typed(raw: RawObject) -> Result<Typed, Vec<Problem>> {
-    let kind = kind_of(&raw).map_err(|problem| vec![problem])?;
-    Ok(match kind.as_str() {
-        "Service" => Typed::Service(decode(raw)?),
-        "EndpointSlice" => Typed::EndpointSlice(decode(raw)?),
-        "Endpoints" => Typed::Endpoints(decode(raw)?),
-        "Node" => Typed::Node(decode(raw)?),
-        _ => Typed::Skipped(kind),
-    })
-}
-
-/// `group/Kind` of kinds that are skipped, the bare kind of those that are read.
-fn kind_of(raw: &RawObject) -> Result<String, Problem> {
-    let text = |field: &str| raw.value.get(field).and_then(Value::as_str);
-    let Some(kind) = text("kind").or(raw.list_kind.as_deref()) else {
-        return Err(problem(
-            raw,
-            None,
-            "kind",
-            "is missing; every Kubernetes object has one",
-        ));
-    };
-    let version = match (text("apiVersion"), &raw.list_kind) {
-        (Some(version), _) => version,
-        (None, Some(_)) => expected_version(kind).unwrap_or("v1"),
-        (None, None) => {
-            return Err(problem(
-                raw,
-                Some(kind),
-                "apiVersion",
-                "is missing; every Kubernetes object has one",
-            ));
-        }
-    };
-    if expected_version(kind) == Some(version) {
-        return Ok(kind.to_owned());
-    }
-    if version == "discovery.k8s.io/v1beta1" {
-        let message = "discovery.k8s.io/v1beta1 is no longer served; write discovery.k8s.io/v1";
-        return Err(problem(raw, Some(kind), "apiVersion", message));
-    }
-    let core = version == "v1" || version == "discovery.k8s.io/v1";
-    if core && let Some(expected) = expected_version(kind) {
-        let message =
-            format!("{kind} is in {expected}, not in {version}; write `apiVersion: {expected}`");
-        return Err(problem(raw, Some(kind), "apiVersion", &message));
-    }
-    if core
-        && kind != "Endpoint"
-        && let Some(likely) = misspelt(kind)
-    {
-        let message = format!("there is no kind {kind} in {version}; did you mean {likely}?");
-        return Err(problem(raw, Some(kind), "kind", &message));
-    }
-    Ok(format!("{kind} ({version})"))
-}
-
-fn expected_version(kind: &str) -> Option<&'static str> {
-    match kind {
-        "Service" | "Endpoints" | "Node" => Some("v1"),
-        "EndpointSlice" => Some("discovery.k8s.io/v1"),
-        _ => None,
-    }
-}
-
-/// A kind that differs from one of ours by little, and is none of the core kinds that look alike.
-fn misspelt(kind: &str) -> Option<&'static str> {
-    if matches!(kind, "ServiceAccount" | "Secret") {
-        return None;
-    }
-    did_you_mean(kind, KINDS)
-}
-
-fn problem(raw: &RawObject, kind: Option<&str>, field: &str, message: &str) -> Problem {
-    let metadata = |field: &str| {
-        let value = raw
-            .value
-            .get("metadata")
-            .and_then(|metadata| metadata.get(field));
-        value.and_then(Value::as_str).unwrap_or_default().to_owned()
-    };
-    Problem {
-        location: raw.location.clone(),
-        object: kind.map(|kind| ObjectName {
-            kind: kind.to_owned(),
-            namespace: match metadata("namespace") {
-                namespace if namespace.is_empty() && kind != "Node" => "default".to_owned(),
-                namespace => namespace,
-            },
-            name: metadata("name"),
-        }),
-        field: field.to_owned(),
-        message: message.to_owned(),
-    }
-}
-
-/// Typed, with its place and namespace filled in.
-fn decode<T: Object + DeserializeOwned>(mut raw: RawObject) -> Result<T, Vec<Problem>> {
-    drop_nulls(&mut raw.value);
-    let mut object = T::deserialize(&raw.value).map_err(|_| vec![undecodable::<T>(&raw)])?;
-    let broken = object.broken();
-    if !broken.is_empty() {
-        let of_object =
-            |(field, message): (String, String)| problem(&raw, Some(T::KIND), &field, &message);
-        return Err(broken.into_iter().map(of_object).collect());
-    }
-    let metadata = object.metadata_mut();
-    metadata.location = raw.location;
-    if T::NAMESPACED && metadata.namespace.is_empty() {
-        "default".clone_into(&mut metadata.namespace);
-    }
-    Ok(object)
-}
-
-/// Decodes again, with the path of the field that is wrong.
-fn undecodable<T: Object + DeserializeOwned>(raw: &RawObject) -> Problem {
-    match serde_path_to_error::deserialize::<_, T>(&raw.value) {
-        Err(error) => {
-            let path = error.path().to_string();
-            let field = if path == "." { "" } else { &path };
-            problem(raw, Some(T::KIND), field, &error.inner().to_string())
-        }
-        Ok(_) => problem(raw, Some(T::KIND), "", "cannot be read"),
-    }
-}
-
-/// In Kubernetes a null field is an absent field.
-fn drop_nulls(value: &mut Value) {
-    match value {
-        Value::Object(fields) => {
-            fields.retain(|_, value| !value.is_null());
-            fields.values_mut().for_each(drop_nulls);
-        }
-        Value::Array(elements) => elements.iter_mut().for_each(drop_nulls),
-        _ => {}
     }
 }
 

@@ -1,7 +1,8 @@
 //! The slices of one file in place of those that it held before: what changes most often, taken without reading
 //! everything anew.
 
-use super::{EndpointSlice, Service, Snapshot, Typed, document, typed};
+use super::typed::{Typed, typed};
+use super::{EndpointSlice, Service, Snapshot, document};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;

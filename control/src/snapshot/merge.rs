@@ -18,9 +18,9 @@ pub fn merge(base: (&str, &str), change: (&str, &str)) -> Result<String, Problem
         for raw in read {
             let mut value = raw.value;
             if let (Some(kind), Some(fields)) = (raw.list_kind, value.as_object_mut()) {
-                fields
-                    .entry("apiVersion")
-                    .or_insert_with(|| super::expected_version(&kind).unwrap_or("v1").into());
+                fields.entry("apiVersion").or_insert_with(|| {
+                    super::typed::expected_version(&kind).unwrap_or("v1").into()
+                });
                 fields.entry("kind").or_insert(Value::String(kind));
             }
             objects.insert(key(&value), value);

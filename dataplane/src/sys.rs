@@ -1,4 +1,4 @@
-//! What touches the operating system. Besides `conntrack/slots.rs` the only place for `unsafe`.
+//! What touches the operating system: the only place for `unsafe`.
 
 pub mod memory;
 #[cfg(feature = "tun")]

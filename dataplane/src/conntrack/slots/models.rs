@@ -4,6 +4,8 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p dataplane --release --lib models`, and the same with `--cfg shuttle`.
 
 use super::*;
+use crate::conntrack::events::Farewell;
+use crate::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
 
 const DEADLINE: u32 = 100;
 const EXPIRED: u32 = 1;

@@ -1,0 +1,214 @@
+//! Readers: they find an entry by a tuple and copy what they need of one life of it (invariant 2).
+
+use super::entry::{EntryId, Meta, Sighting, Snapshot, pair_v4, ports, tuple_v4};
+use super::index::TupleHash;
+use super::{CONTROL, LIVE, META, ORIGINAL, PENDING, PHASE, PORTS, REPLY, STATE, Slots};
+use crate::conntrack::sync::{Ordering, fence};
+use crate::sys::memory::prefetch;
+use crate::tuple::{Address, Direction, Protocol, Tuple};
+
+/// An entry that a tuple with a certain hash may have.
+#[derive(Clone, Copy, Debug)]
+pub struct Guess(EntryId);
+
+impl Slots {
+    /// Brings the entry near that the tuple probably has.
+    #[inline]
+    pub(in crate::conntrack) fn guess(&self, hash: TupleHash) -> Option<Guess> {
+        let id = self.candidates(hash).next()?;
+        let index = id.index as usize;
+        prefetch(&self.hot[index]);
+        if hash.has_windows {
+            // They may reach into a second line.
+            let [first, .., last] = &self.windows[index].0;
+            prefetch(first);
+            prefetch(last);
+        }
+        if hash.is_ipv6 {
+            prefetch(&self.addresses[index]);
+        }
+        Some(Guess(id))
+    }
+
+    /// The guessed entry, if it is LIVE and owns `tuple`.
+    #[inline]
+    pub(in crate::conntrack) fn check(&self, guess: Guess, tuple: &Tuple) -> Option<Sighting> {
+        self.sight(guess.0, tuple)
+    }
+
+    /// The LIVE entry that owns `tuple`, expired or not.
+    #[inline]
+    pub(in crate::conntrack) fn find(&self, tuple: &Tuple, hash: TupleHash) -> Option<Sighting> {
+        self.candidates(hash).find_map(|id| self.sight(id, tuple))
+    }
+
+    /// Gives an entry whose meta was `seen` another deadline, if it has still that meta. False when it has not.
+    ///
+    /// Taken apart from the lock (invariant 3): that the word is the same is all that must hold. Should it be that of a
+    /// later life, its protocol, status and deadline are the same too, and it is put off in this one's stead.
+    #[inline]
+    pub(in crate::conntrack) fn put_off(&self, id: EntryId, seen: Meta, deadline: u32) -> bool {
+        if seen.deadline == deadline {
+            return true;
+        }
+        let word = &self.hot[id.index as usize].0[META];
+        let new = Meta { deadline, ..seen };
+        let family = word.load(Ordering::Relaxed) & 1;
+        word.compare_exchange(
+            seen.pack() | family,
+            new.pack() | family,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        )
+        .is_ok()
+    }
+
+    /// As [`Self::snapshot`] of a LIVE entry that owns `tuple`, but copies only what a packet of it needs.
+    #[inline]
+    fn sight(&self, id: EntryId, tuple: &Tuple) -> Option<Sighting> {
+        let line = &self.hot[id.index as usize].0;
+        let before = line[CONTROL].load(Ordering::Acquire);
+        if !matches!(before & PHASE, PENDING | LIVE)
+            || (before >> 32) as u16 != id.generation as u16
+        {
+            return None;
+        }
+        let word = |at: usize| line[at].load(Ordering::Relaxed);
+        let meta = Meta::unpack(word(META));
+        let (direction, other) = self.sides(id.index, tuple)?;
+        let hot = [word(STATE), word(STATE + 1), word(STATE + 2)];
+        // As in `snapshot`.
+        fence(Ordering::Acquire);
+        let after = line[CONTROL].load(Ordering::Relaxed);
+        let is_same_life = before >> 32 == after >> 32 && after & PHASE == LIVE;
+        is_same_life.then_some(Sighting {
+            id: EntryId {
+                generation: (before >> 32) as u32,
+                ..id
+            },
+            direction,
+            other,
+            meta,
+            hot,
+        })
+    }
+
+    /// Which of an entry's tuples this one is, and the other one.
+    #[inline]
+    fn sides(&self, index: u32, tuple: &Tuple) -> Option<(Direction, Tuple)> {
+        let line = &self.hot[index as usize].0;
+        let word = |at: usize| line[at].load(Ordering::Relaxed);
+        let meta = word(META);
+        let is_ipv6 = meta & 1 != 0;
+        if is_ipv6 == tuple.source.is_ipv4() || Meta::unpack(meta).protocol != tuple.protocol {
+            return None;
+        }
+        if is_ipv6 {
+            let [original, reply] = self.tuples(index, tuple.protocol);
+            return if original == *tuple {
+                Some((Direction::Original, reply))
+            } else {
+                (reply == *tuple).then_some((Direction::Reply, original))
+            };
+        }
+        let (own, both) = ((pair_v4(tuple), ports(tuple)), word(PORTS));
+        let original = (word(ORIGINAL), (both >> 32) as u32);
+        let reply = (word(REPLY), both as u32);
+        if own == original {
+            Some((Direction::Original, tuple_v4(reply, tuple.protocol)))
+        } else {
+            (own == reply).then(|| (Direction::Reply, tuple_v4(original, tuple.protocol)))
+        }
+    }
+
+    /// Copies an entry, if it is PENDING or LIVE with the (lower 16 bits of the) generation of `id` all the while.
+    pub(in crate::conntrack) fn snapshot(&self, id: EntryId) -> Option<Snapshot> {
+        let line = &self.hot[id.index as usize].0;
+        let before = line[CONTROL].load(Ordering::Acquire);
+        if !matches!(before & PHASE, PENDING | LIVE)
+            || (before >> 32) as u16 != id.generation as u16
+        {
+            return None;
+        }
+        let word = |at: usize| line[at].load(Ordering::Relaxed);
+        let meta = Meta::unpack(word(META));
+        let [original, reply] = self.tuples(id.index, meta.protocol);
+        let hot = [word(STATE), word(STATE + 1), word(STATE + 2)];
+        // Pairs with the fence in `write`: who saw a word of the next life sees that this one is over.
+        fence(Ordering::Acquire);
+        let after = line[CONTROL].load(Ordering::Relaxed);
+        // PENDING may have become LIVE meanwhile: still the same life, with the same tuples. Who would not count that
+        // as seen would miss a rival.
+        let is_same_life = before >> 32 == after >> 32 && matches!(after & PHASE, PENDING | LIVE);
+        let id = EntryId {
+            generation: (before >> 32) as u32,
+            ..id
+        };
+        is_same_life.then_some(Snapshot {
+            id,
+            original,
+            reply,
+            meta,
+            hot,
+            is_live: after & PHASE == LIVE,
+        })
+    }
+
+    /// The entry with this number, if it is LIVE.
+    pub(in crate::conntrack) fn at(&self, index: u32) -> Option<Snapshot> {
+        let control = self.hot[index as usize].0[CONTROL].load(Ordering::Relaxed);
+        self.snapshot(EntryId {
+            index,
+            generation: (control >> 32) as u32,
+        })
+        .filter(|snapshot| snapshot.is_live)
+    }
+
+    /// Brings near what names an entry that is about to be removed.
+    pub(in crate::conntrack) fn bring_near(&self, entry: &Snapshot) {
+        self.prefetch_buckets(self.hash(&entry.original));
+        self.prefetch_buckets(self.hash(&entry.reply));
+    }
+
+    pub(super) fn tuples(&self, index: u32, protocol: Protocol) -> [Tuple; 2] {
+        let line = &self.hot[index as usize].0;
+        let ports = line[PORTS].load(Ordering::Relaxed);
+        let port = |nth: u32| (ports >> (48 - 16 * nth)) as u16;
+        let addresses = self.addresses_of(index);
+        let tuple = |nth: usize| Tuple {
+            source: addresses[2 * nth],
+            destination: addresses[2 * nth + 1],
+            source_port: port(2 * nth as u32),
+            destination_port: port(2 * nth as u32 + 1),
+            protocol,
+        };
+        [tuple(0), tuple(1)]
+    }
+
+    fn addresses_of(&self, index: u32) -> [Address; 4] {
+        let line = &self.hot[index as usize].0;
+        let is_ipv6 = line[META].load(Ordering::Relaxed) & 1 != 0;
+        if is_ipv6 {
+            let words = &self.addresses[index as usize].0;
+            return std::array::from_fn(|nth| {
+                let half = |at: usize| u128::from(words[at].load(Ordering::Relaxed));
+                Address::from_bits(half(2 * nth) << 64 | half(2 * nth + 1))
+            });
+        }
+        let words = [
+            line[ORIGINAL].load(Ordering::Relaxed),
+            line[REPLY].load(Ordering::Relaxed),
+        ];
+        std::array::from_fn(|nth| {
+            let pair = words[nth / 2];
+            Address::from_v4(
+                (if nth % 2 == 0 {
+                    (pair >> 32) as u32
+                } else {
+                    pair as u32
+                })
+                .to_be_bytes(),
+            )
+        })
+    }
+}

@@ -1,0 +1,202 @@
+//! Insertion: how an entry becomes LIVE, or learns that its tuples are another's (invariant 5).
+
+use super::entry::{EntryId, HOT_STATE, Meta, NewEntry, StateWords, has_windows, pair_v4, ports};
+use super::index::TupleHash;
+use super::{CONTROL, DEAD, LIVE, META, ORIGINAL, PENDING, PORTS, REPLY, STATE, Slots};
+use crate::conntrack::events::Farewell;
+use crate::conntrack::sync::{Ordering, fence, pause};
+use crate::tuple::{Timestamp, Tuple};
+
+/// Tries in which an insertion gives way to others.
+const ROUNDS: u32 = 8;
+
+/// Why an entry was not inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::conntrack) enum InsertError {
+    /// Its original tuple is owned already.
+    OriginalTaken,
+    /// Its reply tuple is owned already.
+    ReplyTaken,
+    /// No entry is free.
+    Full,
+    /// The buckets of one of its tuples are full.
+    BucketFull,
+    /// Its source has as many entries as it may have.
+    SourceLimit,
+}
+
+impl Slots {
+    /// Makes an entry LIVE. Others that have expired no longer own their tuples: they are removed when they are in the
+    /// way.
+    pub(in crate::conntrack) fn insert(
+        &self,
+        new: &NewEntry,
+        now: Timestamp,
+    ) -> Result<EntryId, InsertError> {
+        if !self.census.may_admit(new.original.source) {
+            return Err(InsertError::SourceLimit);
+        }
+        let hashes = [self.hash(&new.original), self.hash(&new.reply)];
+        // Those of the original tuple were looked at just now.
+        self.prefetch_buckets(hashes[1]);
+        let id = self.allocate().ok_or(InsertError::Full)?;
+        self.write(id, new);
+        self.census.admit(new.original.source);
+        self.pools.take(&new.reply);
+        let result = self.settle(id, new, hashes, now);
+        if result.is_err() {
+            self.unlink(id, hashes);
+            self.release(id);
+            self.census.forget(new.original.source);
+            self.pools.give_back(&new.reply);
+        }
+        result.map(|()| id)
+    }
+
+    /// Tries until the entry is LIVE, or is known not to become so.
+    fn settle(
+        &self,
+        id: EntryId,
+        new: &NewEntry,
+        hashes: [TupleHash; 2],
+        now: Timestamp,
+    ) -> Result<(), InsertError> {
+        let mut round = 0;
+        while !self.contend(id, new, hashes, (round, now))? {
+            self.unlink(id, hashes);
+            pause(round);
+            round += 1;
+        }
+        Ok(())
+    }
+
+    /// One try to become LIVE, invariant 5. `Ok(false)`: another one with a tuple of ours is on its way in; try again.
+    fn contend(
+        &self,
+        id: EntryId,
+        new: &NewEntry,
+        hashes: [TupleHash; 2],
+        (round, now): (u32, Timestamp),
+    ) -> Result<bool, InsertError> {
+        let control = &self.hot[id.index as usize].0[CONTROL];
+        // Seen by whoever finds a slot of ours.
+        control.store(id.control(PENDING), Ordering::Release);
+        if !self.link(id, hashes[0]) || (new.original != new.reply && !self.link(id, hashes[1])) {
+            // Rivals for the same tuple fill its buckets for a moment; they step back as we do.
+            return if round < ROUNDS {
+                Ok(false)
+            } else {
+                Err(InsertError::BucketFull)
+            };
+        }
+        fence(Ordering::SeqCst);
+        let taken = [InsertError::OriginalTaken, InsertError::ReplyTaken];
+        for ((tuple, hash), error) in [&new.original, &new.reply]
+            .into_iter()
+            .zip(hashes)
+            .zip(taken)
+        {
+            match self.rival(id, tuple, hash, (round, now)) {
+                Rival::None => {}
+                Rival::Live => return Err(error),
+                Rival::Pending => return Ok(false),
+            }
+        }
+        // Fails when a rival has turned us DEAD.
+        Ok(control
+            .compare_exchange(
+                id.control(PENDING),
+                id.control(LIVE),
+                Ordering::SeqCst,
+                Ordering::Relaxed,
+            )
+            .is_ok())
+    }
+
+    /// Looks for others that own `tuple`, or are about to.
+    fn rival(
+        &self,
+        id: EntryId,
+        tuple: &Tuple,
+        hash: TupleHash,
+        (round, now): (u32, Timestamp),
+    ) -> Rival {
+        for other in self
+            .candidates(hash)
+            .filter(|other| other.index != id.index)
+        {
+            while let Some(snapshot) = self
+                .snapshot(other)
+                .filter(|snapshot| snapshot.owns(tuple).is_some())
+            {
+                if snapshot.is_live {
+                    if !snapshot.meta.is_expired(now) {
+                        return Rival::Live;
+                    }
+                    let is_expired = |meta: Meta| meta.is_expired(now);
+                    self.remove_if(snapshot.id, Farewell::at(now), is_expired);
+                } else if snapshot.id.index < id.index && round < ROUNDS {
+                    return Rival::Pending;
+                } else {
+                    // Ours goes first, or the other was not seen to move for long: it must try again.
+                    let control = &self.hot[snapshot.id.index as usize].0[CONTROL];
+                    let [pending, dead] = [snapshot.id.control(PENDING), snapshot.id.control(DEAD)];
+                    let _ = control.compare_exchange(
+                        pending,
+                        dead,
+                        Ordering::SeqCst,
+                        Ordering::Relaxed,
+                    );
+                }
+            }
+        }
+        Rival::None
+    }
+
+    fn write(&self, id: EntryId, new: &NewEntry) {
+        // Pairs with the fence in `snapshot`: CONTROL said FREE before any word of the new life is written.
+        fence(Ordering::Release);
+        let line = &self.hot[id.index as usize].0;
+        let is_ipv6 = !new.original.source.is_ipv4();
+        line[META].store(new.meta.pack() | u64::from(is_ipv6), Ordering::Relaxed);
+        line[ORIGINAL].store(pair_v4(&new.original), Ordering::Relaxed);
+        line[REPLY].store(pair_v4(&new.reply), Ordering::Relaxed);
+        line[PORTS].store(
+            u64::from(ports(&new.original)) << 32 | u64::from(ports(&new.reply)),
+            Ordering::Relaxed,
+        );
+        if is_ipv6 {
+            let addresses = [
+                new.original.source,
+                new.original.destination,
+                new.reply.source,
+                new.reply.destination,
+            ];
+            let halves = addresses
+                .into_iter()
+                .flat_map(|a| [(a.to_bits() >> 64) as u64, a.to_bits() as u64]);
+            for (word, half) in self.addresses[id.index as usize].0.iter().zip(halves) {
+                word.store(half, Ordering::Relaxed);
+            }
+        }
+        for (word, &value) in line[STATE..].iter().zip(&new.state) {
+            word.store(value, Ordering::Relaxed);
+        }
+        if has_windows(new.meta.protocol) {
+            self.store_windows(id.index, &new.state);
+        }
+    }
+
+    pub(super) fn store_windows(&self, index: u32, state: &StateWords) {
+        let cold = &state[HOT_STATE..];
+        for (word, &value) in self.windows[index as usize].0.iter().zip(cold) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+}
+
+enum Rival {
+    None,
+    Live,
+    Pending,
+}

@@ -14,8 +14,10 @@
 
 mod census;
 mod events;
+mod first_packet;
 pub mod icmp;
 mod listing;
+mod outcome;
 pub(crate) mod pools;
 mod port_search;
 mod pressure;
@@ -25,6 +27,7 @@ mod settings;
 mod slots;
 mod state;
 mod statistics;
+mod status;
 mod sync;
 pub mod tcp;
 pub mod udp;
@@ -33,19 +36,23 @@ mod window;
 use crate::service::Generation;
 use crate::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
 use events::Farewell;
-use slots::{EntryId, Guard, InsertError, Meta, NewEntry, Sighting, Slots, Snapshot, StateWords};
+use slots::{EntryId, Guard, Meta, Sighting, Slots};
 use statistics::{Counter, PerWorker};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 pub use events::{Event, EventKind, Listener};
+pub use first_packet::{ConfirmError, Confirmed, Tentative};
 pub use listing::{ConnectionState, EntryView};
+use outcome::Outcome;
+pub use outcome::{Invalid, Tracked};
 pub(crate) use port_search::PortSearch;
 pub use segment::{SctpChunk, SctpChunkKind, SctpPacket, TcpFlags, TcpOptions, TcpSegment};
 pub use settings::{Settings, Timeouts};
 pub use slots::{Guess, TupleHash};
 pub use statistics::Statistics;
+pub use status::Status;
 pub use tcp::TcpSettings;
 
 const GRE: Protocol = Protocol(47);
@@ -74,125 +81,6 @@ pub enum Transport {
     Icmp,
     /// All others.
     Other,
-}
-
-/// Bits of an entry, with the kernel's values (`IPS_*` of `nf_conntrack_common.h`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub struct Status(pub u16);
-
-impl Status {
-    /// A packet of the reply direction was accepted.
-    pub const SEEN_REPLY: Self = Self(0x2);
-    /// Survives early drop.
-    pub const ASSURED: Self = Self(0x4);
-    /// Both sides were heard for long: no packet of UDP changes anything but the end.
-    const STREAM: Self = Self(Self::SEEN_REPLY.0 | Self::ASSURED.0);
-    /// In the table.
-    pub const CONFIRMED: Self = Self(0x8);
-    /// The source is translated.
-    pub const SRC_NAT: Self = Self(0x10);
-    /// The destination is translated.
-    pub const DST_NAT: Self = Self(0x20);
-    /// Both NAT hooks were passed, as for every entry.
-    pub const NAT_DONE: Self = Self(0x180);
-
-    /// Whether all of `bits` are set.
-    #[inline]
-    pub const fn has(self, bits: Self) -> bool {
-        self.0 & bits.0 == bits.0
-    }
-
-    pub(crate) const fn set(&mut self, bits: Self) {
-        self.0 |= bits.0;
-    }
-
-    #[inline]
-    const fn is_translated(self) -> bool {
-        self.0 & (Self::SRC_NAT.0 | Self::DST_NAT.0) != 0
-    }
-
-    fn of_new(original: &Tuple, reply: &Tuple) -> Self {
-        let sent = reply.inverse();
-        let mut status = Self(Self::CONFIRMED.0 | Self::NAT_DONE.0);
-        if (sent.source, sent.source_port) != (original.source, original.source_port) {
-            status.set(Self::SRC_NAT);
-        }
-        if (sent.destination, sent.destination_port)
-            != (original.destination, original.destination_port)
-        {
-            status.set(Self::DST_NAT);
-        }
-        status
-    }
-}
-
-/// Why a packet belongs to no connection. Such a packet is not translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
-    /// The transport header is not whole.
-    #[error("truncated packet")]
-    Truncated,
-    /// A combination of flags that no connection uses.
-    #[error("invalid TCP flag combination {0:?}")]
-    TcpFlags(TcpFlags),
-    /// The segment can open no connection.
-    #[error("TCP segment opens no connection")]
-    TcpNew,
-    /// The state table refuses it.
-    #[error("TCP segment is invalid in state {0}")]
-    TcpState(tcp::State),
-    /// More than a window above what the receiver allows.
-    #[error("SEQ is over upper bound (over the window of the receiver)")]
-    TcpSequence,
-    /// Acknowledges what was not sent.
-    #[error("ACK is over upper bound (ACKed data not seen yet)")]
-    TcpAcknowledgement,
-    /// A RST from before what the other side has acknowledged.
-    #[error("invalid RST")]
-    TcpReset,
-    /// SCTP chunks that may not stand together.
-    #[error("SCTP chunks are not in order")]
-    SctpChunks,
-    /// Wrong SCTP verification tag.
-    #[error("SCTP verification tag check failed")]
-    SctpVerificationTag,
-    /// The state table refuses it.
-    #[error("SCTP chunk is invalid in state {0}")]
-    SctpState(sctp::State),
-    /// An ICMP message that opens no entry.
-    #[error("ICMP type {0} opens no connection")]
-    IcmpType(u8),
-}
-
-/// What [`Conntrack::track`] says about a packet of a known connection.
-#[must_use]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tracked {
-    /// Of the connection, which now knows of it.
-    Accepted,
-    /// Passes and is translated; state and timeout are as before.
-    Ignored,
-    /// Not of the connection: must not be translated.
-    Invalid(Invalid),
-    /// The old entry is gone, the packet opens a new connection.
-    Restart,
-}
-
-/// What a protocol says about a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    /// Accepted; the entry now lives this long.
-    Refresh(Duration),
-    /// Accepted; the timeout runs on.
-    Keep,
-    /// Accepted; nothing changes.
-    Ignored,
-    /// Refused; the entry lives at most this long.
-    Invalid(Invalid, Option<Duration>),
-    /// The entry makes way for a new connection.
-    Restart,
-    /// Accepted; the entry is over.
-    End,
 }
 
 /// Which svcport a connection was made for, and the table that last agreed with it.
@@ -227,20 +115,6 @@ pub struct Translation {
     pub source_port: u16,
     /// Destination port; of ICMP messages type and code, which never change.
     pub destination_port: u16,
-}
-
-/// A connection that nobody can find yet.
-#[derive(Clone, Debug)]
-pub struct Tentative {
-    /// Tuple of the first packet.
-    pub original: Tuple,
-    /// Tuple of the answer; NAT replaces it.
-    pub reply: Tuple,
-    /// For whom the connection is made.
-    pub service: Option<ServiceTag>,
-    state: StateWords,
-    timeout: Duration,
-    length: u32,
 }
 
 /// A live entry and which of its directions a tuple is of.
@@ -302,30 +176,6 @@ impl Found {
     pub const fn seen_reply(&self) -> bool {
         self.status.has(Status::SEEN_REPLY)
     }
-}
-
-/// A confirmed first packet.
-#[must_use]
-#[derive(Clone, Copy, Debug)]
-pub enum Confirmed {
-    /// The connection is in the table; the packet is counted.
-    Inserted(Found),
-    /// Another packet of the same tuple was faster: this one goes the winner's way, as any packet of its connection.
-    Adopted(Found),
-}
-
-/// Why a connection could not be confirmed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConfirmError {
-    /// Full, and nothing may be dropped early.
-    #[error("nf_conntrack: table full, dropping packet")]
-    TableFull,
-    /// Another connection owns the reply tuple: choose another port.
-    #[error("the reply tuple is taken")]
-    ReplyTaken,
-    /// The source has as many entries as [`Settings::per_source`] allows.
-    #[error("the source has reached its limit of connections")]
-    SourceLimit,
 }
 
 /// Ticks are 2^20 ns, about a millisecond; deadlines are kept modulo 2^32 of them, 52 days.
@@ -570,107 +420,6 @@ impl Conntrack {
         }
     }
 
-    /// What a first packet opens. The reply tuple is the inverse of the original: not translated.
-    ///
-    /// # Errors
-    /// The packet can open no connection: it is INVALID.
-    pub fn open(&self, headers: &Headers, now: Timestamp) -> Result<Tentative, Invalid> {
-        self.try_open(headers, now)
-            .inspect_err(|_| self.statistics.add(Counter::Invalid, 1))
-    }
-
-    fn try_open(&self, headers: &Headers, now: Timestamp) -> Result<Tentative, Invalid> {
-        let mut state = StateWords::default();
-        let timeout = match &headers.transport {
-            Transport::Tcp(segment) => {
-                let (connection, timeout) = tcp::Connection::open(segment, &self.settings.tcp)?;
-                state::store_tcp(&mut state, &connection);
-                timeout
-            }
-            Transport::Sctp(packet) => {
-                let (association, timeout) =
-                    sctp::Association::open(packet, &self.settings.timeouts.sctp)?;
-                state::store_sctp(&mut state, &association);
-                timeout
-            }
-            Transport::Icmp => {
-                icmp::open(&headers.tuple)?;
-                self.stateless_timeout(headers.tuple.protocol)
-            }
-            Transport::Udp => {
-                state[state::DETAIL] = state::opened(tick(now));
-                self.settings.timeouts.udp.unreplied
-            }
-            Transport::Other => self.stateless_timeout(headers.tuple.protocol),
-        };
-        let (original, reply) = (headers.tuple, headers.tuple.inverse());
-        Ok(Tentative {
-            original,
-            reply,
-            service: None,
-            state,
-            timeout,
-            length: headers.length,
-        })
-    }
-
-    /// Puts a connection into the table. Its timeout begins now.
-    ///
-    /// DIFFERS: of two racing first packets with one tuple the loser goes the winner's way, whatever the protocol. The
-    /// kernel drops it for TCP, SCTP and ICMP, and for UDP when the two chose different endpoints (the "DNS five
-    /// seconds").
-    ///
-    /// # Errors
-    /// [`ConfirmError`]; the connection is not in the table then, and holds nothing.
-    pub fn confirm(
-        &self,
-        tentative: &Tentative,
-        now: Timestamp,
-    ) -> Result<Confirmed, ConfirmError> {
-        let new = new_entry(tentative, now);
-        loop {
-            match self.slots.insert(&new, now) {
-                Ok(id) => {
-                    self.statistics.add(Counter::Inserted, 1);
-                    self.open_account(id.index, tentative.length);
-                    let entry = Snapshot::of_new(id, &new);
-                    if self.slots.events().is_heard() {
-                        self.slots.events().tell(EventKind::New, now, entry);
-                    }
-                    let sighting = Sighting {
-                        id,
-                        direction: Direction::Original,
-                        other: new.reply,
-                        meta: new.meta,
-                        hot: entry.hot,
-                    };
-                    return Ok(Confirmed::Inserted(Found::new(&sighting)));
-                }
-                Err(InsertError::OriginalTaken) => {
-                    // When the winner has gone again meanwhile, there is room for us.
-                    if let Some(found) = self.find(&tentative.original, now) {
-                        self.statistics.add(Counter::ClashResolve, 1);
-                        return Ok(Confirmed::Adopted(found));
-                    }
-                }
-                Err(InsertError::ReplyTaken) => {
-                    self.statistics.add(Counter::Found, 1);
-                    return Err(ConfirmError::ReplyTaken);
-                }
-                Err(InsertError::SourceLimit) => {
-                    self.statistics.add(Counter::SourceLimit, 1);
-                    self.statistics.add(Counter::Drop, 1);
-                    return Err(ConfirmError::SourceLimit);
-                }
-                Err(error @ (InsertError::Full | InsertError::BucketFull)) => {
-                    if !self.early_drop(tentative, error, now) {
-                        return Err(self.full(error));
-                    }
-                }
-            }
-        }
-    }
-
     /// Counts a packet that the path could not even look up, or an ICMP error that belongs to no connection.
     pub(crate) fn count_invalid(&self, protocol: Protocol) {
         let is_icmp = protocol.is_icmp();
@@ -682,20 +431,6 @@ impl Conntrack {
             },
             1,
         );
-    }
-
-    /// Counts a first packet for which there was no port, as the kernel counts it when it fails to confirm.
-    pub(crate) fn count_no_port(&self) {
-        self.statistics.add(Counter::InsertFailed, 1);
-        self.statistics.add(Counter::Drop, 1);
-    }
-
-    fn open_account(&self, index: u32, length: u32) {
-        if let Some(account) = self.accounts.get(index as usize) {
-            for (word, value) in account.iter().zip([1, u64::from(length), 0, 0]) {
-                word.store(value, Relaxed);
-            }
-        }
     }
 
     /// Notes that the endpoint of a connection is still one of its Service's, as of `generation`.
@@ -741,20 +476,5 @@ impl Conntrack {
     /// Counters by worker.
     pub fn statistics(&self) -> Vec<Statistics> {
         self.statistics.read()
-    }
-}
-
-fn new_entry(tentative: &Tentative, now: Timestamp) -> NewEntry {
-    let mut state = tentative.state;
-    state::store_service(&mut state, tentative.service);
-    NewEntry {
-        original: tentative.original,
-        reply: tentative.reply,
-        meta: Meta {
-            deadline: deadline(now, tentative.timeout),
-            status: Status::of_new(&tentative.original, &tentative.reply).0,
-            protocol: tentative.original.protocol,
-        },
-        state,
     }
 }

@@ -108,7 +108,9 @@ fn curves(groups: &[&Group<'_>]) -> String {
     let last = last.fold(f64::MIN_POSITIVE, f64::max);
     let x = |services: u32| LEFT + (WIDTH - LEFT - RIGHT) * decades(services) / last;
     let y = |value: f64| HEIGHT - BELOW - (HEIGHT - BELOW - ABOVE) * value / most;
-    let mut text = format!("<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img>\n");
+    let mut text = format!(
+        "<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img aria-label='medians over the number of Services'>\n"
+    );
     for share in [0.0, 0.5, 1.0] {
         let at = y(most * share);
         let _ = writeln!(
@@ -139,11 +141,7 @@ fn curves(groups: &[&Group<'_>]) -> String {
         } else {
             " middle"
         };
-        // Labels do not lie on one another.
-        let mut at = y(end.median) + 4.0;
-        while labels.iter().any(|taken| (taken - at).abs() < 11.0) {
-            at += 2.0;
-        }
+        let at = free_place(y(end.median) + 4.0, &labels);
         labels.push(at);
         let _ = writeln!(
             text,
@@ -163,6 +161,15 @@ fn curves(groups: &[&Group<'_>]) -> String {
         );
     }
     text + "</svg>\n"
+}
+
+/// The nearest place for a label that lies on no other one.
+fn free_place(wanted: f64, taken: &[f64]) -> f64 {
+    const LINE: f64 = 11.0;
+    let is_free = |at: &f64| taken.iter().all(|other| (other - at).abs() >= LINE);
+    let steps = (0..=taken.len() * 24).map(|step| step as f64);
+    let mut places = steps.flat_map(|step| [wanted + step, wanted - step]);
+    places.find(is_free).unwrap_or(wanted)
 }
 
 fn short(value: f64) -> String {
@@ -204,3 +211,19 @@ svg text { fill: var(--faint) } g.middle polyline { stroke-dasharray: 4 3 }
 .tun-copy i { background: var(--tun-copy) } g.tun-copy polyline { stroke: var(--tun-copy) }
 </style>
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_lie_near_their_curves_and_on_no_other() {
+        let mut taken: Vec<f64> = Vec::new();
+        for wanted in [50.0, 50.0, 51.0, 10.0] {
+            let at = free_place(wanted, &taken);
+            assert!(taken.iter().all(|other| (other - at).abs() >= 11.0));
+            taken.push(at);
+        }
+        assert_eq!(taken, [50.0, 61.0, 39.0, 10.0]);
+    }
+}

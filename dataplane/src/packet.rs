@@ -229,6 +229,8 @@ pub fn apparent_tuple(packet: &[u8]) -> Option<Tuple> {
 }
 
 /// TTL or hop limit plus one: the kernel takes two on the way through a TUN device, a router takes one.
+///
+/// DIFFERS: from what the node sends to itself none would be taken; it arrives with one more.
 #[inline]
 pub fn give_back_hop(packet: &mut [u8]) {
     match packet.first().map(|byte| byte >> 4) {
@@ -374,6 +376,7 @@ impl IpLayout {
             end: IPV6_HEADER + usize::from(word(packet, 4)),
             cut: None,
         };
+        // DIFFERS: the kernel forwards these. They must not be on the wire, and are IPv4 addresses to the tables.
         if layout.source.is_ipv4() || layout.destination.is_ipv4() {
             return Err(Unparsed::Malformed(DropReason::MappedAddress));
         }

@@ -132,7 +132,7 @@ fn established(
     headers: &Headers,
     found: Found,
 ) -> Verdict {
-    if is_stale(context, headers, &found) {
+    if is_stale(context, &headers.tuple, &found) {
         context.conntrack.end(&found, context.now);
         return new_flow(context, origin, packet, headers);
     }
@@ -184,15 +184,21 @@ fn is_with_the_node_itself(context: &Context<'_>, origin: Origin, tuple: &Tuple)
 }
 
 /// An ICMP error: translated as the connection that the quoted packet belongs to.
+///
+/// DIFFERS: so are those of the node about a connection from 127.0.0.1, which the kernel loses.
 fn related(
     context: &mut Context<'_>,
     origin: Origin,
     packet: &mut Packet<'_>,
     quote: &Quote,
 ) -> Verdict {
-    let known = context.conntrack.find(&quote.tuple.inverse(), context.now);
-    // An error travels to the sender of the quoted packet, or it is a forgery.
-    let Some(found) = known.filter(|_| packet.destination() == quote.tuple.source) else {
+    let about = quote.tuple.inverse();
+    let known = context.conntrack.find(&about, context.now);
+    // An error travels to the sender of the quoted packet, or it is a forgery; and the flow has its place still.
+    let known = known.filter(|found| {
+        packet.destination() == quote.tuple.source && !is_stale(context, &about, found)
+    });
+    let Some(found) = known else {
         context.conntrack.count_invalid(packet.protocol());
         return invalid(context, origin, packet.destination());
     };
@@ -248,6 +254,9 @@ fn translate(packet: &mut Packet<'_>, headers: &Headers, found: &Found) -> Verdi
 }
 
 /// Sets the reply tuple as the Service asks for. Says whether the source is masqueraded.
+///
+/// DIFFERS: what is turned away leaves no entry. In the kernel what the node sends to its own address has one by the time
+/// that kube-proxy's rule turns it away, and INVALID packets of that connection pass.
 fn plan(
     context: &mut Context<'_>,
     origin: Origin,
@@ -338,15 +347,15 @@ fn no_room(context: &Context<'_>, tentative: &Tentative, reason: DropReason) -> 
 /// Whether a UDP flow must end because the newest table has no place for it: its endpoint is gone, or what went on
 /// untranslated is now addressed to a Service (there a sweep after each sync). See [`ServiceTable::is_stale`].
 #[inline]
-fn is_stale(context: &Context<'_>, headers: &Headers, found: &Found) -> bool {
+fn is_stale(context: &Context<'_>, tuple: &Tuple, found: &Found) -> bool {
     let newest = context.services.generation();
     let Some(tag) = found.service().filter(|tag| tag.generation != newest) else {
         return false;
     };
-    if headers.tuple.protocol != Protocol::UDP {
+    if tuple.protocol != Protocol::UDP {
         return false;
     }
-    let (original, reply) = tuples(headers, found);
+    let (original, reply) = tuples(tuple, found);
     let stale = context
         .services
         .is_stale(&original, &reply, tag.service(), tag.generation);
@@ -356,9 +365,9 @@ fn is_stale(context: &Context<'_>, headers: &Headers, found: &Found) -> bool {
     stale
 }
 
-/// Both tuples of a connection, from a packet of it: its own, and the inverse of what it is rewritten to.
-fn tuples(headers: &Headers, found: &Found) -> (Tuple, Tuple) {
-    let own = headers.tuple;
+/// Both tuples of a connection, from that of a packet of it: its own, and the inverse of what it is rewritten to.
+fn tuples(own: &Tuple, found: &Found) -> (Tuple, Tuple) {
+    let own = *own;
     let sent = found.translation().map_or(own, |translation| Tuple {
         source: translation.source,
         destination: translation.destination,
@@ -382,6 +391,8 @@ fn not_a_packet(context: &Context<'_>, origin: Origin, unparsed: Unparsed) -> Ve
 
 /// INVALID packets are never translated. kube-proxy drops them in forwarding (KUBE-FORWARD), not on their way to or
 /// from the node itself.
+///
+/// DIFFERS: kube-proxy's rules for health check ports drop what is for the node and lacks a TCP header; here it passes.
 fn invalid(context: &Context<'_>, origin: Origin, destination: Address) -> Verdict {
     let forwarded = origin != Origin::Node && !context.services.is_node_address(destination);
     if forwarded && !context.forward_invalid {

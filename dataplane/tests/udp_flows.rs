@@ -7,7 +7,7 @@ mod common;
 use common::*;
 use dataplane::service::{Action, EndpointRange, Generation, Parts, ServiceTable, UdpEndpoints};
 use dataplane::tuple::Origin;
-use dataplane::verdict::{RejectWith, Verdict};
+use dataplane::verdict::{DropReason, RejectWith, Verdict};
 
 const NAMES: &Names = &FAMILIES[0];
 const OLD: &str = "10.244.3.1";
@@ -168,4 +168,17 @@ fn a_family_that_is_served_does_not_hide_the_other_getting_its_first_endpoint() 
         .push(endpoint);
     publish(&mut bed, served);
     assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(NEW));
+}
+
+#[test]
+fn an_error_about_a_flow_that_lost_its_place_is_about_nothing() {
+    let mut bed = start();
+    let question = udp(b"q")
+        .from(&at(NAMES.other_pod, 40_000))
+        .to(&at(NAMES.cluster_ip, 80));
+    let (_, sent) = bed.send(Origin::Pod, &question);
+    let error = icmp_error(3, 3, &sent).from(OLD).to(NAMES.other_pod);
+    assert_eq!(bed.send(Origin::Outside, &error).0, Verdict::Forward);
+    publish(&mut bed, parts(2, Some(NEW), &[], true));
+    bed.expect_untouched(Origin::Outside, &error, Verdict::Drop(DropReason::Invalid));
 }

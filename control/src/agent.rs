@@ -10,6 +10,7 @@
 mod events;
 mod facts;
 mod files;
+mod lingering;
 mod links;
 mod room;
 mod servers;
@@ -320,6 +321,7 @@ impl Agent {
         let table = ServiceTable::following(compiled.parts, &self.shared.services.load());
         let table = Arc::new(table);
         self.shared.services.store(Arc::clone(&table));
+        self.shared.affinity.follow(&table);
         self.generation = generation;
         self.network = network;
         self.without_local = compiled.without_local;
@@ -334,9 +336,12 @@ impl Agent {
 
     /// Makes the routing follow the links and the table.
     fn steer(&mut self) -> Result<()> {
-        let plan = self.plan()?;
+        let (mut plan, now) = (self.plan()?, self.clock.now());
         match &mut self.steering {
-            Some(steering) => Ok(steering.follow(plan)?),
+            Some(steering) => {
+                plan.keep_for_connections(steering.plan(), &self.shared.conntrack, now);
+                Ok(steering.follow(plan)?)
+            }
             None => Ok(()),
         }
     }

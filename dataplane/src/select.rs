@@ -8,19 +8,21 @@ pub use load::Loads;
 use crate::service::{Endpoint, Selection, ServiceIndex, ServiceTable};
 use crate::tuple::{Address, Timestamp, Tuple};
 use fastrand::Rng;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Which endpoint each client of a Service with ClientIP affinity was given last.
+/// Which endpoints each client of a Service with ClientIP affinity was given.
 ///
-/// As in kube-proxy's `recent` lists an entry is refreshed by each new connection, not by packets.
+/// As kube-proxy's `recent` lists, one per endpoint: an assignment is refreshed by each new connection, not by packets;
+/// a client that was given several, as by policy Local at one address and Cluster at another, goes to the first of them;
+/// and who leaves the table forgets its clients.
 ///
 /// DIFFERS: the kernel's lists hold 100 clients per endpoint and forget the oldest; this table holds all of them until
 /// their timeout. That limit is a default of the `recent` module, not something that a user of affinity asks for.
 #[derive(Debug, Default)]
 pub struct Affinity {
-    clients: Mutex<HashMap<(u64, Address), Assignment>>,
+    clients: Mutex<HashMap<(u64, Address), Vec<Assignment>>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +34,7 @@ struct Assignment {
 }
 
 impl Affinity {
-    /// The candidate that `client` was given within the timeout (an age equal to it still counts).
+    /// The first candidate that the client was given within the timeout (an age equal to it still counts).
     fn recall<'t>(
         &self,
         key: (u64, Address),
@@ -40,12 +42,12 @@ impl Affinity {
         now: Timestamp,
     ) -> Option<&'t Endpoint> {
         let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let assignment = clients
-            .get(&key)
-            .filter(|assignment| assignment.is_live(now))?;
-        endpoints.iter().find(|endpoint| {
-            endpoint.address == assignment.address && endpoint.port == assignment.port
-        })
+        let assignments = clients.get(&key)?;
+        let is_live = |endpoint: &&Endpoint| {
+            let mut assignments = assignments.iter();
+            assignments.any(|assignment| assignment.is_to(endpoint) && assignment.is_live(now))
+        };
+        endpoints.iter().find(is_live)
     }
 
     fn remember(
@@ -62,13 +64,36 @@ impl Affinity {
             timeout,
         };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        clients.insert(key, assignment);
+        let assignments = clients.entry(key).or_default();
+        assignments.retain(|former| !former.is_to(endpoint));
+        assignments.push(assignment);
+    }
+
+    /// Forgets the clients of endpoints that `services` no longer uses. Off the packet's path.
+    pub fn follow(&self, services: &ServiceTable) {
+        if self.is_empty() {
+            return;
+        }
+        let used: HashSet<(u64, Address, u16)> = services
+            .endpoints_with_affinity()
+            .map(|(service, endpoint)| (service, endpoint.address, endpoint.port))
+            .collect();
+        self.retain(|service, assignment| {
+            used.contains(&(service, assignment.address, assignment.port))
+        });
     }
 
     /// Forgets the clients whose timeout has passed. Off the packet's path.
     pub fn expire(&self, now: Timestamp) {
+        self.retain(|_, assignment| assignment.is_live(now));
+    }
+
+    fn retain(&self, keep: impl Fn(u64, &Assignment) -> bool) {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        clients.retain(|_, assignment| assignment.is_live(now));
+        clients.retain(|(service, _), assignments| {
+            assignments.retain(|assignment| keep(*service, assignment));
+            !assignments.is_empty()
+        });
     }
 
     /// How many clients are remembered.
@@ -86,6 +111,10 @@ impl Affinity {
 }
 
 impl Assignment {
+    fn is_to(&self, endpoint: &Endpoint) -> bool {
+        (self.address, self.port) == (endpoint.address, endpoint.port)
+    }
+
     fn is_live(&self, now: Timestamp) -> bool {
         now.since(self.last_connection) <= self.timeout
     }

@@ -170,6 +170,13 @@ impl ServiceTable {
         self.turns[index.0 as usize].fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Endpoints of Services with ClientIP affinity, with what identifies the Service.
+    pub(crate) fn endpoints_with_affinity(&self) -> impl Iterator<Item = (u64, &Endpoint)> {
+        let services = self.services.iter();
+        let with_affinity = services.filter(|entry| entry.service.affinity_timeout.is_some());
+        with_affinity.flat_map(|entry| entry.service.endpoints.iter().map(|at| (entry.id, at)))
+    }
+
     /// Connections of endpoints, for Services that choose by them.
     pub fn loads(&self) -> &Loads {
         &self.loads

@@ -6,4 +6,8 @@ pub mod netns;
 #[cfg(feature = "tun")]
 pub mod node_errors;
 #[cfg(feature = "tun")]
+mod options;
+#[cfg(feature = "tun")]
+pub mod repair;
+#[cfg(feature = "tun")]
 pub mod tun;

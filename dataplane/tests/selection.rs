@@ -92,6 +92,44 @@ fn random_reaches_every_endpoint_about_as_often() {
     );
 }
 
+fn with_affinity(endpoints: &[u8]) -> Parts {
+    let mut parts = parts(Selection::Random, endpoints);
+    parts.services[0].affinity_timeout = Some(Duration::from_secs(60));
+    parts
+}
+
+#[test]
+fn a_client_with_affinity_goes_to_the_first_endpoint_that_it_was_given() {
+    let mut bed = bed(Selection::Random, &[1]);
+    publish(&mut bed, with_affinity(&[2]));
+    assert_eq!(sent_to(&mut bed, &syn(1, 10_000)), 2);
+    // Where endpoint 2 may not be chosen, as by policy Local.
+    publish(&mut bed, with_affinity(&[1]));
+    assert_eq!(sent_to(&mut bed, &syn(1, 10_001)), 1);
+    publish(&mut bed, with_affinity(&[3, 1, 4, 2]));
+    assert_eq!(sent_to(&mut bed, &syn(1, 10_002)), 1);
+    publish(&mut bed, with_affinity(&[3, 2, 4, 1]));
+    assert_eq!(sent_to(&mut bed, &syn(1, 10_003)), 2);
+}
+
+#[test]
+fn an_endpoint_that_leaves_forgets_its_clients() {
+    let mut bed = bed(Selection::Random, &[1]);
+    publish(&mut bed, with_affinity(&[1, 2]));
+    for client in 1..=40 {
+        sent_to(&mut bed, &syn(client, 10_000));
+    }
+    bed.affinity.follow(&bed.services);
+    assert_eq!(bed.affinity.len(), 40);
+    publish(&mut bed, with_affinity(&[2]));
+    bed.affinity.follow(&bed.services);
+    let of_the_other = bed.affinity.len();
+    assert!((1..40).contains(&of_the_other), "{of_the_other}");
+    publish(&mut bed, parts(Selection::Random, &[2]));
+    bed.affinity.follow(&bed.services);
+    assert!(bed.affinity.is_empty());
+}
+
 #[test]
 fn round_robin_goes_on_where_the_table_before_left_off() {
     let mut bed = bed(Selection::RoundRobin, &[1, 2, 3]);

@@ -170,14 +170,19 @@ fn host_ports(services: &ServiceTable) -> BTreeSet<(Transport, u16)> {
         .collect()
 }
 
-fn include(ranges: &mut Vec<(Transport, RangeInclusive<u16>)>, transport: Transport, port: u16) {
+/// Widens the range of `transport` so that it holds `port`.
+pub(super) fn include(
+    ranges: &mut Vec<(Transport, RangeInclusive<u16>)>,
+    transport: Transport,
+    port: u16,
+) {
     match ranges.iter_mut().find(|(of, _)| *of == transport) {
         Some((_, range)) => *range = *range.start().min(&port)..=*range.end().max(&port),
         None => ranges.push((transport, port..=port)),
     }
 }
 
-const fn transport(protocol: Protocol) -> Option<Transport> {
+pub(super) const fn transport(protocol: Protocol) -> Option<Transport> {
     match protocol {
         Protocol::TCP => Some(Transport::Tcp),
         Protocol::UDP => Some(Transport::Udp),

@@ -82,8 +82,9 @@ impl Agent {
         let generation = Generation(self.generation.0 + 1);
         let node = &self.settings.node;
         let compiled = compile(&part, &self.config, &self.network, node, generation).ok()?;
-        let table = self.shared.services.load().with_changed(compiled)?;
-        self.shared.services.store(Arc::new(table));
+        let table = Arc::new(self.shared.services.load().with_changed(compiled)?);
+        self.shared.services.store(Arc::clone(&table));
+        self.shared.affinity.follow(&table);
         self.generation = generation;
         self.telemetry.published(start, changes, self.without_local);
         Some(())

@@ -10,6 +10,16 @@
 //! | 700, 900 | TCP, UDP, SCTP and ICMP to `pen-out`, `pen-pod`; ICMPv6 only what is not for the node itself |
 //! | 1000 | the local table, which stands at 0 elsewhere, then whatever rules the machine has |
 //!
+//! DIFFERS, because of what these rules and devices can and cannot do (`docs/behaviours/differences.md`):
+//!
+//! - rules name four protocols; others are routed untracked, and so is what has an extension header that rules do not
+//!   look behind (authentication; in fragments any; one that is cut)
+//! - the kernel takes a hop, and looks at IPv4 options, before a device has the packet: with TTL 1 or a malformed option
+//!   it answers by itself, and it notes a route or a time twice
+//! - what the node answers to others comes by only from endpoints on its own network
+//! - what the node says of errors goes by `pen-node`, whose routes name the node's address as the source
+//! - the MTU that the kernel learns of a path is of another route than the one that leads to `pen-node`
+//!
 //! Invariants: each of our rules names its protocol before the local table is reached, because one that takes everything
 //! hides the node's own addresses from ARP and neighbour discovery; each carries [`PROTOCOL`], so that the next start
 //! finds what a crash left; the routes lie in tables of their own and go with the devices.
@@ -273,6 +283,11 @@ impl Steering {
             netlink,
             plan: Plan::default(),
         })
+    }
+
+    /// What the kernel follows.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// Makes the kernel follow `plan`: first routes, then rules, and what is no longer wanted last.

@@ -29,7 +29,7 @@ pub struct Filter {
     pub state: Option<String>,
     /// `-u`: all of these.
     pub status: Vec<StatusFilter>,
-    /// `-n`.
+    /// `-n`. DIFFERS, as the next two: entries of ICMP that nothing translates do not match, in conntrack-tools they do.
     pub source_nat: Option<Translation>,
     /// `-g`.
     pub destination_nat: Option<Translation>,

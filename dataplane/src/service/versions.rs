@@ -105,6 +105,8 @@ impl ServiceTable {
     ///
     /// DIFFERS: kube-proxy forgets flows through other addresses than the cluster IP when their Service goes, flows
     /// whose address of the Service goes, and flows whose endpoint stopped serving before it went. They end here too.
+    /// Its `conntrack -D` by address or by nodePort alone takes flows through the Service's other ports, and to that
+    /// port anywhere, of both families. They stay here.
     pub fn is_stale(
         &self,
         original: &Tuple,

@@ -4,9 +4,12 @@
 //! A raw socket has a copy of each. Those that are about a translated connection go on, translated, by a TUN device;
 //! of the others the kernel's copy is the only one that matters.
 //!
+//! DIFFERS: such a socket shows no IPv6 header, so translated errors lose traffic class, flow label and extension headers.
+//!
 //! Source: RFC 3542 (ICMP6_FILTER, ancillary data), RFC 4443 (types below 128 are errors).
 #![allow(unsafe_code)]
 
+use super::options;
 use crate::frame::{Frame, VIRTIO_HEADER_LENGTH};
 use crate::sys::tun::Queue;
 use crate::worker::Device;
@@ -46,21 +49,11 @@ impl NodeErrors {
         // SAFETY: the descriptor was opened just now and belongs to nobody else.
         let socket = unsafe { OwnedFd::from_raw_fd(socket) };
         let errors = Self { socket, device };
-        errors.set(libc::IPPROTO_ICMPV6, ICMP6_FILTER, &FILTER)?;
-        errors.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, &1_i32)?;
-        errors.set(libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, &1_i32)?;
+        let set = |level, option, value: &i32| options::set(&errors.socket, level, option, value);
+        options::set(&errors.socket, libc::IPPROTO_ICMPV6, ICMP6_FILTER, &FILTER)?;
+        set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, &1)?;
+        set(libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, &1)?;
         Ok(errors)
-    }
-
-    fn set<T>(&self, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
-        let length = size_of::<T>() as libc::socklen_t;
-        let (socket, value) = (self.socket.as_raw_fd(), std::ptr::from_ref(value).cast());
-        // SAFETY: `value` is live and `length` bytes long.
-        let result = unsafe { libc::setsockopt(socket, level, option, value, length) };
-        if result < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
     }
 
     /// Receives a message without its IPv6 header into `room`; its length, and what the header said.

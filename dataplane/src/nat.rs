@@ -101,14 +101,18 @@ pub fn rewrite_error(
     Ok(())
 }
 
-/// Each outer address that the translation of this direction changes is replaced, no other.
+/// The outer source is replaced where the translation of this direction changes the source, if only its port. (An ICMP
+/// identifier is of either end.)
 fn error_addresses(
     packet: &Packet<'_>,
     quote: &Quote,
     translation: &Translation,
 ) -> (Address, Address) {
     let sent_by_the_other_side = quote.tuple.inverse();
-    let source = if sent_by_the_other_side.source == translation.source {
+    let same_port = sent_by_the_other_side.source_port == translation.source_port
+        || quote.tuple.protocol.is_icmp();
+    let same = same_port && sent_by_the_other_side.source == translation.source;
+    let source = if same {
         packet.source()
     } else {
         translation.source

@@ -8,18 +8,22 @@
 
 mod canonical;
 pub mod case;
+mod cleanup;
 mod compare;
 mod coverage;
 mod deliberate;
 mod difference;
 pub mod generate;
 mod host;
+mod ip;
 mod kernel;
 mod modes;
 mod ours;
 mod ports;
 mod proportion;
+mod quotes;
 pub mod report;
+mod segment;
 mod shrink;
 mod side;
 mod story;

@@ -5,6 +5,7 @@ use netlab::diff::generate::{Cluster, objects};
 use netlab::diff::report::Report;
 use netlab::diff::{Proportion, Request, Rules, Subject, read_case, replay, run};
 use serde_json::Value;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +27,10 @@ fn assert_same(report: &Report) {
     let stories: Vec<String> = report
         .differences
         .iter()
-        .map(|found| format!("{}\n{}\n{}", found.file.display(), found.kind, found.story))
+        .map(|found| {
+            let (seed, file) = (found.seed, found.file.display());
+            format!("seed {seed}, {file}: {}\n{}", found.kind, found.story)
+        })
         .collect();
     assert!(
         report.is_same(),
@@ -53,6 +57,7 @@ fn root_fixed_cases_are_the_same_and_reach_the_dataplane() {
     .unwrap();
     assert_same(&report);
     assert!(report.packets > 20_000, "{}", report.packets);
+    say(&report.summary());
     for (kind, all, missing) in report.coverage.reached() {
         assert!(all > 4, "{kind}");
         assert_eq!(missing, Vec::<&str>::new(), "{kind}");
@@ -61,18 +66,22 @@ fn root_fixed_cases_are_the_same_and_reach_the_dataplane() {
 
 /// Cases that nobody has seen before; a failure names the seed.
 #[test]
-#[ignore = "about one fresh case in 150 still differs; run with --ignored"]
 fn root_fresh_cases_are_the_same() {
     let since = SystemTime::UNIX_EPOCH.elapsed().unwrap();
-    let time = Some(Duration::from_secs(100));
+    let time = Some(Duration::from_secs(130));
     let request = Request {
         seed: since.as_secs() << 16,
         time,
         ..request()
     };
     let report = run(&request, &|_| {}).unwrap();
-    eprint!("{}", report.summary());
+    say(&report.summary());
     assert_same(&report);
+}
+
+/// Also when the test passes: its output is kept back then, but not what goes straight to the process's.
+fn say(text: &str) {
+    std::io::stderr().write_all(text.as_bytes()).unwrap();
 }
 
 /// What kube-proxy's own modes do not do alike has names, and nothing else differs.

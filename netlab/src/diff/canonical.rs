@@ -3,6 +3,7 @@
 use super::case::Case;
 use super::deliberate;
 use super::ports::{self, Ports};
+use super::quotes;
 use super::side::{Entry, Tuple};
 use super::wire::{self, ICMP, ICMPV6, Ip, SCTP, TCP, UDP};
 use super::world::Output;
@@ -21,7 +22,7 @@ pub(super) fn outputs(
     let mut canonical = joined(outputs);
     canonical.sort_by_key(|output| output.link);
     for output in &mut canonical {
-        forget_quote(&mut output.bytes, sent);
+        quotes::forget_ports(&mut output.bytes, sent);
         forget_part_of_ports(&mut output.bytes);
         ports.replace(&mut output.bytes);
         // The node may choose the same identification for what it makes, but makes other protocols.
@@ -33,8 +34,8 @@ pub(super) fn outputs(
         if tag == wire::ANY_TAG {
             forget_partial_checksum(&mut output.bytes);
         }
-        forget_quoted_sctp_checksum(&mut output.bytes);
-        forget_quoted_identification(&mut output.bytes);
+        quotes::forget_sctp_checksum(&mut output.bytes);
+        quotes::forget_identification(&mut output.bytes);
         one_zero(&mut output.bytes);
     }
     canonical
@@ -57,7 +58,7 @@ pub(super) fn as_sent(outputs: &[Output], sent: &[Vec<u8>]) -> Option<Vec<(usize
 }
 
 /// Whether the shorter of two packets is the beginning of the other, hops, the checksum over them and `but` apart.
-fn begins_as(one: &[u8], other: &[u8], but: &Range<usize>) -> bool {
+pub(super) fn begins_as(one: &[u8], other: &[u8], but: &Range<usize>) -> bool {
     let is_ipv4 = is_ipv4(one);
     let is_hop = |at: usize| {
         if is_ipv4 {
@@ -72,80 +73,6 @@ fn begins_as(one: &[u8], other: &[u8], but: &Range<usize>) -> bool {
 
 fn is_ipv4(bytes: &[u8]) -> bool {
     bytes.first().is_some_and(|first| first >> 4 == 4)
-}
-
-/// What the node quotes of a packet that was sent to it has the ports of each side's own.
-fn forget_quote(bytes: &mut [u8], sent: &[Vec<u8>]) {
-    let Some(ip) = Ip::parse(bytes).filter(|ip| ip.is_error(bytes)) else {
-        return;
-    };
-    let at = ip.transport + 8;
-    let Some(quoted) = bytes.get(at..).and_then(Ip::parse) else {
-        return;
-    };
-    // NAT on its way may have mended it, or have left it as it was before.
-    let checksum = match quoted.protocol {
-        SCTP => quoted.transport + 8..quoted.transport + 12,
-        _ => 0..0,
-    };
-    let is_quoted = |sent: &Vec<u8>| begins_as(&bytes[at..], sent, &checksum);
-    if !sent.iter().any(is_quoted) {
-        return;
-    }
-    let before = wire::sum(&bytes[at..]);
-    if let Some(rest) = bytes.get_mut(at + quoted.transport..) {
-        rest.fill(0);
-    }
-    let after = wire::sum(&bytes[at..]);
-    let field = ip.transport + 2;
-    ports::mend(bytes, field, wire::fold(before), wire::fold(after));
-}
-
-/// NAT leaves the checksum in a quote of SCTP as it was on the other side, where it covered a port of that side's own.
-fn forget_quoted_sctp_checksum(bytes: &mut [u8]) {
-    let Some(ip) = Ip::parse(bytes).filter(|ip| ip.is_error(bytes)) else {
-        return;
-    };
-    let at = ip.transport + 8;
-    let quoted = bytes.get(at..).and_then(Ip::parse);
-    let Some(quoted) = quoted.filter(|quoted| quoted.protocol == SCTP) else {
-        return;
-    };
-    let field = at + quoted.transport + 8;
-    let end = (field + 4).min(bytes.len());
-    if field < end {
-        let before = wire::sum(&bytes[at..]);
-        bytes[field..end].fill(0);
-        let after = wire::sum(&bytes[at..]);
-        ports::mend(
-            bytes,
-            ip.transport + 2,
-            wire::fold(before),
-            wire::fold(after),
-        );
-    }
-}
-
-/// What is quoted may be a packet of a socket, which chose the identification.
-fn forget_quoted_identification(bytes: &mut [u8]) {
-    let Some(ip) = Ip::parse(bytes).filter(|ip| ip.is_error(bytes) && ip.protocol == ICMP) else {
-        return;
-    };
-    let at = ip.transport + 8;
-    if bytes.len() < at + 20 {
-        return;
-    }
-    let before = wire::sum(&bytes[at..]);
-    let identification = wire::word(bytes, at + 4).unwrap_or_default();
-    bytes[at + 4..at + 6].fill(0);
-    ports::mend(bytes, at + 10, identification, 0);
-    let after = wire::sum(&bytes[at..]);
-    ports::mend(
-        bytes,
-        ip.transport + 2,
-        wire::fold(before),
-        wire::fold(after),
-    );
 }
 
 /// A packet that was cut within its ports has a port of each side's own, as has one that is quoted so far.
@@ -173,8 +100,9 @@ fn forget_part_of_ports(bytes: &mut [u8]) {
 
 /// What the node's socket sends to the node itself may never get a whole checksum.
 fn forget_partial_checksum(bytes: &mut [u8]) {
-    if let Some(ip) = Ip::parse(bytes).filter(|ip| ip.protocol == UDP)
-        && let Some(checksum) = bytes.get_mut(ip.transport + 6..ip.transport + 8)
+    if let Some(ip) = Ip::parse(bytes).filter(|ip| matches!(ip.protocol, TCP | UDP))
+        && let Some(at) = wire::checksum_offset(ip.protocol).map(|offset| ip.transport + offset)
+        && let Some(checksum) = bytes.get_mut(at..at + 2)
     {
         checksum.fill(0);
     }
@@ -286,8 +214,7 @@ pub(super) fn same_but_headers(kernel: &[Output], ours: &[Output]) -> bool {
 
 /// Whether `address` is the node's.
 pub(super) fn is_own(case: &Case, address: IpAddr) -> bool {
-    let mut addresses = case.links.iter().flat_map(|link| &link.addresses);
-    address.is_loopback() || addresses.any(|own| own.addr() == address)
+    address.is_loopback() || case.own_addresses().any(|own| own == address)
 }
 
 /// Connections as they are compared: those that packets of flows made.

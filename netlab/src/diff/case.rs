@@ -81,6 +81,12 @@ impl Case {
         }
         Ok(())
     }
+
+    /// The node's addresses on its links.
+    pub(super) fn own_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let addresses = self.links.iter().flat_map(|link| &link.addresses);
+        addresses.map(IpNet::addr)
+    }
 }
 
 /// A link of the node. The first is the one to the outside, all others lead to pods.
@@ -124,6 +130,9 @@ pub struct Flow {
     /// The port there.
     #[serde(default)]
     pub destination_port: u16,
+    /// A TCP client on the node has a socket that takes what comes back. Else the node answers for it, with a RST.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub client_stays: bool,
 }
 
 /// Where packets enter the node.
@@ -132,7 +141,7 @@ pub struct Flow {
 pub enum Place {
     /// Link of this number.
     Link(usize),
-    /// A socket of the node itself.
+    /// The node itself.
     Node,
 }
 
@@ -262,8 +271,11 @@ pub struct Shape {
     pub tos: u8,
     /// Don't Fragment; IPv4 only.
     pub dont_fragment: bool,
-    /// Bytes of IP options (IPv4: no-ops, a multiple of four; IPv6: a destination options header).
+    /// Bytes of IP options (IPv4: no-ops, a multiple of four; IPv6: one extension header, of eight bytes).
     pub options: u8,
+    /// Which extension header.
+    #[serde(skip_serializing_if = "Extension::is_default")]
+    pub extension: Extension,
     /// The transport checksum is wrong.
     pub wrong_checksum: bool,
     /// The packet is cut to so many bytes behind the IP header, whatever the headers say.
@@ -272,6 +284,25 @@ pub struct Shape {
     pub fragment: Option<u16>,
     /// In which order.
     pub order: Order,
+}
+
+/// An extension header of IPv6, with nothing in it that asks for anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Extension {
+    /// Destination options.
+    #[default]
+    Destination,
+    /// Hop-by-hop options.
+    HopByHop,
+    /// Routing, with no segment left.
+    Routing,
+}
+
+impl Extension {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Order of fragments.
@@ -298,6 +329,7 @@ impl Default for Shape {
             tos: 0,
             dont_fragment: true,
             options: 0,
+            extension: Extension::default(),
             wrong_checksum: false,
             cut: None,
             fragment: None,

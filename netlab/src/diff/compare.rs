@@ -4,6 +4,8 @@
 //! ports of masquerading are each side's own: the first packet shows both, they must be in the same range, and from
 //! then on one stands for the other.
 
+mod connections;
+
 use super::canonical;
 use super::case::{Body, Case, Flow, Packet, Place, Step};
 use super::coverage::Coverage;
@@ -13,7 +15,7 @@ use super::modes::Modes;
 use super::ports::Ports;
 use super::side::{self, Choice, Side};
 use super::wire::{self, Circumstances, Ends, Ip};
-use super::world::{Output, Sender};
+use super::world::{Client, Output, Sender};
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -89,7 +91,8 @@ pub(super) fn run<'s>(
                     let objects = case.changes.get(*change).context("no such change")?;
                     let snapshot = side::snapshot(objects)?;
                     for side in &mut sides {
-                        side.change(&snapshot)?;
+                        let bystanders = side.change(&snapshot)?;
+                        run.part_udp(&bystanders, "a flow of UDP beside those that changed");
                     }
                     run.part_stale(&mut sides)?;
                 }
@@ -133,6 +136,10 @@ impl Run<'_> {
             return Ok(None);
         }
         let by = self.sender(flow, packet, from_client);
+        let client = match self.case.flows[flow].client_stays && from_client {
+            true => Client::Kept,
+            false => Client::Gone,
+        };
         // A socket chooses the identification.
         let tag = match by {
             Sender::Raw => number as u16 + 1,
@@ -161,7 +168,7 @@ impl Run<'_> {
             }
             sent[nth] = wire::build(packet, &ends, Circumstances { tag, heard });
             for bytes in &sent[nth] {
-                sides[nth].world().send(place, bytes, by)?;
+                sides[nth].world().send(place, bytes, (by, client))?;
                 sides[nth].work()?;
             }
             self.tally.packets += sent[nth].len() as u64;
@@ -176,12 +183,13 @@ impl Run<'_> {
             return Ok(None);
         }
         let mut same = self.agree(flow, (tag, &sent), (packet, from_client), &outputs);
-        // What passes through the node's own stack may take a moment, and what stays in it shows its ports elsewhere.
-        for _ in 0..5 {
+        // What passes through the node's own stack may take a moment, on a busy machine a long one, and what stays in it
+        // shows its ports elsewhere.
+        for milliseconds in [2, 4, 8, 16, 32, 64, 128] {
             if same {
                 break;
             }
-            std::thread::sleep(Duration::from_millis(4));
+            std::thread::sleep(Duration::from_millis(milliseconds));
             for (side, outputs) in sides.iter_mut().zip(&mut outputs) {
                 side.work()?;
                 side.world().take(outputs)?;
@@ -251,6 +259,7 @@ impl Run<'_> {
             source_port,
             destination,
             destination_port,
+            ..
         } = self.case.flows[flow];
         if from_client {
             let ends = Ends {
@@ -299,7 +308,10 @@ impl Run<'_> {
         let by_ports =
             !from_client || canonical::is_own(self.case, self.case.flows[flow].destination);
         match packet.body {
-            Body::Udp { .. } if place == Some(Place::Node) && by_ports => Sender::Socket,
+            _ if place != Some(Place::Node) || !by_ports => Sender::Raw,
+            Body::Udp { .. } => Sender::Socket,
+            // No socket sends a server's segments without a handshake.
+            Body::Tcp(_) if from_client => Sender::Socket,
             _ => Sender::Raw,
         }
     }
@@ -358,35 +370,6 @@ impl Run<'_> {
         why.is_some()
     }
 
-    /// Compares nothing more of a flow.
-    fn part(&mut self, flow: usize, why: &'static str) {
-        self.parted.insert(flow);
-        self.tally.deliberate.push(why);
-    }
-
-    /// We end more flows of UDP than kube-proxy does when objects change.
-    fn part_stale(&mut self, sides: &mut Sides<'_>) -> Result<()> {
-        let [first, second] = sides;
-        let kept = first.entries()?;
-        for stale in second.entries()?.iter().filter(|entry| entry.is_stale) {
-            if !kept.iter().any(|entry| entry.original == stale.original) {
-                continue;
-            }
-            let flows = self.case.flows.iter().enumerate();
-            let of: Vec<usize> = flows
-                .filter(|(_, flow)| {
-                    let (source, port) = (stale.original.source, stale.original.source_port);
-                    (flow.source, flow.source_port) == (source, port) && flow.protocol == wire::UDP
-                })
-                .map(|(number, _)| number)
-                .collect();
-            for flow in of {
-                self.part(flow, "a flow of UDP whose Service changed");
-            }
-        }
-        Ok(())
-    }
-
     fn remember(&mut self, flow: usize, tag: u16, from_client: bool, outputs: [Vec<Output>; 2]) {
         let protocol = self.case.flows[flow].protocol;
         let is_first = self.heard[flow][0].by_server.is_none();
@@ -412,58 +395,6 @@ impl Run<'_> {
                 .choices
                 .push((flow, (ip.destination, port).into()));
         }
-    }
-
-    /// Compares what the sides track.
-    fn entries(&mut self, step: usize, sides: &mut Sides<'_>) -> Result<Option<Difference>> {
-        let [first, second] = sides;
-        let (kernel, mut ours) = (first.entries()?, second.entries()?);
-        let seen = |entries| Difference {
-            step,
-            sent: Vec::new(),
-            seen: Seen::Entries(entries),
-        };
-        let repeated = canonical::repeated(&ours);
-        if !repeated.is_empty() {
-            return Ok(Some(seen([Vec::new(), repeated])));
-        }
-        ours.retain(|entry| !entry.is_stale);
-        self.ports.learn_tracked(&kernel, &ours);
-        let kernel = canonical::entries(self.case, &self.parted, kernel, &Ports::default());
-        let ours = canonical::entries(self.case, &self.parted, ours, &self.ports);
-        self.tally.entries += kernel.len() as u64;
-        for entry in &kernel {
-            self.tally
-                .states
-                .push((entry.protocol, entry.state.clone()));
-        }
-        Ok(canonical::differing(&kernel, &ours).map(seen))
-    }
-
-    /// Compares when what is tracked at the end would end: the kernel says its timeouts, our clock is moved.
-    fn timeouts(&mut self, sides: &mut Sides<'_>) -> Result<Option<Difference>> {
-        /// Between any two timeouts of the kernel, up to the longest, five days.
-        const AHEAD: [u64; 12] = [
-            1, 5, 15, 40, 75, 110, 150, 200, 400, 4_000, 100_000, 440_000,
-        ];
-        let [first, second] = sides;
-        let entries = first.entries()?;
-        let kernel = canonical::entries(self.case, &self.parted, entries, &Ports::default());
-        for ahead in AHEAD.map(Duration::from_secs) {
-            let Some(later) = second.entries_after(ahead)? else {
-                return Ok(None);
-            };
-            let later = canonical::entries(self.case, &self.parted, later, &self.ports);
-            if let Some(entries) = canonical::differing_later(&kernel, &later, ahead) {
-                return Ok(Some(Difference {
-                    step: self.case.steps.len(),
-                    sent: Vec::new(),
-                    seen: Seen::Later(ahead, entries),
-                }));
-            }
-        }
-        self.tally.timeouts += kernel.len() as u64;
-        Ok(None)
     }
 }
 

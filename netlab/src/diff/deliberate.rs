@@ -1,8 +1,8 @@
 //! Differences on purpose that show in what comes out: docs/behaviours/differences.md explains each.
 
 use super::canonical;
-use super::case::{Body, Case, Packet, Place};
-use super::wire::{ICMPV6, Ip, UDP};
+use super::case::{Body, Case, Flow, Packet, Place};
+use super::wire::{ICMPV6, Ip, TCP, UDP};
 use super::world::Output;
 use std::net::IpAddr;
 
@@ -31,8 +31,7 @@ pub(super) fn reason(
     if is_broken && kernel.len() + ours.len() == 1 {
         return Some("an IPv6 packet cut within its extension headers");
     }
-    let refused = [kernel, ours].map(is_refused);
-    if flow.from == Place::Node && is_own && refused.contains(&true) && refused.contains(&false) {
+    if flow.from == Place::Node && is_own && turned_away_once(case, flow, kernel, ours) {
         return Some("a refused connection of the node with itself");
     }
     if flow.source.is_loopback() && same_but_errors(kernel, ours) {
@@ -57,11 +56,38 @@ fn same_but_errors(kernel: &[Output], ours: &[Output]) -> bool {
     rest.len() < ours.len() && rest.into_iter().eq(kernel)
 }
 
+/// Whether one side turned away what the node sent to itself, for want of endpoints, and the other gave it to the node
+/// as it was; or who turned it away were two.
+fn turned_away_once(case: &Case, flow: &Flow, kernel: &[Output], ours: &[Output]) -> bool {
+    // Nobody is told of a drop, nor of the refusal of what is broken.
+    let is_turned_away = |outputs: &[Output]| outputs.is_empty() || is_refused(outputs);
+    let is_given = |outputs: &[Output]| {
+        let first = outputs
+            .first()
+            .filter(|first| first.link == case.links.len());
+        let ends = first.and_then(|first| {
+            let ip = Ip::parse(&first.bytes)?;
+            Some((ip.destination, ip.ports(&first.bytes)?.1))
+        });
+        ends == Some((flow.destination, flow.destination_port))
+    };
+    let is_half = |one, other| is_turned_away(one) && is_given(other);
+    let [theirs, own] = [kernel, ours].map(refusal);
+    is_half(kernel, ours) || is_half(ours, kernel) || theirs != own
+}
+
 /// Whether nothing but one ICMP error came out.
 pub(super) fn is_refused(outputs: &[Output]) -> bool {
-    let is_error =
-        |output: &Output| Ip::parse(&output.bytes).is_some_and(|ip| ip.is_error(&output.bytes));
-    outputs.len() == 1 && outputs.iter().all(is_error)
+    refusal(outputs).is_some()
+}
+
+/// Type and code of the ICMP error that came out, if nothing else did.
+fn refusal(outputs: &[Output]) -> Option<[u8; 2]> {
+    let [Output { bytes, .. }] = outputs else {
+        return None;
+    };
+    let ip = Ip::parse(bytes).filter(|ip| ip.is_error(bytes))?;
+    Some([*bytes.get(ip.transport)?, *bytes.get(ip.transport + 1)?])
 }
 
 /// Whether our side alone gives a packet without its headers to the node, which may complain. A rule that looks at TCP
@@ -116,8 +142,13 @@ fn forget_hops(case: &Case, bytes: &mut [u8]) {
         bytes[12..16].fill(0);
     }
     // The kernel counts a port into a quoted checksum that was never whole.
-    if is_error && bytes.len() >= quoted + 28 && bytes[quoted + 9] == UDP {
-        bytes[quoted + 26..quoted + 28].fill(0);
+    let checksum = match bytes.get(quoted + 9) {
+        Some(&UDP) => quoted + 26..quoted + 28,
+        Some(&TCP) => quoted + 36..quoted + 38,
+        _ => 0..0,
+    };
+    if let Some(checksum) = bytes.get_mut(checksum).filter(|_| is_error) {
+        checksum.fill(0);
     }
     for field in &fields[..count] {
         bytes[*field] = 0;

@@ -1,7 +1,7 @@
 //! The node itself as one that sends and receives: sockets in its namespace.
 //!
 //! Raw sockets send any packet. The kernel routes those by addresses alone, so what a routing rule on ports must see
-//! (NodePorts, answers of servers on the node) is sent by a UDP socket instead. Of what is delivered to the node, TCP,
+//! (NodePorts, answers of servers on the node) is sent by a socket of UDP or TCP ([`super::segment`]) instead. Of what is delivered to the node, TCP,
 //! UDP and ICMP of IPv4 are seen whole; a raw socket of IPv6 shows no header.
 
 use super::wire::{ICMP, Ip, TCP, UDP};
@@ -76,8 +76,8 @@ pub(super) fn send_datagram(packet: &[u8]) -> io::Result<()> {
 }
 
 /// Rules may refuse a packet on its way out, and routes may lack: then nothing comes out.
-fn refused_is_sent(result: io::Result<usize>) -> io::Result<()> {
-    const REFUSALS: [Errno; 7] = [
+pub(super) fn refused_is_sent<T>(result: io::Result<T>) -> io::Result<()> {
+    const REFUSALS: [Errno; 8] = [
         Errno::PERM,
         Errno::ACCESS,
         Errno::INVAL,
@@ -85,6 +85,8 @@ fn refused_is_sent(result: io::Result<usize>) -> io::Result<()> {
         Errno::NETUNREACH,
         Errno::HOSTUNREACH,
         Errno::CONNREFUSED,
+        // After an ICMP error for the socket.
+        Errno::PIPE,
     ];
     match result {
         Err(error)

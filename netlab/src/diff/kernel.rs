@@ -1,18 +1,21 @@
 //! The kernel's side: a node with kube-proxy's rules as we render them.
 
 use super::case::Case;
+use super::cleanup;
 use super::side::{self, Choice, Entry, Side, Tuple};
+use super::wire::UDP;
 use super::world::World;
 use crate::namespace::Namespace;
 use crate::servers::in_path;
 use anyhow::{Context as _, Result, bail};
 use control::agent::node_network;
 use control::config::KubeProxyConfig;
-use control::model::{Endpoint, Family, ServicePort, Transport};
+use control::model::{Family, ServicePort};
 use control::netlink::write_sysctl;
 use control::render::{self, Proxiers};
 use control::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
@@ -35,6 +38,8 @@ pub(super) struct Kernel {
     config: KubeProxyConfig,
     node: String,
     services: Vec<ServicePort>,
+    /// The node's addresses.
+    own: Vec<IpAddr>,
 }
 
 impl Kernel {
@@ -45,6 +50,7 @@ impl Kernel {
             config: side::config(case)?,
             node: case.node.clone(),
             services: Vec::new(),
+            own: case.own_addresses().collect(),
         };
         kernel.load(&side::snapshot(&case.objects)?)?;
         // kube-proxy's timeouts; the files appear with the first rule that needs connection tracking.
@@ -156,17 +162,27 @@ impl Side for Kernel {
     fn follow(&mut self, _: &Choice) {}
 
     /// As kube-proxy does: rules first, then the entries of UDP that are stale.
-    fn change(&mut self, snapshot: &Snapshot) -> Result<()> {
+    fn change(&mut self, snapshot: &Snapshot) -> Result<Vec<Entry>> {
         let old = std::mem::take(&mut self.services);
         self.load(snapshot)?;
-        for deletion in stale(&old, &self.services) {
+        let before = self.entries()?;
+        let deletions = cleanup::deletions(&old, &self.services);
+        for deletion in &deletions {
             let mut command = Command::new("conntrack");
-            command.arg("-D").args(&deletion);
+            command.arg("-D").args(deletion.arguments());
             command.stdout(Stdio::null()).stderr(Stdio::null());
             // Exit code 1: there was none.
             self.world.namespace().spawn(&mut command)?.wait()?;
         }
-        Ok(())
+        let kept: HashSet<Tuple> = self.entries()?.iter().map(|entry| entry.original).collect();
+        let is_meant = |entry: &Entry| {
+            let mut deletions = deletions.iter();
+            deletions.any(|deletion| deletion.is_about(entry, &self.own))
+        };
+        let is_bystander = |entry: &Entry| {
+            entry.protocol == UDP && !kept.contains(&entry.original) && !is_meant(entry)
+        };
+        Ok(before.into_iter().filter(is_bystander).collect())
     }
 
     fn entries(&mut self) -> Result<Vec<Entry>> {
@@ -174,74 +190,6 @@ impl Side for Kernel {
         let text = self.world.namespace().run(read)?;
         Ok(text.lines().filter_map(entry).collect())
     }
-}
-
-/// Arguments of `conntrack -D`. Source: kube-proxy's `pkg/proxy/conntrack/cleanup.go`, `pkg/proxy/endpointschangetracker.go`,
-/// but with the Service's port: kube-proxy deletes the flows of all ports of the address, also of those that did not
-/// change (docs/behaviours/differences.md). And by the reply's source: `--dst-nat` of conntrack 1.4.7 takes every flow of
-/// IPv6 that is translated, whatever the address.
-fn stale(old: &[ServicePort], new: &[ServicePort]) -> Vec<Vec<String>> {
-    let mut deletions = Vec::new();
-    for before in old
-        .iter()
-        .filter(|port| port.name.protocol == Transport::Udp)
-    {
-        let after = new
-            .iter()
-            .find(|after| after.name == before.name && after.family == before.family);
-        let words = |words: &str| -> Vec<String> {
-            let family = if before.family == Family::V6 {
-                " -f ipv6"
-            } else {
-                ""
-            };
-            format!("-p udp{family} {words}")
-                .split(' ')
-                .map(str::to_owned)
-                .collect()
-        };
-        let Some(after) = after else {
-            deletions.push(words(&format!(
-                "--orig-dst {} --dport {}",
-                before.cluster_ip, before.port
-            )));
-            continue;
-        };
-        let serving = |port: &ServicePort| port.endpoints.iter().any(|endpoint| endpoint.serving);
-        if !serving(before) && serving(after) {
-            let to = |address| words(&format!("--orig-dst {address} --dport {}", after.port));
-            deletions.extend(frontends(after).map(to));
-            deletions.extend(
-                after
-                    .node_port
-                    .map(|port| words(&format!("--dport {port}"))),
-            );
-        }
-        let is = |endpoint: &Endpoint, other: &Endpoint| {
-            (endpoint.address, endpoint.port) == (other.address, other.port)
-        };
-        let gone = before.endpoints.iter().filter(|endpoint| {
-            endpoint.serving && !after.endpoints.iter().any(|other| is(endpoint, other))
-        });
-        for endpoint in gone {
-            let gone = endpoint.address;
-            let port = after.port;
-            let to = |address| {
-                words(&format!(
-                    "--orig-dst {address} --dport {port} --reply-src {gone}"
-                ))
-            };
-            deletions.extend(frontends(after).map(to));
-            let port = after.node_port;
-            deletions.extend(port.map(|port| words(&format!("--dport {port} --reply-src {gone}"))));
-        }
-    }
-    deletions
-}
-
-fn frontends(port: &ServicePort) -> impl Iterator<Item = IpAddr> {
-    let others = port.external_ips.iter().chain(&port.load_balancer_vips);
-    std::iter::once(port.cluster_ip).chain(others.copied())
 }
 
 /// A line of `/proc/net/nf_conntrack`; nothing for those that are over and not yet swept.

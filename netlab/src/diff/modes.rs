@@ -32,12 +32,7 @@ impl Modes {
             external_ips: BTreeSet::new(),
             node_ports: BTreeSet::new(),
             primary: Vec::new(),
-            own: case
-                .links
-                .iter()
-                .flat_map(|link| &link.addresses)
-                .map(ipnet::IpNet::addr)
-                .collect(),
+            own: case.own_addresses().collect(),
         };
         for objects in std::iter::once(&case.objects).chain(&case.changes) {
             let snapshot = side::snapshot(objects)?;

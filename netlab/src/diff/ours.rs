@@ -140,11 +140,12 @@ impl Side for Ours<'_> {
         }
     }
 
-    fn change(&mut self, snapshot: &Snapshot) -> Result<()> {
+    fn change(&mut self, snapshot: &Snapshot) -> Result<Vec<Entry>> {
         let node = &mut self.node;
         let snapshot = snapshot.clone();
         let namespace = self.world.namespace();
-        Ok(namespace.run(|| node.change(snapshot).map_err(io::Error::other))?)
+        namespace.run(|| node.change(snapshot).map_err(io::Error::other))?;
+        Ok(Vec::new())
     }
 
     fn entries(&mut self) -> Result<Vec<Entry>> {

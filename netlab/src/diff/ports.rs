@@ -1,6 +1,7 @@
 //! Source ports that each side chose for itself: from the first packet, or entry, that shows both, one stands for the other.
 
 use super::case::Case;
+use super::quotes;
 use super::side::{Entry, Tuple};
 use super::wire::{self, ICMP, ICMPV6, Ip, UDP};
 use std::collections::{HashMap, HashSet};
@@ -18,10 +19,9 @@ pub(super) struct Ports {
 impl Ports {
     /// Nothing learnt yet about the node of `case`.
     pub(super) fn of(case: &Case) -> Self {
-        let addresses = case.links.iter().flat_map(|link| &link.addresses);
         Self {
             pairs: HashMap::new(),
-            own: addresses.map(ipnet::IpNet::addr).collect(),
+            own: case.own_addresses().collect(),
         }
     }
 
@@ -141,7 +141,7 @@ impl Ports {
     pub(super) fn replace(&self, bytes: &mut [u8]) {
         let Some(ip) = Ip::parse(bytes) else { return };
         if ip.is_error(bytes) {
-            self.replace_quoted(bytes, &ip);
+            self.replace_quoted(bytes);
         } else if let Some((at, theirs)) = self.replacement(&ip, bytes) {
             let is_right = wire::sctp_is_right(bytes, &ip);
             write_port(bytes, &ip, at, theirs);
@@ -152,23 +152,14 @@ impl Ports {
     }
 
     /// An error quotes what the server sent to our port, or what came from there.
-    fn replace_quoted(&self, bytes: &mut [u8], ip: &Ip) {
-        let at = ip.transport + 8;
-        let Some(quoted) = bytes.get(at..).and_then(Ip::parse) else {
-            return;
-        };
-        let Some((offset, theirs)) = self.replacement(&quoted, &bytes[at..]) else {
-            return;
-        };
-        let before = wire::sum(&bytes[at..]);
-        write_port(&mut bytes[at..], &quoted, offset, theirs);
-        let after = wire::sum(&bytes[at..]);
-        mend(
-            bytes,
-            ip.transport + 2,
-            wire::fold(before),
-            wire::fold(after),
-        );
+    fn replace_quoted(&self, bytes: &mut [u8]) {
+        if let Some((ip, at, quoted)) = quotes::quote(bytes)
+            && let Some((offset, theirs)) = self.replacement(&quoted, &bytes[at..])
+        {
+            quotes::change(bytes, &ip, |quote| {
+                write_port(quote, &quoted, offset, theirs);
+            });
+        }
     }
 
     /// Where in the transport header one of our ports stands, and the other side's. What is sent to our port and not

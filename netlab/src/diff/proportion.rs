@@ -5,7 +5,7 @@
 use super::case::{Body, Case, Flow, Link, Packet, Place};
 use super::side::Side;
 use super::wire::{self, Circumstances, Ends, Ip, UDP};
-use super::world::Sender;
+use super::world::{Client, Sender};
 use anyhow::Result;
 use fastrand::Rng;
 use serde::Serialize;
@@ -91,6 +91,7 @@ pub(super) fn case(seed: u64) -> Result<Case> {
             source_port: 0,
             destination: address(&format!("10.96.0.{}", number + 1))?,
             destination_port: 80,
+            client_stays: false,
         });
     }
     Ok(Case {
@@ -183,7 +184,8 @@ fn chosen_by(side: &mut dyn Side, flow: &Flow, source_port: u16) -> Result<Optio
     };
     let mut outputs = Vec::new();
     for bytes in wire::build(&packet, &ends, given) {
-        side.world().send(flow.from, &bytes, Sender::Raw)?;
+        side.world()
+            .send(flow.from, &bytes, (Sender::Raw, Client::Gone))?;
         side.work()?;
     }
     side.world().take(&mut outputs)?;

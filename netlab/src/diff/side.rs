@@ -21,8 +21,8 @@ pub(super) trait Side {
     /// Is told what the other side, which went first, made of a first packet.
     fn follow(&mut self, choice: &Choice);
 
-    /// Takes other objects.
-    fn change(&mut self, snapshot: &Snapshot) -> Result<()>;
+    /// Takes other objects. Returns the flows that it forgot although nothing changed for them.
+    fn change(&mut self, snapshot: &Snapshot) -> Result<Vec<Entry>>;
 
     /// The connections that it tracks.
     fn entries(&mut self) -> Result<Vec<Entry>>;

@@ -1,11 +1,14 @@
-//! Packets of a case as bytes, and the little reading of packets that comparing them needs.
+//! Packets of a case as bytes, and their checksums.
 
-use super::case::{Body, Order, Packet, Segment, Shape};
+use super::case::{Body, Extension, Order, Packet, Segment, Shape};
+pub(super) use super::ip::Ip;
 use std::net::IpAddr;
 
+pub(super) const HOP_BY_HOP: u8 = 0;
 pub(super) const ICMP: u8 = 1;
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
+pub(super) const ROUTING: u8 = 43;
 pub(super) const FRAGMENT: u8 = 44;
 pub(super) const ICMPV6: u8 = 58;
 pub(super) const OPTIONS: u8 = 60;
@@ -290,25 +293,19 @@ fn ipv6(
     shape: &Shape,
     (tag, fragment): Fragment,
 ) -> Vec<u8> {
-    let mut extensions = Vec::new();
-    let mut next = protocol;
-    if shape.options > 0 {
-        // A PadN option fills the eight bytes.
-        extensions = [&[next, 0, 1, 4, 0, 0, 0, 0], &extensions[..]].concat();
-        next = OPTIONS;
-    }
+    // Each names the next one. Only the first fragment's chain is looked at; all carry the same one here.
+    let (mut next, mut extensions) = (protocol, Vec::new());
     if let Some((offset, more)) = fragment {
-        // Only the first fragment's chain is looked at; all carry the same one here.
         let word = (offset as u16) | u16::from(more);
-        let mut header = vec![if shape.options > 0 { protocol } else { next }, 0];
-        header.extend(word.to_be_bytes());
-        header.extend(u32::from(tag).to_be_bytes());
-        extensions = if shape.options > 0 {
-            [&[FRAGMENT, 0, 1, 4, 0, 0, 0, 0], &header[..]].concat()
-        } else {
-            next = FRAGMENT;
-            header
-        };
+        extensions = vec![next, 0];
+        extensions.extend(word.to_be_bytes());
+        extensions.extend(u32::from(tag).to_be_bytes());
+        next = FRAGMENT;
+    }
+    if shape.options > 0 {
+        let (kind, [first, second]) = extension(shape.extension);
+        extensions = [&[next, 0, first, second, 0, 0, 0, 0], &extensions[..]].concat();
+        next = kind;
     }
     let mut bytes = (0x6000_0000u32 | u32::from(shape.tos) << 20 | u32::from(tag))
         .to_be_bytes()
@@ -321,91 +318,12 @@ fn ipv6(
     bytes
 }
 
-/// The IP header of a packet, extension headers included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ip {
-    pub(super) source: IpAddr,
-    pub(super) destination: IpAddr,
-    pub(super) protocol: u8,
-    /// IPv4 identification, or the lower half of the IPv6 flow label.
-    pub(super) tag: u16,
-    /// Where the transport header begins.
-    pub(super) transport: usize,
-    /// Offset in bytes and whether more follow, of a fragment.
-    pub(super) fragment: Option<(usize, bool)>,
-}
-
-impl Ip {
-    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
-        match bytes.first()? >> 4 {
-            4 => Self::parse_v4(bytes),
-            6 => Self::parse_v6(bytes),
-            _ => None,
-        }
-    }
-
-    fn parse_v4(bytes: &[u8]) -> Option<Self> {
-        let octets = |at: usize| Some(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?.into());
-        let word = word(bytes, 6)?;
-        let fragment = (usize::from(word & 0x1fff) * 8, word & 0x2000 != 0);
-        Some(Self {
-            source: octets(12)?,
-            destination: octets(16)?,
-            protocol: bytes[9],
-            tag: self::word(bytes, 4)?,
-            transport: usize::from(bytes[0] & 0xf) * 4,
-            fragment: (fragment != (0, false)).then_some(fragment),
-        })
-    }
-
-    fn parse_v6(bytes: &[u8]) -> Option<Self> {
-        let octets = |at: usize| Some(<[u8; 16]>::try_from(bytes.get(at..at + 16)?).ok()?.into());
-        let (mut next, mut at, mut fragment) = (bytes[6], 40, None);
-        loop {
-            match next {
-                0 | 43 | OPTIONS => {
-                    next = *bytes.get(at)?;
-                    at += 8 + usize::from(*bytes.get(at + 1)?) * 8;
-                }
-                FRAGMENT => {
-                    let word = word(bytes, at + 2)?;
-                    next = *bytes.get(at)?;
-                    fragment = Some((usize::from(word & 0xfff8), word & 1 != 0));
-                    at += 8;
-                    if word & 0xfff8 != 0 {
-                        break;
-                    }
-                }
-                _ => break,
-            }
-        }
-        Some(Self {
-            source: octets(8)?,
-            destination: octets(24)?,
-            protocol: next,
-            tag: word(bytes, 2)?,
-            transport: at,
-            fragment,
-        })
-    }
-
-    /// Source and destination port; of ICMP queries the identifier, twice.
-    pub(super) fn ports(&self, bytes: &[u8]) -> Option<(u16, u16)> {
-        let (source, destination) =
-            port_offsets(self.protocol, bytes.get(self.transport).copied())?;
-        Some((
-            word(bytes, self.transport + source)?,
-            word(bytes, self.transport + destination)?,
-        ))
-    }
-
-    /// Whether it is an ICMP error.
-    pub(super) fn is_error(&self, bytes: &[u8]) -> bool {
-        match (self.protocol, bytes.get(self.transport)) {
-            (ICMP, Some(kind)) => matches!(kind, 3 | 4 | 5 | 11 | 12),
-            (ICMPV6, Some(kind)) => *kind < 128,
-            _ => false,
-        }
+/// Number of an extension header, and how what it holds begins: a PadN option of six bytes; type 0 and no segment left.
+const fn extension(extension: Extension) -> (u8, [u8; 2]) {
+    match extension {
+        Extension::Destination => (OPTIONS, [1, 4]),
+        Extension::HopByHop => (HOP_BY_HOP, [1, 4]),
+        Extension::Routing => (ROUTING, [0, 0]),
     }
 }
 

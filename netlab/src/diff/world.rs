@@ -6,6 +6,8 @@
 
 use super::case::{Case, Link, Place};
 use super::host::{self, Host};
+use super::segment::Keepers;
+use super::wire::{Ip, TCP};
 use crate::namespace::Namespace;
 use control::model::Family;
 use control::netlink::{Netlink, Route, write_sysctl};
@@ -26,6 +28,7 @@ pub(super) struct World {
     namespace: Namespace,
     links: Vec<Queue>,
     host: Host,
+    keepers: Keepers,
     frame: Frame,
 }
 
@@ -34,8 +37,17 @@ pub(super) struct World {
 pub(super) enum Sender {
     /// As it is.
     Raw,
-    /// Its data, by a UDP socket of the node.
+    /// By a socket of the node: the data of a UDP packet, or what a TCP segment says.
     Socket,
+}
+
+/// Whether a TCP client of the node has a socket that takes what comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Client {
+    /// It has.
+    Kept,
+    /// The node answers for it, with a RST.
+    Gone,
 }
 
 impl World {
@@ -55,6 +67,7 @@ impl World {
             namespace,
             links,
             host,
+            keepers: Keepers::default(),
             frame: Frame::new(),
         })
     }
@@ -64,11 +77,29 @@ impl World {
     }
 
     /// Lets `packet` arrive on a link, or the node send it.
-    pub(super) fn send(&mut self, place: Place, packet: &[u8], by: Sender) -> io::Result<()> {
+    pub(super) fn send(
+        &mut self,
+        place: Place,
+        packet: &[u8],
+        (by, client): (Sender, Client),
+    ) -> io::Result<()> {
+        let Self {
+            namespace, keepers, ..
+        } = self;
+        let is_tcp = Ip::parse(packet).is_some_and(|ip| ip.protocol == TCP);
+        let is_kept = is_tcp && client == Client::Kept;
         match (place, by) {
             (Place::Link(link), _) => self.arrive(link, packet),
-            (Place::Node, Sender::Raw) => self.host.send(packet),
-            (Place::Node, Sender::Socket) => self.namespace.run(|| host::send_datagram(packet)),
+            (Place::Node, Sender::Raw) => {
+                if is_kept {
+                    namespace.run(|| keepers.keep_for(packet))?;
+                }
+                self.host.send(packet)
+            }
+            (Place::Node, Sender::Socket) if is_tcp => {
+                namespace.run(|| keepers.send(packet, is_kept))
+            }
+            (Place::Node, Sender::Socket) => namespace.run(|| host::send_datagram(packet)),
         }
     }
 
@@ -120,6 +151,8 @@ fn set_defaults(icmp_limits: bool) -> control::netlink::Result<()> {
     }
     for (name, value) in [
         ("ipv4/ip_forward", "1"),
+        // No two kernels have the same.
+        ("ipv4/tcp_timestamps", "0"),
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/default/rp_filter", "0"),
         ("ipv4/conf/all/send_redirects", "0"),

@@ -1,9 +1,11 @@
 //! Random conversations, by people who know the protocols and do not always keep to them.
 
-use super::super::case::{Body, Flow, Order, Packet, Place, Segment, Shape, Step};
+mod tcp;
+
+use super::super::case::{Body, Extension, Flow, Order, Packet, Place, Shape, Step};
 use super::super::wire::{ICMP, ICMPV6, SCTP, TCP, UDP};
 use super::cluster::pick;
-use super::layout::{LOCALHOST, Layout, Target};
+use super::layout::{LOCALHOST, Layout, Target, has_sockets};
 use control::model::Family;
 use fastrand::Rng;
 use std::net::{IpAddr, Ipv4Addr};
@@ -42,6 +44,7 @@ pub(super) fn random(
         source_port: source_port(rng),
         destination: target.address,
         destination_port: target.port,
+        client_stays: from == Place::Node && protocol == TCP && rng.bool(),
     });
     if rng.u8(..10) == 0 && flows.len() > 1 {
         // The port of another conversation, towards another destination.
@@ -68,6 +71,7 @@ pub(super) fn random(
         protocol,
         six: source.is_ipv6(),
         from,
+        is_to_node: layout.is_own(target.address),
         by_socket,
     };
     talk.hold();
@@ -99,7 +103,7 @@ fn target(layout: &Layout, rng: &mut Rng) -> Target {
         }
         _ => {}
     }
-    if target.address == LOCALHOST {
+    if target.address == LOCALHOST && !has_sockets(target.protocol) {
         target.protocol = UDP;
     }
     target
@@ -121,7 +125,8 @@ struct Talk<'r> {
     protocol: u8,
     six: bool,
     from: Place,
-    /// A UDP socket of the node sends, which does all the packing.
+    is_to_node: bool,
+    /// A socket of the node sends, which does all the packing.
     by_socket: bool,
 }
 
@@ -169,7 +174,10 @@ impl Talk<'_> {
                 0 => shape.ttl = *pick(rng, &[1, 2, 3, 255]),
                 1 | 2 => shape.tos = rng.u8(..),
                 3 => shape.dont_fragment = false,
-                4 => shape.options = *pick(rng, &[4, 8, 40]),
+                4 => {
+                    shape.options = *pick(rng, &[4, 8, 40]);
+                    shape.extension = self.extension();
+                }
                 5 => shape.wrong_checksum = !is_intact,
                 6 if rng.bool() => shape.cut = Some(rng.u16(..40)),
                 // The kernel puts the node's own fragments together before it routes them; ours only those to Services.
@@ -195,11 +203,26 @@ impl Talk<'_> {
                     );
                 }
                 // Cut within the extension header.
-                9 if self.six => (shape.options, shape.cut) = (8, Some(rng.u16(..12))),
+                9 if self.six => {
+                    (shape.options, shape.cut) = (8, Some(rng.u16(..12)));
+                    shape.extension = self.extension();
+                }
                 _ => {}
             }
         }
         Packet { body, shape }
+    }
+
+    fn extension(&mut self) -> Extension {
+        const ALL: [Extension; 3] = [
+            Extension::Destination,
+            Extension::HopByHop,
+            Extension::Routing,
+        ];
+        match self.six {
+            true => *pick(self.rng, &ALL),
+            false => Extension::default(),
+        }
     }
 
     fn length(&mut self) -> u16 {
@@ -301,9 +324,9 @@ impl Talk<'_> {
                 &[(3, 3), (3, 1), (3, 4), (11, 0), (12, 0), (4, 0), (5, 1)],
             )
         };
-        // The node keeps what it learns of a path's MTU, by destination, and its raw packets do not ask for it.
+        // The node keeps what it learns of a path's MTU, by route, and its raw packets do not ask for it.
         let is_too_big = matches!((kind, code), (3, 4) | (2, 0));
-        if self.from == Place::Node && is_too_big {
+        if is_too_big && (self.from == Place::Node || self.is_to_node) {
             return;
         }
         let router = match self.rng.u8(..3) {
@@ -363,116 +386,4 @@ impl Talk<'_> {
             initiate: 0,
         });
     }
-
-    /// Handshake, data both ways, and one of several ends.
-    fn tcp_in_order(&mut self) {
-        let scale = (self.rng.bool()).then(|| self.rng.u8(..15));
-        let segment = |flags: &str, sequence, acknowledgement, data| Segment {
-            flags: flags.to_owned(),
-            sequence,
-            acknowledgement,
-            window: 64_240,
-            data,
-            scale: None,
-            sack: None,
-        };
-        let with_scale = |segment: Segment| Body::Tcp(Segment { scale, ..segment });
-        self.client(with_scale(segment("S", 0, 0, 0)));
-        self.server(with_scale(segment("SA", 0, 1, 0)));
-        self.client(Body::Tcp(segment("A", 1, 1, 0)));
-        let (mut sent, mut answered) = (1, 1);
-        for _ in 0..self.rng.usize(..6) {
-            let data = self.length();
-            let is_client = self.rng.bool();
-            let retransmitted = self.rng.u8(..5) == 0;
-            for _ in 0..1 + usize::from(retransmitted) {
-                if is_client {
-                    self.client(Body::Tcp(segment("PA", sent, answered, data)));
-                } else {
-                    self.server(Body::Tcp(segment("PA", answered, sent, data)));
-                }
-            }
-            if is_client {
-                sent += i64::from(data);
-                self.server(Body::Tcp(segment("A", answered, sent, 0)));
-            } else {
-                answered += i64::from(data);
-                self.client(Body::Tcp(segment("A", sent, answered, 0)));
-            }
-            self.perhaps_an_error();
-        }
-        match self.rng.u8(..5) {
-            0 => self.client(Body::Tcp(segment("RA", sent, answered, 0))),
-            1 => self.server(Body::Tcp(segment("R", answered, 0, 0))),
-            2 => {
-                // Half-closed: the server goes on.
-                self.client(Body::Tcp(segment("FA", sent, answered, 0)));
-                self.server(Body::Tcp(segment("PA", answered, sent + 1, 100)));
-                self.client(Body::Tcp(segment("A", sent + 1, answered + 100, 0)));
-            }
-            _ => {
-                self.client(Body::Tcp(segment("FA", sent, answered, 0)));
-                self.server(Body::Tcp(segment("FA", answered, sent + 1, 0)));
-                self.client(Body::Tcp(segment("A", sent + 1, answered + 1, 0)));
-                if self.rng.u8(..4) == 0 {
-                    self.client(Body::Tcp(segment("RA", sent + 1, answered + 1, 0)));
-                }
-            }
-        }
-        if self.rng.u8(..3) == 0 {
-            // The same port again.
-            self.client(with_scale(segment("S", 500_000, 0, 0)));
-            self.server(with_scale(segment("SA", 700_000, 500_001, 0)));
-            self.client(Body::Tcp(segment("A", 500_001, 700_001, 0)));
-        }
-    }
-
-    /// Segments that may or may not fit together.
-    fn tcp_anyhow(&mut self) {
-        const FLAGS: [&str; 14] = [
-            "S", "S", "SA", "SA", "A", "A", "A", "PA", "FA", "FA", "R", "RA", "SAF", "",
-        ];
-        const OFFSETS: [i64; 12] = [
-            0, 0, 1, 1, 1, 2, 101, 60_000, 65_000, 130_000, -5_000, -100_000,
-        ];
-        if self.rng.bool() {
-            self.client(plain("S", 0, 0));
-            if self.rng.bool() {
-                self.server(plain("SA", 0, 1));
-                if self.rng.bool() {
-                    self.client(plain("A", 1, 1));
-                }
-            }
-        }
-        for _ in 0..self.rng.usize(1..10) {
-            let data = if self.rng.u8(..4) == 0 {
-                self.length()
-            } else {
-                0
-            };
-            let sack = (self.rng.u8(..12) == 0).then_some((50, 101));
-            let segment = Segment {
-                flags: (*pick(self.rng, &FLAGS)).to_owned(),
-                sequence: *pick(self.rng, &OFFSETS),
-                acknowledgement: *pick(self.rng, &OFFSETS),
-                window: *pick(self.rng, &[64_240, 64_240, 64_240, 1000, 0]),
-                data,
-                scale: (self.rng.u8(..4) == 0).then_some(7),
-                sack,
-            };
-            self.either(Body::Tcp(segment));
-        }
-    }
-}
-
-fn plain(flags: &str, sequence: i64, acknowledgement: i64) -> Body {
-    Body::Tcp(Segment {
-        flags: flags.to_owned(),
-        sequence,
-        acknowledgement,
-        window: 64_240,
-        data: 0,
-        scale: None,
-        sack: None,
-    })
 }

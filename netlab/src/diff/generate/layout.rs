@@ -1,7 +1,7 @@
 //! The node that objects are about: its links, who can talk there, and what there is to talk to.
 
 use super::super::case::{Link, Place, Route};
-use super::super::wire::UDP;
+use super::super::wire::{TCP, UDP};
 use super::cluster::pick;
 use anyhow::{Context as _, Result};
 use control::config::{DetectLocal, KubeProxyConfig};
@@ -92,7 +92,7 @@ impl Layout {
             }
             if let Some(port) = service.node_port {
                 let own = node_addresses.iter().copied();
-                let localhost = Some(LOCALHOST).filter(|_| protocol == UDP);
+                let localhost = Some(LOCALHOST).filter(|_| has_sockets(protocol));
                 own.chain(localhost)
                     .for_each(|address| add(address, port, false));
             }
@@ -110,7 +110,7 @@ impl Layout {
         })
     }
 
-    /// Somebody who may talk to `target`. The node itself talks to Services, to its own addresses by UDP only
+    /// Somebody who may talk to `target`. The node itself talks to Services, to its own addresses by sockets only
     /// (`super::super::host`), and nobody else to localhost.
     pub(super) fn client(&self, target: &Target, rng: &mut Rng) -> Option<(Place, IpAddr)> {
         if target.address == LOCALHOST {
@@ -118,7 +118,7 @@ impl Layout {
         }
         let is_own = self.is_own(target.address);
         let may = |place: &Place| {
-            *place != Place::Node || target.is_virtual || is_own && target.protocol == UDP
+            *place != Place::Node || target.is_virtual || is_own && has_sockets(target.protocol)
         };
         let family = Family::of(target.address);
         let of: Vec<_> = self
@@ -134,6 +134,11 @@ impl Layout {
         let mut own = self.links.iter().flat_map(|link| &link.addresses);
         address == LOCALHOST || own.any(|own| own.addr() == address)
     }
+}
+
+/// Whether the node can send by sockets of this protocol.
+pub(super) const fn has_sockets(protocol: u8) -> bool {
+    matches!(protocol, TCP | UDP)
 }
 
 pub(super) const fn number(transport: Transport) -> u8 {

@@ -1,0 +1,118 @@
+//! kube-proxy's clean-up of UDP flows that lost their place: the `conntrack -D` that it runs when objects changed.
+//!
+//! Source: `pkg/proxy/conntrack/cleanup.go`, `pkg/proxy/endpointschangetracker.go`. Its deletions reach further than the
+//! port that changed: by address alone they take the flows of the Service's other ports, by the number of a nodePort
+//! alone those to that number anywhere, of both families when the Service's is IPv4. These bystanders are told apart
+//! (docs/behaviours/differences.md).
+
+use super::side::Entry;
+use super::wire::UDP;
+use control::model::{Endpoint, Family, ServicePort, Transport};
+use std::net::IpAddr;
+
+/// One deletion.
+pub(super) struct Deletion {
+    /// The Service's address, or none for its nodePort.
+    address: Option<IpAddr>,
+    /// The Service's port there.
+    port: u16,
+    /// The endpoint that is gone, if only flows to it go.
+    endpoint: Option<IpAddr>,
+    family: Family,
+}
+
+impl Deletion {
+    /// What follows `conntrack -D`. An endpoint is named by the reply's source: `--dst-nat` of conntrack 1.4.7 takes
+    /// every flow of IPv6 that is translated, whatever the address.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["-p".to_owned(), "udp".to_owned()];
+        let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
+        if self.family == Family::V6 {
+            add("-f", "ipv6".to_owned());
+        }
+        match self.address {
+            Some(address) => add("--orig-dst", address.to_string()),
+            None => add("--dport", self.port.to_string()),
+        }
+        if let Some(endpoint) = self.endpoint {
+            add("--reply-src", endpoint.to_string());
+        }
+        arguments
+    }
+
+    /// Whether the flow of `entry` is through the port that changed, on a node with the addresses `own`.
+    pub(super) fn is_about(&self, entry: &Entry, own: &[IpAddr]) -> bool {
+        let destination = entry.original.destination;
+        let is_addressed = match self.address {
+            Some(address) => destination == address,
+            None => destination.is_loopback() || own.contains(&destination),
+        };
+        let is_to = |endpoint| entry.reply.source == endpoint;
+        entry.protocol == UDP
+            && is_addressed
+            && entry.original.destination_port == self.port
+            && Family::of(destination) == self.family
+            && self.endpoint.is_none_or(is_to)
+    }
+}
+
+/// What kube-proxy deletes when its Services change from `old` to `new`.
+pub(super) fn deletions(old: &[ServicePort], new: &[ServicePort]) -> Vec<Deletion> {
+    let mut deletions = Vec::new();
+    for before in old
+        .iter()
+        .filter(|port| port.name.protocol == Transport::Udp)
+    {
+        let after = new
+            .iter()
+            .find(|after| after.name == before.name && after.family == before.family);
+        match after {
+            Some(after) => deletions.extend(of_a_change(before, after)),
+            None => deletions.push(Deletion {
+                address: Some(before.cluster_ip),
+                port: before.port,
+                endpoint: None,
+                family: before.family,
+            }),
+        }
+    }
+    deletions
+}
+
+/// All flows when the Service got its first serving endpoint; those to endpoints that are gone.
+fn of_a_change(before: &ServicePort, after: &ServicePort) -> Vec<Deletion> {
+    let is_serving = |port: &ServicePort| port.endpoints.iter().any(|endpoint| endpoint.serving);
+    let is = |endpoint: &Endpoint, other: &Endpoint| {
+        (endpoint.address, endpoint.port) == (other.address, other.port)
+    };
+    let mut deletions = Vec::new();
+    if !is_serving(before) && is_serving(after) {
+        deletions.extend(everywhere(after, None));
+    }
+    for endpoint in before.endpoints.iter().filter(|endpoint| endpoint.serving) {
+        if !after.endpoints.iter().any(|other| is(endpoint, other)) {
+            deletions.extend(everywhere(after, Some(endpoint.address)));
+        }
+    }
+    deletions
+}
+
+/// At each address of the Service, and at its nodePort.
+fn everywhere(service: &ServicePort, endpoint: Option<IpAddr>) -> Vec<Deletion> {
+    let deletion = |address, port| Deletion {
+        address,
+        port,
+        endpoint,
+        family: service.family,
+    };
+    let others = service
+        .external_ips
+        .iter()
+        .chain(&service.load_balancer_vips);
+    let addresses = std::iter::once(&service.cluster_ip).chain(others);
+    let mut deletions: Vec<Deletion> = addresses
+        .map(|address| deletion(Some(*address), service.port))
+        .collect();
+    deletions.extend(service.node_port.map(|port| deletion(None, port)));
+    deletions
+}

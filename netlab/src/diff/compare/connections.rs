@@ -1,0 +1,100 @@
+//! What the sides track, held against each other, and the flows of which nothing more is compared.
+
+use super::{Run, Sides};
+use crate::diff::canonical;
+use crate::diff::difference::{Difference, Seen};
+use crate::diff::ports::Ports;
+use crate::diff::side::Entry;
+use crate::diff::wire;
+use anyhow::Result;
+use std::collections::HashSet;
+use std::time::Duration;
+
+impl Run<'_> {
+    /// Compares nothing more of a flow.
+    pub(super) fn part(&mut self, flow: usize, why: &'static str) {
+        self.parted.insert(flow);
+        self.tally.deliberate.push(why);
+    }
+
+    /// We end more flows of UDP than kube-proxy does when objects change.
+    pub(super) fn part_stale(&mut self, sides: &mut Sides<'_>) -> Result<()> {
+        let [first, second] = sides;
+        let kept = first.entries()?;
+        let is_kept = |stale: &Entry| kept.iter().any(|entry| entry.original == stale.original);
+        let mut stale = second.entries()?;
+        stale.retain(|entry| entry.is_stale && is_kept(entry));
+        self.part_udp(&stale, "a flow of UDP whose Service changed");
+        Ok(())
+    }
+
+    /// Compares nothing more of the flows that made `entries`.
+    pub(super) fn part_udp(&mut self, entries: &[Entry], why: &'static str) {
+        let clients: HashSet<_> = entries
+            .iter()
+            .map(|entry| (entry.original.source, entry.original.source_port))
+            .collect();
+        for (number, flow) in self.case.flows.iter().enumerate() {
+            let client = (flow.source, flow.source_port);
+            if flow.protocol == wire::UDP && clients.contains(&client) {
+                self.part(number, why);
+            }
+        }
+    }
+
+    /// Compares what the sides track.
+    pub(super) fn entries(
+        &mut self,
+        step: usize,
+        sides: &mut Sides<'_>,
+    ) -> Result<Option<Difference>> {
+        let [first, second] = sides;
+        let (kernel, mut ours) = (first.entries()?, second.entries()?);
+        let seen = |entries| Difference {
+            step,
+            sent: Vec::new(),
+            seen: Seen::Entries(entries),
+        };
+        let repeated = canonical::repeated(&ours);
+        if !repeated.is_empty() {
+            return Ok(Some(seen([Vec::new(), repeated])));
+        }
+        ours.retain(|entry| !entry.is_stale);
+        self.ports.learn_tracked(&kernel, &ours);
+        let kernel = canonical::entries(self.case, &self.parted, kernel, &Ports::default());
+        let ours = canonical::entries(self.case, &self.parted, ours, &self.ports);
+        self.tally.entries += kernel.len() as u64;
+        for entry in &kernel {
+            self.tally
+                .states
+                .push((entry.protocol, entry.state.clone()));
+        }
+        Ok(canonical::differing(&kernel, &ours).map(seen))
+    }
+
+    /// Compares when what is tracked at the end would end: the kernel says its timeouts, our clock is moved.
+    pub(super) fn timeouts(&mut self, sides: &mut Sides<'_>) -> Result<Option<Difference>> {
+        /// Between any two timeouts of the kernel, up to the longest, five days.
+        const AHEAD: [u64; 12] = [
+            1, 5, 15, 40, 75, 110, 150, 200, 400, 4_000, 100_000, 440_000,
+        ];
+        let [first, second] = sides;
+        let entries = first.entries()?;
+        let kernel = canonical::entries(self.case, &self.parted, entries, &Ports::default());
+        for ahead in AHEAD.map(Duration::from_secs) {
+            let Some(later) = second.entries_after(ahead)? else {
+                return Ok(None);
+            };
+            let later = canonical::entries(self.case, &self.parted, later, &self.ports);
+            if let Some(entries) = canonical::differing_later(&kernel, &later, ahead) {
+                return Ok(Some(Difference {
+                    step: self.case.steps.len(),
+                    sent: Vec::new(),
+                    seen: Seen::Later(ahead, entries),
+                }));
+            }
+        }
+        self.tally.timeouts += kernel.len() as u64;
+        Ok(None)
+    }
+}

@@ -113,7 +113,7 @@ pub fn run(request: &Request, progress: &(dyn Fn(&Found) + Sync)) -> Result<Repo
                     report.skipped += 1;
                     continue;
                 }
-                outcome => outcome?,
+                outcome => outcome.with_context(|| format!("seed {seed}"))?,
             };
             let difference = outcome.difference.as_ref();
             let is_new = |difference: &&Difference| {

@@ -362,10 +362,9 @@ impl Run<'_> {
         if ours == kernel {
             return true;
         }
-        let to = self.ends(flow, from_client, 0);
-        let to = to.map(|(_, ends)| ends.destination);
-        let why =
-            to.and_then(|to| deliberate::reason(self.case, (flow, packet), to, [&kernel, &ours]));
+        let why = ends.and_then(|(_, ends)| {
+            deliberate::reason(self.case, (flow, packet), &ends, [&kernel, &ours])
+        });
         self.tally.deliberate.extend(why);
         why.is_some()
     }

@@ -2,17 +2,18 @@
 
 use super::canonical;
 use super::case::{Body, Case, Flow, Packet, Place};
-use super::wire::{ICMPV6, Ip, TCP, UDP};
+use super::wire::{Ends, ICMPV6, Ip, TCP, UDP};
 use super::world::Output;
 use std::net::IpAddr;
 
-/// Why `kernel` and `ours`, which came out when `packet` of `flow` was sent to `to`, may differ.
+/// Why `kernel` and `ours`, which came out when `packet` of `flow` was sent between `ends`, may differ.
 pub(super) fn reason(
     case: &Case,
     (flow, packet): (usize, &Packet),
-    to: IpAddr,
+    ends: &Ends,
     [kernel, ours]: [&[Output]; 2],
 ) -> Option<&'static str> {
+    let to = ends.destination;
     let is_own = canonical::is_own(case, to);
     let is_error = matches!(packet.body, Body::Error { .. });
     let shape = &packet.shape;
@@ -20,7 +21,7 @@ pub(super) fn reason(
         return Some("the IPv6 header of an ICMPv6 error to the node's own address");
     }
     let lacks_headers = shape.cut.is_some() || shape.fragment.is_some();
-    if is_own && lacks_headers && kept_without_headers(case, kernel, ours) {
+    if is_own && lacks_headers && kept_without_headers(case.links.len(), kernel, ours) {
         return Some("a packet for the node without its headers");
     }
     let flow = &case.flows[flow];
@@ -34,6 +35,10 @@ pub(super) fn reason(
     if flow.from == Place::Node && is_own && turned_away_once(case, flow, kernel, ours) {
         return Some("a refused connection of the node with itself");
     }
+    let is_of_others = ends.protocol == TCP && is_own && ends.source == flow.destination;
+    if is_of_others && flow.from == Place::Node && has_another_port(case, kernel, ours) {
+        return Some("a connection of others with the node, which has another's tuple");
+    }
     if flow.source.is_loopback() && same_but_errors(kernel, ours) {
         return Some("an error of the node about a connection of localhost");
     }
@@ -46,6 +51,18 @@ pub(super) fn reason(
 /// Whether it is an IPv4 address in the form of IPv6.
 pub(super) fn is_mapped(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some())
+}
+
+/// Whether the node itself got a packet from another port than on our side, which does not track its connections.
+fn has_another_port(case: &Case, kernel: &[Output], ours: &[Output]) -> bool {
+    let port = |outputs: &[Output]| {
+        let mut at_node = outputs
+            .iter()
+            .filter(|output| output.link == case.links.len());
+        at_node.find_map(|output| Some(Ip::parse(&output.bytes)?.ports(&output.bytes)?.0))
+    };
+    let ports = port(kernel).zip(port(ours));
+    ports.is_some_and(|(theirs, own)| theirs != own)
 }
 
 /// Whether our side has ICMP errors more, and nothing else.
@@ -72,8 +89,9 @@ fn turned_away_once(case: &Case, flow: &Flow, kernel: &[Output], ours: &[Output]
         ends == Some((flow.destination, flow.destination_port))
     };
     let is_half = |one, other| is_turned_away(one) && is_given(other);
-    let [theirs, own] = [kernel, ours].map(refusal);
-    is_half(kernel, ours) || is_half(ours, kernel) || theirs != own
+    let by_two = refusal(kernel).zip(refusal(ours));
+    let is_by_two = by_two.is_some_and(|(theirs, own)| theirs != own);
+    is_half(kernel, ours) || is_half(ours, kernel) || is_by_two
 }
 
 /// Whether nothing but one ICMP error came out.
@@ -92,14 +110,15 @@ fn refusal(outputs: &[Output]) -> Option<[u8; 2]> {
 
 /// Whether our side alone gives a packet without its headers to the node, which may complain. A rule that looks at TCP
 /// ports drops what has none, and kube-proxy has one for all that goes to the node where there are health check ports.
-fn kept_without_headers(case: &Case, kernel: &[Output], ours: &[Output]) -> bool {
+/// The node's own link has the number `node`.
+pub(super) fn kept_without_headers(node: usize, kernel: &[Output], ours: &[Output]) -> bool {
     let complaint = |output: &Output| {
         Ip::parse(&output.bytes).is_some_and(|ip| {
             ip.protocol == ICMPV6
                 && output.bytes.get(ip.transport..ip.transport + 2) == Some(&[4, 3])
         })
     };
-    let expected = |output: &Output| complaint(output) || output.link == case.links.len();
+    let expected = |output: &Output| complaint(output) || output.link == node;
     kernel.is_empty() && !ours.is_empty() && ours.iter().all(expected)
 }
 

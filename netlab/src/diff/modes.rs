@@ -3,7 +3,7 @@
 //! Known differences of these modes are named, so that what is left is ours, or not known yet.
 
 use super::case::{Case, Flow, Place};
-use super::deliberate::is_refused;
+use super::deliberate::{is_refused, kept_without_headers};
 use super::side;
 use super::wire::Ip;
 use super::world::Output;
@@ -22,6 +22,8 @@ pub(super) struct Modes {
     /// The node's address that NodePorts are served at.
     primary: Vec<IpAddr>,
     own: BTreeSet<IpAddr>,
+    /// How many links the node has; its own place has the next number.
+    links: usize,
 }
 
 impl Modes {
@@ -33,6 +35,7 @@ impl Modes {
             node_ports: BTreeSet::new(),
             primary: Vec::new(),
             own: case.own_addresses().collect(),
+            links: case.links.len(),
         };
         for objects in std::iter::once(&case.objects).chain(&case.changes) {
             let snapshot = side::snapshot(objects)?;
@@ -71,11 +74,14 @@ impl Modes {
         if iptables.is_empty() && went_on_as_sent(sent, nftables) {
             return Some("modes: an INVALID packet goes on, in mode nftables");
         }
-        let is_primary = self.primary.contains(&flow.destination);
+        if is_own(to.destination) && kept_without_headers(self.links, iptables, nftables) {
+            return Some("modes: no rule looks at ports of what lacks them, in mode nftables");
+        }
+        if let Some(why) = self.reason_of(flow) {
+            return Some(why);
+        }
         if is_own(flow.destination) && self.node_ports.contains(&flow.destination_port) {
-            return if !is_primary {
-                Some("modes: NodePorts at the node's primary address only, in mode nftables")
-            } else if iptables.is_empty() || is_refused(iptables) {
+            return if iptables.is_empty() || is_refused(iptables) {
                 Some("modes: NodePorts are refused where they are served only, in mode nftables")
             } else {
                 None
@@ -95,6 +101,17 @@ impl Modes {
             return Some("modes: source ranges come before endpoints, in mode nftables");
         }
         None
+    }
+}
+
+impl Modes {
+    /// Why the modes do not do the same with a flow, whatever comes out.
+    pub(super) fn reason_of(&self, flow: &Flow) -> Option<&'static str> {
+        let address = flow.destination;
+        let is_own = address.is_loopback() || self.own.contains(&address);
+        let is_elsewhere = is_own && !self.primary.contains(&address);
+        (is_elsewhere && self.node_ports.contains(&flow.destination_port))
+            .then_some("modes: NodePorts at the node's primary address only, in mode nftables")
     }
 }
 

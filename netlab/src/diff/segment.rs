@@ -7,11 +7,11 @@
 use super::host::refused_is_sent;
 use super::wire::{self, Ip, TCP};
 use dataplane::sys::repair::{self, Repair};
+use rustix::net::connect_unspec;
 use socket2::{Domain, SockFilter, Socket, Type};
 use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::net::{Shutdown, SocketAddr};
-use std::time::Duration;
 
 /// One for all routes, whose MTUs the two sides do not share.
 const SEGMENT_SIZE: u32 = 1000;
@@ -36,7 +36,7 @@ impl Keepers {
             return Ok(());
         };
         // Two sockets cannot have the same two ends.
-        self.sockets.remove(&segment.ends);
+        self.sockets.remove(&segment.ends).map_or(Ok(()), end)?;
         refused_is_sent(segment.send())?;
         self.keep(&segment, keep)
     }
@@ -119,8 +119,8 @@ impl<'a> Segment<'a> {
             }
             flags if flags == RST | ACK => {
                 let socket = self.connected()?;
-                socket.set_linger(Some(Duration::ZERO))?;
-                repair::set_mode(&socket, Repair::OffSilently)
+                repair::set_mode(&socket, Repair::OffSilently)?;
+                Ok(connect_unspec(&socket)?)
             }
             _ => Ok(()),
         }
@@ -162,9 +162,8 @@ impl<'a> Segment<'a> {
     }
 }
 
-/// Closes a socket without a word.
+/// Ends a connection without a word. At once: a process that is just being started may still hold the socket.
 fn end(socket: Socket) -> io::Result<()> {
     repair::set_mode(&socket, Repair::On)?;
-    drop(socket);
-    Ok(())
+    Ok(connect_unspec(&socket)?)
 }

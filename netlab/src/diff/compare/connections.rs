@@ -42,12 +42,23 @@ impl Run<'_> {
         }
     }
 
+    /// Where two modes of kube-proxy are at work, what they do not do alike may show in no packet.
+    fn part_by_modes(&mut self) {
+        for (number, flow) in self.case.flows.iter().enumerate() {
+            let why = self.modes.and_then(|modes| modes.reason_of(flow));
+            if let Some(why) = why.filter(|_| !self.parted.contains(&number)) {
+                self.part(number, why);
+            }
+        }
+    }
+
     /// Compares what the sides track.
     pub(super) fn entries(
         &mut self,
         step: usize,
         sides: &mut Sides<'_>,
     ) -> Result<Option<Difference>> {
+        self.part_by_modes();
         let [first, second] = sides;
         let (kernel, mut ours) = (first.entries()?, second.entries()?);
         let seen = |entries| Difference {

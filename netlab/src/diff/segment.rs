@@ -120,7 +120,8 @@ impl<'a> Segment<'a> {
             flags if flags == RST | ACK => {
                 let socket = self.connected()?;
                 repair::set_mode(&socket, Repair::OffSilently)?;
-                Ok(connect_unspec(&socket)?)
+                let sent = connect_unspec(&socket);
+                end(socket).and(Ok(sent?))
             }
             _ => Ok(()),
         }
@@ -162,7 +163,8 @@ impl<'a> Segment<'a> {
     }
 }
 
-/// Ends a connection without a word. At once: a process that is just being started may still hold the socket.
+/// Ends a connection without a word. At once, and leaves the port to others, which repair mode does: a process that is
+/// just being started may still hold the socket.
 fn end(socket: Socket) -> io::Result<()> {
     repair::set_mode(&socket, Repair::On)?;
     Ok(connect_unspec(&socket)?)

@@ -7,7 +7,7 @@
 use super::case::{Case, Link, Place};
 use super::host::{self, Host};
 use super::segment::Keepers;
-use super::wire::{Ip, TCP};
+use super::wire::{ICMP, ICMPV6, Ip, TCP};
 use crate::namespace::Namespace;
 use control::model::Family;
 use control::netlink::{Netlink, Route, write_sysctl};
@@ -132,9 +132,20 @@ impl World {
     }
 }
 
-/// What the kernel sends by itself when links come up: multicast listener reports, router solicitations.
+/// What the kernel sends by itself when links come up (multicast listener reports, router solicitations), and when it has
+/// waited for fragments for half a minute (docs/behaviours/differences.md), as in a case on a busy machine.
 fn is_noise(packet: &[u8]) -> bool {
-    packet.first().is_some_and(|first| first >> 4 == 6) && packet.get(24) == Some(&0xff)
+    let Some(ip) = Ip::parse(packet) else {
+        return false;
+    };
+    let kind = packet.get(ip.transport..ip.transport + 2);
+    let is_late = match ip.protocol {
+        ICMP => kind == Some(&[11, 1]),
+        ICMPV6 => kind == Some(&[3, 1]),
+        _ => false,
+    };
+    let is_multicast = ip.destination.is_ipv6() && ip.destination.is_multicast();
+    is_multicast || is_late
 }
 
 /// No filters but those of Services, and no limits on ICMP unless they are what is tried; the same for both sides.

@@ -18,6 +18,8 @@ pub(super) struct Deletion {
     port: u16,
     /// The endpoint that is gone, if only flows to it go.
     endpoint: Option<IpAddr>,
+    /// All endpoints that flows through the port may have: another Service may have the same address and port.
+    endpoints: Vec<IpAddr>,
     family: Family,
 }
 
@@ -48,10 +50,12 @@ impl Deletion {
             None => destination.is_loopback() || own.contains(&destination),
         };
         let is_to = |endpoint| entry.reply.source == endpoint;
+        let is_of_service = is_to(destination) || self.endpoints.contains(&entry.reply.source);
         entry.protocol == UDP
             && is_addressed
             && entry.original.destination_port == self.port
             && Family::of(destination) == self.family
+            && is_of_service
             && self.endpoint.is_none_or(is_to)
     }
 }
@@ -72,6 +76,7 @@ pub(super) fn deletions(old: &[ServicePort], new: &[ServicePort]) -> Vec<Deletio
                 address: Some(before.cluster_ip),
                 port: before.port,
                 endpoint: None,
+                endpoints: addresses(before).collect(),
                 family: before.family,
             }),
         }
@@ -87,22 +92,26 @@ fn of_a_change(before: &ServicePort, after: &ServicePort) -> Vec<Deletion> {
     };
     let mut deletions = Vec::new();
     if !is_serving(before) && is_serving(after) {
-        deletions.extend(everywhere(after, None));
+        deletions.extend(everywhere((before, after), None));
     }
     for endpoint in before.endpoints.iter().filter(|endpoint| endpoint.serving) {
         if !after.endpoints.iter().any(|other| is(endpoint, other)) {
-            deletions.extend(everywhere(after, Some(endpoint.address)));
+            deletions.extend(everywhere((before, after), Some(endpoint.address)));
         }
     }
     deletions
 }
 
 /// At each address of the Service, and at its nodePort.
-fn everywhere(service: &ServicePort, endpoint: Option<IpAddr>) -> Vec<Deletion> {
+fn everywhere(
+    (before, service): (&ServicePort, &ServicePort),
+    endpoint: Option<IpAddr>,
+) -> Vec<Deletion> {
     let deletion = |address, port| Deletion {
         address,
         port,
         endpoint,
+        endpoints: addresses(before).chain(addresses(service)).collect(),
         family: service.family,
     };
     let others = service
@@ -115,4 +124,8 @@ fn everywhere(service: &ServicePort, endpoint: Option<IpAddr>) -> Vec<Deletion> 
         .collect();
     deletions.extend(service.node_port.map(|port| deletion(None, port)));
     deletions
+}
+
+fn addresses(service: &ServicePort) -> impl Iterator<Item = IpAddr> {
+    service.endpoints.iter().map(|endpoint| endpoint.address)
 }

@@ -4,8 +4,8 @@ mod cluster;
 mod conversation;
 mod layout;
 
-use super::case::{Case, Step};
-use super::side;
+use super::case::{Body, Case, Step};
+use super::{side, wire};
 use anyhow::{Context as _, Result};
 use control::config::KubeProxyConfig;
 use fastrand::Rng;
@@ -104,10 +104,13 @@ pub fn case(seed: u64, given: &Given) -> Result<Case> {
     Ok(case)
 }
 
+/// Flows of UDP that go on after a change.
+const GO_ON: usize = 12;
+
 /// A flow of UDP that lives for two seconds is a stream; the shortest timeouts of random configurations pass as well.
 const PAUSE_MILLISECONDS: u64 = 2200;
 
-/// Between conversations endpoints come, go and change, and come back.
+/// Between conversations endpoints come, go and change, and come back. Then some flows of UDP go on: they end or stay.
 fn add_changes(case: &mut Case, conversations: &mut Vec<Vec<Step>>, rng: &mut Rng) {
     let mut places: Vec<usize> = (0..rng.usize(1..4))
         .map(|_| rng.usize(..=conversations.len()))
@@ -116,7 +119,17 @@ fn add_changes(case: &mut Case, conversations: &mut Vec<Vec<Step>>, rng: &mut Rn
     for (number, place) in places.into_iter().enumerate() {
         let changed = cluster::change(case.changes.last().unwrap_or(&case.objects), rng);
         case.changes.push(changed);
-        conversations.insert(place + number, vec![Step::Change(number)]);
+        let mut steps = vec![Step::Change(number)];
+        let udp = |flow: &usize| case.flows[*flow].protocol == wire::UDP;
+        let begun: Vec<usize> = (0..place.min(case.flows.len())).filter(udp).collect();
+        for _ in 0..GO_ON.min(begun.len()) {
+            let body = Body::Udp {
+                data: 3,
+                no_checksum: false,
+            };
+            steps.push(Step::Client(*cluster::pick(rng, &begun), body.into()));
+        }
+        conversations.insert(place + number, steps);
     }
 }
 

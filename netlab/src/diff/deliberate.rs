@@ -35,6 +35,9 @@ pub(super) fn reason(
     if flow.from == Place::Node && is_own && turned_away_once(case, flow, kernel, ours) {
         return Some("a refused connection of the node with itself");
     }
+    if canonical::is_own(case, ends.source) && same_but_cut(kernel, ours) {
+        return Some("the MTU of a path that another connection learnt");
+    }
     let is_of_others = ends.protocol == TCP && is_own && ends.source == flow.destination;
     if is_of_others && flow.from == Place::Node && has_another_port(case, kernel, ours) {
         return Some("a connection of others with the node, which has another's tuple");
@@ -51,6 +54,22 @@ pub(super) fn reason(
 /// Whether it is an IPv4 address in the form of IPv6.
 pub(super) fn is_mapped(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some())
+}
+
+/// Whether what came out differs only in Don't Fragment: what the kernel cut lost it when it was joined.
+fn same_but_cut(kernel: &[Output], ours: &[Output]) -> bool {
+    let without = |outputs: &[Output]| -> Vec<Output> {
+        let mut outputs = outputs.to_vec();
+        for Output { bytes, .. } in &mut outputs {
+            if Ip::parse(bytes).is_some_and(|ip| ip.source.is_ipv4()) {
+                for field in [6, 10, 11] {
+                    bytes[field] = 0;
+                }
+            }
+        }
+        outputs
+    };
+    without(kernel) == without(ours)
 }
 
 /// Whether the node itself got a packet from another port than on our side, which does not track its connections.
@@ -91,7 +110,9 @@ fn turned_away_once(case: &Case, flow: &Flow, kernel: &[Output], ours: &[Output]
     let is_half = |one, other| is_turned_away(one) && is_given(other);
     let by_two = refusal(kernel).zip(refusal(ours));
     let is_by_two = by_two.is_some_and(|(theirs, own)| theirs != own);
-    is_half(kernel, ours) || is_half(ours, kernel) || is_by_two
+    // Our side leads it to the endpoints that came since.
+    let is_kept = !case.changes.is_empty() && is_given(kernel) && !is_given(ours);
+    is_half(kernel, ours) || is_half(ours, kernel) || is_by_two || is_kept
 }
 
 /// Whether nothing but one ICMP error came out.

@@ -150,7 +150,9 @@ impl Run<'_> {
         for nth in 0..2 {
             if nth == 1 && from_client {
                 let mut choice = self.choice(flow, &outputs[0], tag);
-                if choice.endpoint.is_none() && !outputs[0].is_empty() {
+                // What the node itself gets of IPv6 shows nowhere else.
+                let may_be_the_nodes = !outputs[0].is_empty() || choice.source.0.is_ipv6();
+                if choice.endpoint.is_none() && may_be_the_nodes {
                     choice.endpoint = sides[0].endpoint(&choice)?;
                 }
                 sides[1].follow(&choice);
@@ -366,6 +368,9 @@ impl Run<'_> {
             deliberate::reason(self.case, (flow, packet), &ends, [&kernel, &ours])
         });
         self.tally.deliberate.extend(why);
+        if why == Some(deliberate::TURNED_AWAY) {
+            self.parted.insert(flow);
+        }
         why.is_some()
     }
 

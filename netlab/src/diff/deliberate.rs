@@ -6,6 +6,9 @@ use super::wire::{Ends, ICMPV6, Ip, TCP, UDP};
 use super::world::Output;
 use std::net::IpAddr;
 
+/// What goes on is of another connection on either side.
+pub(super) const TURNED_AWAY: &str = "a refused connection of the node with itself";
+
 /// Why `kernel` and `ours`, which came out when `packet` of `flow` was sent between `ends`, may differ.
 pub(super) fn reason(
     case: &Case,
@@ -33,7 +36,7 @@ pub(super) fn reason(
         return Some("an IPv6 packet cut within its extension headers");
     }
     if flow.from == Place::Node && is_own && turned_away_once(case, flow, kernel, ours) {
-        return Some("a refused connection of the node with itself");
+        return Some(TURNED_AWAY);
     }
     if canonical::is_own(case, ends.source) && same_but_cut(kernel, ours) {
         return Some("the MTU of a path that another connection learnt");
@@ -72,8 +75,19 @@ fn same_but_cut(kernel: &[Output], ours: &[Output]) -> bool {
     without(kernel) == without(ours)
 }
 
-/// Whether the node itself got a packet from another port than on our side, which does not track its connections.
+/// Whether the node itself got a packet from another port than on our side, which does not track its connections. Of
+/// IPv6 its answer alone shows, a RST.
 fn has_another_port(case: &Case, kernel: &[Output], ours: &[Output]) -> bool {
+    const RST: u8 = 4;
+    let is_reset = |output: &Output| {
+        Ip::parse(&output.bytes).is_some_and(|ip| {
+            let flags = output.bytes.get(ip.transport + 13);
+            ip.source.is_ipv6() && ip.protocol == TCP && flags.is_some_and(|flags| flags & RST != 0)
+        })
+    };
+    if !kernel.is_empty() && kernel.iter().chain(ours).all(is_reset) {
+        return true;
+    }
     let port = |outputs: &[Output]| {
         let mut at_node = outputs
             .iter()

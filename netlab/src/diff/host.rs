@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
+use std::sync::{PoisonError, RwLock};
 
 /// `IPPROTO_RAW`: packets come with their IP header.
 const RAW: i32 = 255;
@@ -56,19 +57,21 @@ impl Host {
     }
 }
 
+/// Held while a process is started: it holds all sockets for a moment, and with a UDP socket its port.
+pub(super) static STARTING: RwLock<()> = RwLock::new(());
+
 /// Sends the data of a UDP packet by a socket of the calling thread's network namespace.
 pub(super) fn send_datagram(packet: &[u8]) -> io::Result<()> {
     let ip = Ip::parse(packet);
     let Some((ip, (source, destination))) = ip.and_then(|ip| Some((ip, ip.ports(packet)?))) else {
         return Ok(());
     };
+    let _starting = STARTING.read().unwrap_or_else(PoisonError::into_inner);
     let socket = Socket::new(
         Domain::for_address(SocketAddr::new(ip.source, 0)),
         Type::DGRAM,
         None,
     )?;
-    // A process that is just being started may still hold the last one.
-    socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::new(ip.source, source).into())?;
     let data = packet.get(ip.transport + 8..).unwrap_or_default();
     let to = SocketAddr::new(ip.destination, destination);

@@ -2,6 +2,7 @@
 
 use super::case::Case;
 use super::cleanup;
+use super::host::STARTING;
 use super::side::{self, Choice, Entry, Side, Tuple};
 use super::wire::UDP;
 use super::world::World;
@@ -19,7 +20,8 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::PoisonError;
 
 /// Which rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -126,6 +128,11 @@ fn restore(namespace: &Namespace, program: &str, rules: &str) -> Result<()> {
     pipe(namespace, &name, &["-w"], rules)
 }
 
+fn spawn(namespace: &Namespace, command: &mut Command) -> io::Result<Child> {
+    let _starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    namespace.spawn(command)
+}
+
 fn pipe(namespace: &Namespace, program: &str, arguments: &[&str], input: &str) -> Result<()> {
     let path = in_path(program).with_context(|| format!("{program} is missing; install it"))?;
     let mut command = Command::new(path);
@@ -136,7 +143,7 @@ fn pipe(namespace: &Namespace, program: &str, arguments: &[&str], input: &str) -
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
-    let mut child = namespace.spawn(&mut command)?;
+    let mut child = spawn(namespace, &mut command)?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(input.as_bytes())?;
     }
@@ -172,7 +179,7 @@ impl Side for Kernel {
             command.arg("-D").args(deletion.arguments());
             command.stdout(Stdio::null()).stderr(Stdio::null());
             // Exit code 1: there was none.
-            self.world.namespace().spawn(&mut command)?.wait()?;
+            spawn(self.world.namespace(), &mut command)?.wait()?;
         }
         let kept: HashSet<Tuple> = self.entries()?.iter().map(|entry| entry.original).collect();
         let is_meant = |entry: &Entry| {

@@ -118,8 +118,8 @@ impl<'a> Subject<'a> {
     /// Prepares a chunk of packets at most, then handles it at `now`; the time that handling took.
     ///
     /// # Panics
-    /// When more than one packet of a thousand was not forwarded: then nothing of worth was measured. One of a million
-    /// flows may be gone, because both buckets of a tuple were full.
+    /// When more than one packet of a thousand was not forwarded, beside the first two: then nothing of worth was measured.
+    /// One of a million flows may be gone, because both buckets of a tuple were full.
     pub(crate) fn handle(
         &mut self,
         packets: impl Iterator<Item = Wanted>,
@@ -128,7 +128,7 @@ impl<'a> Subject<'a> {
         let (elapsed, _) = self.count(packets, now);
         let counts = self.counters.read();
         assert!(
-            self.handled - counts.forward <= self.handled / 1000,
+            self.handled - counts.forward <= 2 + self.handled / 1000,
             "packets were not forwarded: {counts:?}"
         );
         elapsed

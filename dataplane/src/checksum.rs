@@ -43,16 +43,6 @@ const fn address_sum(address: Address) -> u16 {
     }
 }
 
-/// The sum over two addresses of one family.
-#[inline]
-const fn pair_sum([one, other]: [Address; 2]) -> u16 {
-    if one.is_ipv4() {
-        fold_word((one.to_bits() as u32 as u64) + (other.to_bits() as u32 as u64))
-    } else {
-        add(fold(one.to_bits()), fold(other.to_bits()))
-    }
-}
-
 /// Ones' complement folding: 2^16 is 1, so the words of a number just add up.
 #[inline]
 const fn fold(total: u128) -> u16 {
@@ -71,7 +61,7 @@ const fn fold_word(total: u64) -> u16 {
 }
 
 /// How the sum over some words changes when they are replaced: the sum of `~old + new` (RFC 1624, equation 3). Not folded
-/// until it is applied: each word adds less than 2^17, and there is room for 2^47 of them.
+/// until it is applied: no address adds more than 2^33, and there is room for 2^31 of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Change(u64);
 
@@ -84,8 +74,19 @@ impl Change {
 
     /// Two addresses replaced by others of their family.
     #[inline]
-    pub fn addresses(old: [Address; 2], new: [Address; 2]) -> Self {
-        Self::word(pair_sum(old), pair_sum(new))
+    pub const fn addresses(old: [Address; 2], new: [Address; 2]) -> Self {
+        Self::address(old[0], new[0]).and(Self::address(old[1], new[1]))
+    }
+
+    /// The complement of a word of 32 bits is also that of its two halves.
+    #[inline]
+    const fn address(old: Address, new: Address) -> Self {
+        if old.is_ipv4() {
+            let (old, new) = (old.to_bits() as u32, new.to_bits() as u32);
+            Self(!old as u64 + new as u64)
+        } else {
+            Self::word(fold(old.to_bits()), fold(new.to_bits()))
+        }
     }
 
     /// Both changes.

@@ -36,7 +36,7 @@ mod window;
 use crate::service::Generation;
 use crate::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
 use events::Farewell;
-use slots::{EntryId, Guard, Meta, Sighting, Slots};
+use slots::{Guard, Sighting, Slots};
 use statistics::{Counter, PerWorker};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -50,7 +50,7 @@ pub use outcome::{Invalid, Tracked};
 pub(crate) use port_search::PortSearch;
 pub use segment::{SctpChunk, SctpChunkKind, SctpPacket, TcpFlags, TcpOptions, TcpSegment};
 pub use settings::{Settings, Timeouts};
-pub use slots::{Guess, TupleHash};
+pub use slots::{EntryId, Guess, TupleHash};
 pub use statistics::Statistics;
 pub use status::Status;
 pub use tcp::TcpSettings;
@@ -119,62 +119,49 @@ pub struct Translation {
 
 /// A live entry and which of its directions a tuple is of.
 #[derive(Clone, Copy, Debug)]
-pub struct Found {
-    id: EntryId,
-    direction: Direction,
-    status: Status,
-    meta: Meta,
-    /// What packets of this direction leave as.
-    sent: Tuple,
-    hot: [u64; 3],
-}
+pub struct Found(Sighting);
 
 impl Found {
+    /// The entry. It may be gone by now.
     #[inline]
-    fn new(entry: &Sighting) -> Self {
-        Self {
-            id: entry.id,
-            direction: entry.direction,
-            status: Status(entry.meta.status),
-            meta: entry.meta,
-            sent: entry.other.inverse(),
-            hot: entry.hot,
-        }
+    pub const fn entry(&self) -> EntryId {
+        self.0.id
     }
 
     /// Direction of the tuple that was looked up.
     #[inline]
     pub const fn direction(&self) -> Direction {
-        self.direction
+        self.0.direction
     }
 
     /// What packets of this direction are rewritten to; `None` when the connection is not translated.
     #[inline]
     pub fn translation(&self) -> Option<Translation> {
-        self.status.is_translated().then_some(Translation {
-            source: self.sent.source,
-            destination: self.sent.destination,
-            source_port: self.sent.source_port,
-            destination_port: self.sent.destination_port,
+        let sent = self.0.other.inverse();
+        self.status().is_translated().then_some(Translation {
+            source: sent.source,
+            destination: sent.destination,
+            source_port: sent.source_port,
+            destination_port: sent.destination_port,
         })
     }
 
     /// For whom the connection was made.
     #[inline]
     pub fn service(&self) -> Option<ServiceTag> {
-        state::load_service(self.hot)
+        state::load_service(self.0.hot)
     }
 
     /// Status bits when it was found.
     #[inline]
     pub const fn status(&self) -> Status {
-        self.status
+        Status(self.0.meta.status)
     }
 
     /// Whether the other side has answered (`[UNREPLIED]` otherwise).
     #[inline]
     pub const fn seen_reply(&self) -> bool {
-        self.status.has(Status::SEEN_REPLY)
+        self.status().has(Status::SEEN_REPLY)
     }
 }
 
@@ -264,14 +251,14 @@ impl Conntrack {
         self.slots.prefetch_buckets(hash);
     }
 
-    /// The entry that a tuple probably has, brought near.
+    /// The entry that a tuple of this protocol and family (whether IPv4) probably has, brought near.
     #[inline]
-    pub fn guess(&self, hash: TupleHash) -> Option<Guess> {
-        self.slots.guess(hash)
+    pub fn guess(&self, hash: TupleHash, kind: (Protocol, bool)) -> Option<Guess> {
+        self.slots.guess(hash, kind)
     }
 
     /// [`Self::find`] with the hash at hand, and the entry that it probably is.
-    #[inline]
+    #[inline(always)]
     pub fn find_near(
         &self,
         tuple: &Tuple,
@@ -280,10 +267,12 @@ impl Conntrack {
         now: Timestamp,
     ) -> Option<Found> {
         debug_assert_eq!(hash, self.hash(tuple));
-        let entry = guess
-            .and_then(|guess| self.slots.check(guess, tuple))
-            .or_else(|| self.slots.find(tuple, hash))?;
-        (!entry.meta.is_expired(now)).then(|| Found::new(&entry))
+        let unless_expired =
+            |entry: Sighting| (!entry.meta.is_expired(now)).then_some(Found(entry));
+        if let Some(entry) = guess.and_then(|guess| self.slots.check(guess, tuple)) {
+            return unless_expired(entry);
+        }
+        unless_expired(self.slots.find(tuple, hash)?)
     }
 
     /// Whether no live connection owns `reply`.
@@ -301,35 +290,40 @@ impl Conntrack {
         if self.goes_on(found, headers, now) {
             return Tracked::Accepted;
         }
-        self.advance_locked(found, headers, now)
+        self.advance_locked((found.entry(), found.direction()), headers, now)
     }
 
     /// A datagram of an assured flow only puts its end off: that needs no lock. False when there is more to do.
     #[inline]
     fn goes_on(&self, found: &Found, headers: &Headers, now: Timestamp) -> bool {
         let is_stream = matches!(headers.transport, Transport::Udp)
-            && found.status.has(Status::STREAM)
+            && found.status().has(Status::STREAM)
             && self.accounts.is_empty();
         is_stream && {
             let deadline = deadline(now, self.settings.timeouts.udp.stream);
-            self.slots.put_off(found.id, found.meta, deadline)
+            self.slots.put_off(found.0.id, found.0.meta, deadline)
         }
     }
 
-    fn advance_locked(&self, found: &Found, headers: &Headers, now: Timestamp) -> Tracked {
-        let Some(entry) = self.slots.lock(found.id) else {
+    fn advance_locked(
+        &self,
+        (id, direction): (EntryId, Direction),
+        headers: &Headers,
+        now: Timestamp,
+    ) -> Tracked {
+        let Some(entry) = self.slots.lock(id) else {
             return Tracked::Ignored;
         };
         let mut meta = entry.meta();
         let mut status = Status(meta.status);
         let state = state::bits_of_state(entry.word(state::DETAIL));
-        let outcome = self.advance(&entry, headers, found.direction, &mut status, now);
+        let outcome = self.advance(&entry, headers, direction, &mut status, now);
         if !matches!(outcome, Outcome::Invalid(..) | Outcome::Restart) {
             // The kernel destroys an entry before it marks it.
-            if found.direction == Direction::Reply && outcome != Outcome::End {
+            if direction == Direction::Reply && outcome != Outcome::End {
                 status.set(Status::SEEN_REPLY);
             }
-            self.account(found.id.index, found.direction, headers.length);
+            self.account(id.index, direction, headers.length);
         }
         let has_changed =
             status.0 != meta.status || state::bits_of_state(entry.word(state::DETAIL)) != state;
@@ -433,9 +427,15 @@ impl Conntrack {
         );
     }
 
+    /// Original and reply tuple of a connection; `None` when it has gone.
+    pub fn tuples(&self, entry: EntryId) -> Option<[Tuple; 2]> {
+        let entry = self.slots.snapshot(entry)?;
+        Some([entry.original, entry.reply])
+    }
+
     /// Notes that the endpoint of a connection is still one of its Service's, as of `generation`.
-    pub fn revalidate(&self, found: &Found, generation: Generation) {
-        if let Some(entry) = self.slots.lock(found.id) {
+    pub fn revalidate(&self, entry: EntryId, generation: Generation) {
+        if let Some(entry) = self.slots.lock(entry) {
             entry.set_word(
                 state::FLAGS,
                 state::with_generation(entry.word(state::FLAGS), generation),
@@ -444,8 +444,8 @@ impl Conntrack {
     }
 
     /// Ends a connection. False when it had gone already.
-    pub fn end(&self, found: &Found, now: Timestamp) -> bool {
-        self.slots.remove_if(found.id, Farewell::at(now), |_| true)
+    pub fn end(&self, entry: EntryId, now: Timestamp) -> bool {
+        self.slots.remove_if(entry, Farewell::at(now), |_| true)
     }
 
     /// Entries in the table, expired ones that were not swept yet included.

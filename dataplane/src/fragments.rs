@@ -370,7 +370,7 @@ const IPV6_HEADER: usize = 40;
 
 /// Where a fragment's part of the datagram begins and ends in its packet.
 fn extent(fragment: &mut Frame) -> Option<(usize, usize)> {
-    let (packet, _) = Packet::parse(fragment).ok()?;
+    let packet = Packet::parse(fragment).ok()?;
     Some((packet.fragment()?.data, packet.length()))
 }
 
@@ -378,7 +378,7 @@ fn extent(fragment: &mut Frame) -> Option<(usize, usize)> {
 fn header(first: &mut Frame) -> Vec<u8> {
     let Some(described) = Packet::parse(first)
         .ok()
-        .and_then(|(packet, _)| packet.fragment())
+        .and_then(|packet| packet.fragment())
     else {
         return Vec::new();
     };
@@ -396,7 +396,7 @@ const FRAGMENT_HEADER: usize = 8;
 
 /// Gives each fragment its part of the translated datagram, and its addresses.
 pub fn spread(whole: &mut Frame, fragments: &mut [Frame]) {
-    let Ok((packet, _)) = Packet::parse(whole) else {
+    let Ok(packet) = Packet::parse(whole) else {
         return;
     };
     let (source, destination, length) = (packet.source(), packet.destination(), packet.length());

@@ -44,7 +44,7 @@ pub fn plan(
 }
 
 /// Rewrites addresses and ports of a packet and mends its checksums.
-#[inline]
+#[inline(always)]
 pub fn rewrite(packet: &mut Packet<'_>, headers: &Headers, translation: &Translation) {
     let change = TransportChange::between(&headers.tuple, translation);
     let protocol = headers.tuple.protocol;
@@ -170,7 +170,7 @@ struct TransportChange {
 }
 
 impl TransportChange {
-    #[inline]
+    #[inline(always)]
     fn between(old: &Tuple, new: &Translation) -> Self {
         let addresses =
             Change::addresses([old.source, old.destination], [new.source, new.destination]);
@@ -187,7 +187,7 @@ impl TransportChange {
     }
 
     /// Mends the checksum field in `transport`. A field that is not there (a short quote) is left alone.
-    #[inline]
+    #[inline(always)]
     fn mend(&self, transport: &mut [u8], protocol: Protocol, state: ChecksumState) {
         let (at, change) = match protocol {
             // The kernel mends a quoted TCP checksum only if the whole header is quoted.
@@ -212,6 +212,7 @@ impl TransportChange {
 }
 
 /// Zero means that there is no checksum (RFC 768), so a computed zero is sent as its other form.
+#[inline(always)]
 fn udp(old: u16, change: Change) -> u16 {
     match change.apply(old) {
         _ if old == 0 => 0,

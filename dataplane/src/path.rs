@@ -3,18 +3,21 @@
 //!
 //! A packet takes one pass. A hit never reads the service table, but to find out whether a UDP flow from before the
 //! newest table still has its endpoint. Read first: `docs/architecture.md`; then the module whose noun interests you.
+//!
+//! What a hit passes through is inlined into [`process`], and what is rarely needed is handed small values only: a large
+//! one is handed over in memory, where it is written in parts and read as a whole, for which a processor waits.
 
-use crate::conntrack::{ConfirmError, Confirmed, Conntrack, Found, Headers, ServiceTag};
-use crate::conntrack::{Guess, Tentative, Tracked, TupleHash};
+use crate::conntrack::{ConfirmError, Confirmed, Conntrack, EntryId, Found, Guess, Headers};
+use crate::conntrack::{ServiceTag, Tentative, Tracked, TupleHash};
 use crate::fragments::{self, Collected, Described, Fragments};
 use crate::frame::Frame;
 use crate::nat;
 use crate::notices::{Notice, Notices};
-use crate::packet::{self, Kind, Packet, Quote, Unparsed};
+use crate::packet::{self, Kind, Layout, Packet, Quote};
 use crate::ports::{self, ReservedPorts};
 use crate::select::{self, Affinity, Turn};
 use crate::service::{Decision, ServiceTable};
-use crate::tuple::{Address, Direction, Origin, Protocol, Timestamp, Tuple};
+use crate::tuple::{Address, Origin, Protocol, Timestamp, Tuple};
 use crate::verdict::{DropReason, RejectWith, Verdict};
 use fastrand::Rng;
 
@@ -37,8 +40,6 @@ pub struct Context<'a> {
     pub datagram: Vec<Frame>,
     /// Whether INVALID packets go on untranslated (`tcpBeLiberal` takes kube-proxy's drop rule away).
     pub forward_invalid: bool,
-    /// What was brought near for the packet that comes next; nothing otherwise.
-    pub near: Near,
     /// Randomness.
     pub rng: &'a mut Rng,
     /// Time.
@@ -46,43 +47,72 @@ pub struct Context<'a> {
 }
 
 /// What is known of a packet before it is its turn.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Near(Option<(TupleHash, Option<Guess>)>);
+#[derive(Clone, Copy, Debug)]
+pub struct Prepared {
+    layout: Result<Layout, DropReason>,
+    near: Option<Near>,
+}
+
+/// What was brought near for a packet, or is on its way: the index, and the entry that its tuple probably has.
+type Near = (TupleHash, Option<Guess>);
+
+impl Prepared {
+    /// Looks at the packet in `frame`, and gives it back the hop that it lost on its way here.
+    #[inline]
+    pub fn new(frame: &mut Frame) -> Self {
+        packet::give_back_hop(frame.packet_mut());
+        Self {
+            layout: Layout::of(frame.packet()),
+            near: None,
+        }
+    }
+
+    #[inline]
+    fn tuple(&self, frame: &Frame) -> Option<Tuple> {
+        let layout = self.layout.ok().filter(|layout| !layout.is_fragment())?;
+        layout.tuple(frame.packet())
+    }
+}
 
 /// Frames whose waits for memory overlap. More find no place in the caches' queues.
 pub const NEAR: usize = 16;
 
-/// Brings near what [`process`] will need for a batch of at most [`NEAR`] frames, so that their waits for memory overlap:
-/// the index for all of them first, then the entries. A batch of one would only pay for it.
-pub fn bring_near(conntrack: &Conntrack, frames: &[Frame]) -> [Near; NEAR] {
-    let mut near = [Near::default(); NEAR];
+/// Looks at each of at most [`NEAR`] frames, and brings near what [`process`] will need for them, so that their waits for
+/// memory overlap: the index for all of them first, then the entries. A batch of one would only pay for it.
+pub fn prepare(conntrack: &Conntrack, frames: &mut [Frame], prepared: &mut Vec<Prepared>) {
+    prepared.clear();
+    prepared.extend(frames.iter_mut().map(Prepared::new));
     if frames.len() < 2 {
-        return near;
+        return;
     }
-    for (near, frame) in near.iter_mut().zip(frames) {
-        near.0 = packet::apparent_tuple(frame.packet()).map(|tuple| {
+    for (packet, frame) in prepared.iter_mut().zip(frames) {
+        packet.near = packet.tuple(frame).map(|tuple| {
             let hash = conntrack.hash(&tuple);
             conntrack.prefetch_buckets(hash);
             (hash, None)
         });
     }
-    for (hash, guess) in near.iter_mut().filter_map(|near| near.0.as_mut()) {
-        *guess = conntrack.guess(*hash);
+    for packet in prepared {
+        if let (Ok(layout), Some((hash, guess))) = (packet.layout, &mut packet.near) {
+            *guess = conntrack.guess(*hash, layout.protocol());
+        }
     }
-    near
 }
 
-/// Decides on the packet in `frame`, which came from `origin`, and translates it in place.
-pub fn process(context: &mut Context<'_>, origin: Origin, frame: &mut Frame) -> Verdict {
-    packet::give_back_hop(frame.packet_mut());
-    let described = match &mut Packet::parse(frame) {
-        Ok((packet, Kind::Fragment)) => Described::of(packet),
-        Ok((packet, kind)) => return whole(context, origin, packet, kind),
-        Err(unparsed) => return not_a_packet(context, origin, *unparsed),
-    };
-    match described {
-        Some(described) => datagram(context, origin, frame, &described),
-        None => Verdict::Drop(DropReason::Malformed),
+/// Decides on the packet in `frame`, which came from `origin` and was prepared, and translates it in place.
+pub fn process(
+    context: &mut Context<'_>,
+    origin: Origin,
+    frame: &mut Frame,
+    prepared: &Prepared,
+) -> Verdict {
+    match prepared.layout {
+        Err(reason) => Verdict::Drop(reason),
+        Ok(layout) if layout.is_fragment() => datagram(context, origin, frame, layout),
+        Ok(layout) => {
+            let mut packet = Packet::new(frame, layout);
+            whole(context, origin, &mut packet, prepared.near)
+        }
     }
 }
 
@@ -91,17 +121,18 @@ fn whole(
     context: &mut Context<'_>,
     origin: Origin,
     packet: &mut Packet<'_>,
-    kind: &Kind,
+    near: Option<Near>,
 ) -> Verdict {
-    // As the kernel does, which verifies in PREROUTING only.
-    if origin != Origin::Node && packet.has_bad_checksum() {
-        context.conntrack.count_invalid(packet.protocol());
-        return invalid(context, origin, packet.destination());
-    }
-    match kind {
-        Kind::Flow(headers) => flow(context, origin, packet, headers),
+    match &packet.kind() {
+        Kind::Untracked => Verdict::Pass,
+        Kind::Invalid | Kind::Fragment => invalid(context, origin, packet.destination()),
+        // As the kernel does, which verifies in PREROUTING only.
+        _ if origin != Origin::Node && packet.has_bad_checksum() => {
+            context.conntrack.count_invalid(packet.protocol());
+            invalid(context, origin, packet.destination())
+        }
+        Kind::Flow(headers) => flow(context, origin, packet, (headers, near)),
         Kind::Error(quote) => related(context, origin, packet, quote),
-        Kind::Fragment => invalid(context, origin, packet.destination()),
     }
 }
 
@@ -110,15 +141,15 @@ fn flow(
     context: &mut Context<'_>,
     origin: Origin,
     packet: &mut Packet<'_>,
-    headers: &Headers,
+    (headers, near): (&Headers, Option<Near>),
 ) -> Verdict {
     let (tuple, now) = (&headers.tuple, context.now);
-    let found = match std::mem::take(&mut context.near).0 {
+    let found = match near {
         Some((hash, guess)) => context.conntrack.find_near(tuple, hash, guess, now),
         None => context.conntrack.find(tuple, now),
     };
     match found {
-        Some(found) => established(context, origin, packet, headers, found),
+        Some(found) => established(context, origin, packet, headers, &found),
         None => new_flow(context, origin, packet, headers),
     }
 }
@@ -130,14 +161,14 @@ fn established(
     origin: Origin,
     packet: &mut Packet<'_>,
     headers: &Headers,
-    found: Found,
+    found: &Found,
 ) -> Verdict {
-    if is_stale(context, &headers.tuple, &found) {
-        context.conntrack.end(&found, context.now);
+    if is_stale(context, headers.tuple.protocol, found) {
+        context.conntrack.end(found.entry(), context.now);
         return new_flow(context, origin, packet, headers);
     }
-    match context.conntrack.track(&found, headers, context.now) {
-        Tracked::Accepted | Tracked::Ignored => translate(packet, headers, &found),
+    match context.conntrack.track(found, headers, context.now) {
+        Tracked::Accepted | Tracked::Ignored => translate(packet, headers, found),
         Tracked::Invalid(_) => invalid(context, origin, packet.destination()),
         Tracked::Restart => new_flow(context, origin, packet, headers),
     }
@@ -196,7 +227,7 @@ fn related(
     let known = context.conntrack.find(&about, context.now);
     // An error travels to the sender of the quoted packet, or it is a forgery; and the flow has its place still.
     let known = known.filter(|found| {
-        packet.destination() == quote.tuple.source && !is_stale(context, &about, found)
+        packet.destination() == quote.tuple.source && !is_stale(context, about.protocol, found)
     });
     let Some(found) = known else {
         context.conntrack.count_invalid(packet.protocol());
@@ -219,9 +250,12 @@ fn datagram(
     context: &mut Context<'_>,
     origin: Origin,
     frame: &mut Frame,
-    described: &Described,
+    layout: Layout,
 ) -> Verdict {
-    let mut frames = match context.fragments.collect(frame, described, context.now) {
+    let Some(described) = Described::of(&Packet::new(frame, layout)) else {
+        return Verdict::Drop(DropReason::Malformed);
+    };
+    let mut frames = match context.fragments.collect(frame, &described, context.now) {
         Collected::Waiting => return Verdict::Hold,
         Collected::Dropped(reason) => return Verdict::Drop(reason),
         Collected::Incomplete => return invalid(context, origin, described.destination()),
@@ -230,9 +264,13 @@ fn datagram(
     let Some(mut joined) = fragments::join(&mut frames) else {
         return Verdict::Drop(DropReason::Malformed);
     };
-    let verdict = match &mut Packet::parse(&mut joined) {
-        Ok((packet, kind)) => whole(context, origin, packet, kind),
-        Err(unparsed) => not_a_packet(context, origin, *unparsed),
+    let verdict = match Layout::of(joined.packet()) {
+        // One more header of a fragment inside.
+        Ok(layout) if layout.is_fragment() => invalid(context, origin, described.destination()),
+        layout => {
+            let prepared = Prepared { layout, near: None };
+            process(context, origin, &mut joined, &prepared)
+        }
     };
     match verdict {
         Verdict::Forward => fragments::spread(&mut joined, &mut frames),
@@ -244,7 +282,7 @@ fn datagram(
     verdict
 }
 
-#[inline]
+#[inline(always)]
 fn translate(packet: &mut Packet<'_>, headers: &Headers, found: &Found) -> Verdict {
     let Some(translation) = found.translation() else {
         return Verdict::Pass;
@@ -347,46 +385,26 @@ fn no_room(context: &Context<'_>, tentative: &Tentative, reason: DropReason) -> 
 /// Whether a UDP flow must end because the newest table has no place for it: its endpoint is gone, or what went on
 /// untranslated is now addressed to a Service (there a sweep after each sync). See [`ServiceTable::is_stale`].
 #[inline]
-fn is_stale(context: &Context<'_>, tuple: &Tuple, found: &Found) -> bool {
+fn is_stale(context: &Context<'_>, protocol: Protocol, found: &Found) -> bool {
     let newest = context.services.generation();
-    let Some(tag) = found.service().filter(|tag| tag.generation != newest) else {
+    let older = found.service().filter(|tag| tag.generation != newest);
+    protocol == Protocol::UDP
+        && older.is_some_and(|tag| has_lost_its_place(context, found.entry(), tag))
+}
+
+/// Asked once of each flow for each table.
+#[cold]
+fn has_lost_its_place(context: &Context<'_>, entry: EntryId, tag: ServiceTag) -> bool {
+    let Some([original, reply]) = context.conntrack.tuples(entry) else {
         return false;
     };
-    if tuple.protocol != Protocol::UDP {
-        return false;
-    }
-    let (original, reply) = tuples(tuple, found);
-    let stale = context
-        .services
-        .is_stale(&original, &reply, tag.service(), tag.generation);
+    let services = context.services;
+    let stale = services.is_stale(&original, &reply, tag.service(), tag.generation);
     if !stale {
-        context.conntrack.revalidate(found, newest);
+        let newest = services.generation();
+        context.conntrack.revalidate(entry, newest);
     }
     stale
-}
-
-/// Both tuples of a connection, from that of a packet of it: its own, and the inverse of what it is rewritten to.
-fn tuples(own: &Tuple, found: &Found) -> (Tuple, Tuple) {
-    let own = *own;
-    let sent = found.translation().map_or(own, |translation| Tuple {
-        source: translation.source,
-        destination: translation.destination,
-        source_port: translation.source_port,
-        destination_port: translation.destination_port,
-        protocol: own.protocol,
-    });
-    match found.direction() {
-        Direction::Original => (own, sent.inverse()),
-        Direction::Reply => (sent.inverse(), own),
-    }
-}
-
-fn not_a_packet(context: &Context<'_>, origin: Origin, unparsed: Unparsed) -> Verdict {
-    match unparsed {
-        Unparsed::Untracked => Verdict::Pass,
-        Unparsed::Invalid(destination) => invalid(context, origin, destination),
-        Unparsed::Malformed(reason) => Verdict::Drop(reason),
-    }
 }
 
 /// INVALID packets are never translated. kube-proxy drops them in forwarding (KUBE-FORWARD), not on their way to or

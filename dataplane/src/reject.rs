@@ -50,7 +50,7 @@ impl RejectSources {
 
 /// Source and destination of the packet in `frame`.
 pub fn ends(frame: &mut Frame) -> Option<(Address, Address)> {
-    let (packet, _) = Packet::parse(frame).ok()?;
+    let packet = Packet::parse(frame).ok()?;
     Some((packet.source(), packet.destination()))
 }
 
@@ -62,12 +62,13 @@ pub fn port_unreachable(
     is_node_address: bool,
     sources: &RejectSources,
 ) -> bool {
-    let Ok((packet, kind)) = Packet::parse(frame) else {
+    let Ok(packet) = Packet::parse(frame) else {
         return false;
     };
     let (sender, destination, length) = (packet.source(), packet.destination(), packet.length());
-    let is_answerable =
-        matches!(kind, Kind::Flow(_)) && !is_for_many(destination) && !packet.has_bad_checksum();
+    let is_answerable = matches!(packet.kind(), Kind::Flow(_))
+        && !is_for_many(destination)
+        && !packet.has_bad_checksum();
     let source = sources.choose(origin, destination, is_node_address);
     let (true, Some(source)) = (is_answerable, source) else {
         return false;

@@ -10,57 +10,68 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 ///
 /// The family is part of the value, so tuples of the two families never compare equal and need no
 /// family field. IPv6 packets that carry mapped addresses are refused by the parser.
+// Two words, not a `u128`: its alignment would fill up every tuple, and filling is copied, too.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Address(u128);
+pub struct Address {
+    high: u64,
+    low: u64,
+}
 
-const MAPPED: u128 = 0xffff_0000_0000;
+/// The upper half of the lower word of mapped addresses.
+const MAPPED: u64 = 0xffff;
 
 impl Address {
     /// `0.0.0.0`.
-    pub const UNSPECIFIED_V4: Self = Self(MAPPED);
+    pub const UNSPECIFIED_V4: Self = Self::from_v4([0; 4]);
     /// `::`.
-    pub const UNSPECIFIED_V6: Self = Self(0);
+    pub const UNSPECIFIED_V6: Self = Self::from_bits(0);
 
     /// From the four bytes of an IPv4 header field.
     #[inline]
     pub const fn from_v4(octets: [u8; 4]) -> Self {
-        Self(MAPPED | u32::from_be_bytes(octets) as u128)
+        Self {
+            high: 0,
+            low: MAPPED << 32 | u32::from_be_bytes(octets) as u64,
+        }
     }
 
     /// From the sixteen bytes of an IPv6 header field.
     #[inline]
     pub const fn from_v6(octets: [u8; 16]) -> Self {
-        Self(u128::from_be_bytes(octets))
+        Self::from_bits(u128::from_be_bytes(octets))
     }
 
     /// Whether this is an IPv4 address.
     #[inline]
     pub const fn is_ipv4(self) -> bool {
-        self.0 >> 32 == 0xffff
+        self.high == 0 && self.low >> 32 == MAPPED
     }
 
     /// The four bytes of an IPv4 address (the last four of an IPv6 one).
     #[inline]
     pub const fn octets_v4(self) -> [u8; 4] {
-        (self.0 as u32).to_be_bytes()
+        (self.low as u32).to_be_bytes()
     }
 
     /// The sixteen bytes, IPv4 mapped.
     #[inline]
     pub const fn octets(self) -> [u8; 16] {
-        self.0.to_be_bytes()
+        self.to_bits().to_be_bytes()
     }
 
     /// The value as a number, IPv4 mapped.
     #[inline]
     pub const fn to_bits(self) -> u128 {
-        self.0
+        (self.high as u128) << 64 | self.low as u128
     }
 
     /// Inverse of [`Address::to_bits`].
     #[inline]
     pub const fn from_bits(bits: u128) -> Self {
-        Self(bits)
+        Self {
+            high: (bits >> 64) as u64,
+            low: bits as u64,
+        }
     }
 
     /// `0.0.0.0` or `::`, whichever is of the family of `self`.
@@ -79,7 +90,7 @@ impl Address {
         if self.is_ipv4() {
             self.octets_v4()[0] == 127
         } else {
-            self.0 == 1
+            self.to_bits() == 1
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::conntrack::Conntrack;
 use crate::fragments::Fragments;
 use crate::frame::Frame;
 use crate::notices::Notices;
-use crate::path::{self, Context, NEAR, Near};
+use crate::path::{self, Context, NEAR, Prepared};
 use crate::ports::ReservedPorts;
 use crate::reject::{self, RateLimit, RejectSources};
 use crate::select::Affinity;
@@ -86,6 +86,7 @@ pub struct Worker<'a, D> {
     counters: Arc<Counters>,
     rng: Rng,
     frames: Vec<Frame>,
+    prepared: Vec<Prepared>,
     train: Train,
 }
 
@@ -108,6 +109,7 @@ impl<'a, D: Device> Worker<'a, D> {
             counters,
             rng,
             frames,
+            prepared: Vec::with_capacity(NEAR),
             train: Train::default(),
         }
     }
@@ -189,7 +191,6 @@ impl<'a, D: Device> Worker<'a, D> {
             notices: &shared.notices,
             datagram: Vec::new(),
             forward_invalid: shared.forward_invalid,
-            near: Near::default(),
             rng: &mut self.rng,
             now,
         };
@@ -199,34 +200,31 @@ impl<'a, D: Device> Worker<'a, D> {
             train: &mut self.train,
             counters: &self.counters,
         };
-        let mut near = [Near::default(); NEAR];
-        for nth in 0..count {
-            if nth % NEAR == 0 {
-                let next = &self.frames[nth..count.min(nth + NEAR)];
-                near = path::bring_near(&shared.conntrack, next);
-            }
-            let frame = &mut self.frames[nth];
-            context.near = near[nth % NEAR];
-            let verdict = path::process(&mut context, *origin, frame);
-            if exit.device.has_copies() && verdict != Verdict::Forward {
-                continue;
-            }
-            exit.counters.count(verdict);
-            match verdict {
-                Verdict::Forward | Verdict::Pass if !context.datagram.is_empty() => {
-                    context
-                        .datagram
-                        .drain(..)
-                        .for_each(|fragment| exit.send(&fragment));
+        let frames = &mut self.frames[..count];
+        for frames in frames.chunks_mut(NEAR) {
+            path::prepare(&shared.conntrack, frames, &mut self.prepared);
+            for (frame, prepared) in frames.iter_mut().zip(&self.prepared) {
+                let verdict = path::process(&mut context, *origin, frame, prepared);
+                if exit.device.has_copies() && verdict != Verdict::Forward {
+                    continue;
                 }
-                Verdict::Forward | Verdict::Pass if count > 1 => exit.send(frame),
-                Verdict::Forward | Verdict::Pass => give(exit.device, frame, 1, exit.counters),
-                Verdict::Reject(_) if refuse(shared, facts, &context, *origin, frame) => {
-                    exit.send(frame);
+                exit.counters.count(verdict);
+                match verdict {
+                    Verdict::Forward | Verdict::Pass if !context.datagram.is_empty() => {
+                        context
+                            .datagram
+                            .drain(..)
+                            .for_each(|fragment| exit.send(&fragment));
+                    }
+                    Verdict::Forward | Verdict::Pass if count > 1 => exit.send(frame),
+                    Verdict::Forward | Verdict::Pass => give(exit.device, frame, 1, exit.counters),
+                    Verdict::Reject(_) if refuse(shared, facts, &context, *origin, frame) => {
+                        exit.send(frame);
+                    }
+                    Verdict::Reject(_) | Verdict::Drop(_) | Verdict::Hold => {}
                 }
-                Verdict::Reject(_) | Verdict::Drop(_) | Verdict::Hold => {}
+                context.datagram.clear();
             }
-            context.datagram.clear();
         }
         exit.leave();
     }

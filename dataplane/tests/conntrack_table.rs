@@ -101,7 +101,7 @@ fn translation_of_both_directions() {
             (sent.destination, sent.destination_port),
             (original.source, 40_000)
         );
-        conntrack.revalidate(&answer, Generation(6));
+        conntrack.revalidate(answer.entry(), Generation(6));
         let found = conntrack.find(&original, NOW).unwrap();
         assert_eq!(
             found.service(),
@@ -110,8 +110,8 @@ fn translation_of_both_directions() {
                 generation: Generation(6)
             })
         );
-        assert!(conntrack.end(&found, NOW));
-        assert!(!conntrack.end(&found, NOW), "only once");
+        assert!(conntrack.end(found.entry(), NOW));
+        assert!(!conntrack.end(found.entry(), NOW), "only once");
         assert!(conntrack.find(&reply, NOW).is_none());
         assert!(conntrack.is_empty());
     }
@@ -239,7 +239,7 @@ fn reuse_never_shows_another_flow() {
                     let client = random.u32(..16);
                     let _ = confirm(conntrack, tuple(true, client), pod(client), NOW);
                     if let Some(found) = conntrack.find(&tuple(true, random.u32(..16)), NOW) {
-                        conntrack.end(&found, NOW);
+                        conntrack.end(found.entry(), NOW);
                     }
                 }
             });

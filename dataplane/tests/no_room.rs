@@ -40,7 +40,7 @@ fn expect_no_room(names: &Names, bed: &mut Bed, reason: DropReason) {
 
 fn source_port_of(bytes: &[u8]) -> u16 {
     let mut frame = Frame::from_packet(bytes);
-    let (packet, _) = Packet::parse(&mut frame).unwrap();
+    let packet = Packet::parse(&mut frame).unwrap();
     u16::from_be_bytes([packet.transport()[0], packet.transport()[1]])
 }
 

@@ -24,7 +24,7 @@ fn for_each_family(test: impl Fn(&Names, &mut Bed)) {
 /// The source that the path chose for a masqueraded packet.
 fn source_of(bytes: &[u8]) -> SocketAddr {
     let mut frame = Frame::from_packet(bytes);
-    let (packet, _) = Packet::parse(&mut frame).expect("a packet");
+    let packet = Packet::parse(&mut frame).expect("a packet");
     let port = u16::from_be_bytes([packet.transport()[0], packet.transport()[1]]);
     SocketAddr::new(packet.source().into(), port)
 }

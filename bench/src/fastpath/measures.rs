@@ -253,7 +253,7 @@ pub(super) fn ports(taken: f64) -> Ports {
         let is_measured = number >= fill;
         if is_measured {
             let gone = live.swap_remove(rng.usize(..live.len()));
-            conntrack.end(&gone, now);
+            conntrack.end(gone, now);
         }
         let headers = client(number as u32);
         let Ok(mut tentative) = conntrack.open(&headers, now) else {
@@ -272,7 +272,7 @@ pub(super) fn ports(taken: f64) -> Ports {
         let elapsed = start.elapsed().as_nanos() as f64 / AT_ONCE as f64;
         if let (Ok(()), Ok(confirmed)) = (lease, conntrack.confirm(&tentative, now)) {
             let (Confirmed::Inserted(entry) | Confirmed::Adopted(entry)) = confirmed;
-            live.push(entry);
+            live.push(entry.entry());
             found += usize::from(is_measured);
         }
         if is_measured {

@@ -122,7 +122,7 @@ impl Conntrack {
                         meta: new.meta,
                         hot: entry.hot,
                     };
-                    return Ok(Confirmed::Inserted(Found::new(&sighting)));
+                    return Ok(Confirmed::Inserted(Found(sighting)));
                 }
                 Err(InsertError::OriginalTaken) => {
                     // When the winner has gone again meanwhile, there is room for us.

@@ -45,7 +45,8 @@ use super::events::Events;
 use super::pools::Pools;
 use super::sync::{AtomicU64, Ordering};
 
-pub(super) use entry::{EntryId, Meta, NewEntry, Sighting, Snapshot, StateWords};
+pub use entry::EntryId;
+pub(super) use entry::{Meta, NewEntry, Sighting, Snapshot, StateWords};
 pub use find::Guess;
 pub(super) use guard::Guard;
 pub use index::TupleHash;

@@ -7,7 +7,7 @@ use dataplane::conntrack::{Conntrack, Settings};
 use dataplane::fragments::Fragments;
 use dataplane::frame::Frame;
 use dataplane::notices::Notices;
-use dataplane::path::{self, Context, Near};
+use dataplane::path::{self, Context, Prepared};
 use dataplane::ports::ReservedPorts;
 use dataplane::select::Affinity;
 use dataplane::service::{
@@ -337,11 +337,11 @@ impl Bed {
             notices: &self.notices,
             datagram: Vec::new(),
             forward_invalid: false,
-            near: Near::default(),
             rng: &mut self.rng,
             now: self.now,
         };
-        let verdict = path::process(&mut context, origin, frame);
+        let prepared = Prepared::new(frame);
+        let verdict = path::process(&mut context, origin, frame, &prepared);
         self.datagram = context
             .datagram
             .iter()

@@ -59,7 +59,7 @@ pub(crate) fn remove(conntrack: &Conntrack, original: &Tuple, now: Timestamp) ->
     let found = conntrack
         .find(original, now)
         .filter(|found| found.direction() == Direction::Original);
-    found.is_some_and(|found| conntrack.end(&found, now))
+    found.is_some_and(|found| conntrack.end(found.entry(), now))
 }
 
 impl Flow {

@@ -8,7 +8,7 @@ use dataplane::fragments::Fragments;
 use dataplane::frame::Frame;
 use dataplane::notices::Notices;
 use dataplane::packet::sctp_checksum;
-use dataplane::path::{self, Context, Near};
+use dataplane::path::{self, Context, Prepared};
 use dataplane::ports::ReservedPorts;
 use dataplane::select::Affinity;
 use dataplane::tuple::Timestamp;
@@ -30,11 +30,11 @@ fn send(explainer: &Explainer<'_>, packet: &Packet, seed: u64) -> (Verdict, Vec<
         notices: &Notices::default(),
         datagram: Vec::new(),
         forward_invalid: false,
-        near: Near::default(),
         rng: &mut Rng::with_seed(seed),
         now: Timestamp::from_seconds(1000),
     };
-    let verdict = path::process(&mut context, packet.origin, &mut frame);
+    let prepared = Prepared::new(&mut frame);
+    let verdict = path::process(&mut context, packet.origin, &mut frame, &prepared);
     (verdict, frame.packet().to_vec())
 }
 

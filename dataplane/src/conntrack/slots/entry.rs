@@ -44,7 +44,7 @@ impl Meta {
 
 /// One life of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::conntrack) struct EntryId {
+pub struct EntryId {
     pub(in crate::conntrack) index: u32,
     pub(in crate::conntrack) generation: u32,
 }

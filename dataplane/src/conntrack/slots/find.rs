@@ -1,6 +1,6 @@
 //! Readers: they find an entry by a tuple and copy what they need of one life of it (invariant 2).
 
-use super::entry::{EntryId, Meta, Sighting, Snapshot, pair_v4, ports, tuple_v4};
+use super::entry::{EntryId, Meta, Sighting, Snapshot, has_windows, pair_v4, ports, tuple_v4};
 use super::index::TupleHash;
 use super::{CONTROL, LIVE, META, ORIGINAL, PENDING, PHASE, PORTS, REPLY, STATE, Slots};
 use crate::conntrack::sync::{Ordering, fence};
@@ -12,26 +12,30 @@ use crate::tuple::{Address, Direction, Protocol, Tuple};
 pub struct Guess(EntryId);
 
 impl Slots {
-    /// Brings the entry near that the tuple probably has.
-    #[inline]
-    pub(in crate::conntrack) fn guess(&self, hash: TupleHash) -> Option<Guess> {
+    /// Brings the entry near that a tuple of this protocol and family probably has.
+    #[inline(always)]
+    pub(in crate::conntrack) fn guess(
+        &self,
+        hash: TupleHash,
+        (protocol, is_ipv4): (Protocol, bool),
+    ) -> Option<Guess> {
         let id = self.candidates(hash).next()?;
         let index = id.index as usize;
         prefetch(&self.hot[index]);
-        if hash.has_windows {
+        if has_windows(protocol) {
             // They may reach into a second line.
             let [first, .., last] = &self.windows[index].0;
             prefetch(first);
             prefetch(last);
         }
-        if hash.is_ipv6 {
+        if !is_ipv4 {
             prefetch(&self.addresses[index]);
         }
         Some(Guess(id))
     }
 
     /// The guessed entry, if it is LIVE and owns `tuple`.
-    #[inline]
+    #[inline(always)]
     pub(in crate::conntrack) fn check(&self, guess: Guess, tuple: &Tuple) -> Option<Sighting> {
         self.sight(guess.0, tuple)
     }
@@ -64,7 +68,7 @@ impl Slots {
     }
 
     /// As [`Self::snapshot`] of a LIVE entry that owns `tuple`, but copies only what a packet of it needs.
-    #[inline]
+    #[inline(always)]
     fn sight(&self, id: EntryId, tuple: &Tuple) -> Option<Sighting> {
         let line = &self.hot[id.index as usize].0;
         let before = line[CONTROL].load(Ordering::Acquire);
@@ -94,7 +98,7 @@ impl Slots {
     }
 
     /// Which of an entry's tuples this one is, and the other one.
-    #[inline]
+    #[inline(always)]
     fn sides(&self, index: u32, tuple: &Tuple) -> Option<(Direction, Tuple)> {
         let line = &self.hot[index as usize].0;
         let word = |at: usize| line[at].load(Ordering::Relaxed);

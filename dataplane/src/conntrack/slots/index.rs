@@ -1,6 +1,6 @@
 //! The index: which entries a tuple may have, by its hash (invariant 4).
 
-use super::entry::{EntryId, Snapshot, has_windows, pair_v4};
+use super::entry::{EntryId, Snapshot, pair_v4};
 use super::{Bucket, Slots, WIDTH};
 use crate::conntrack::sync::Ordering;
 use crate::sys::memory::prefetch;
@@ -14,9 +14,6 @@ const PREFERRED: usize = WIDTH / 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TupleHash {
     pub(super) bits: u64,
-    /// What of an entry a packet of the tuple touches besides the hot line.
-    pub(super) has_windows: bool,
-    pub(super) is_ipv6: bool,
 }
 
 impl TupleHash {
@@ -50,6 +47,7 @@ const fn reduce(hash: u64, count: usize) -> usize {
 }
 
 impl Slots {
+    #[inline]
     pub(in crate::conntrack) fn hash(&self, tuple: &Tuple) -> TupleHash {
         let mut hasher = self.hash.build_hasher();
         let ports = u64::from(tuple.source_port) << 32 | u64::from(tuple.destination_port) << 16;
@@ -62,8 +60,6 @@ impl Slots {
         hasher.write_u64(ports | u64::from(tuple.protocol.0));
         TupleHash {
             bits: hasher.finish(),
-            has_windows: has_windows(tuple.protocol),
-            is_ipv6: !tuple.source.is_ipv4(),
         }
     }
 
@@ -76,7 +72,7 @@ impl Slots {
     }
 
     /// Entries whose slots have the tag of `hash`, in its two buckets.
-    #[inline]
+    #[inline(always)]
     pub(super) fn candidates(&self, hash: TupleHash) -> Candidates<'_> {
         let buckets = hash.buckets(self.buckets.len());
         Candidates::new(buckets.map(|bucket| &self.buckets[bucket]), hash.tag())

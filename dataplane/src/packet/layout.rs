@@ -1,0 +1,369 @@
+//! Where the parts of an IP packet are ([`Layout`]), and what it is to connection tracking ([`Kind`]).
+//!
+//! Read first: RFC 791, RFC 8200 section 4 (extension headers), Linux `nf_conntrack_core.c`, `get_l4proto`.
+
+use super::{ICMP_HEADER, IPV4_HEADER, IPV6_HEADER, array, word};
+use crate::conntrack::{Headers, SctpPacket, TcpSegment, Transport};
+use crate::tuple::{Address, Protocol, Tuple};
+use crate::verdict::DropReason;
+
+/// Where the parts of an IP packet are. Offsets are from its first byte. So small that many can wait for their turn; what
+/// stands in the packet is read there.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Offset of the transport header.
+    transport: u32,
+    /// Length by the IP header; in a quote it may exceed what is there.
+    end: u32,
+    pub(super) protocol: Protocol,
+    pub(super) is_ipv4: bool,
+    cut: Option<Cut>,
+}
+
+/// Of a fragment: where the header is that says so, and the byte that names the protocol of the data.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    header: u16,
+    protocol_at: u16,
+}
+
+/// What a packet is to connection tracking.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// Belongs to a connection of its own tuple.
+    Flow(Headers),
+    /// An ICMP error about the packet that it quotes.
+    Error(Quote),
+    /// Part of a datagram, which alone says what it is.
+    Fragment,
+    /// Its transport header is not intact: INVALID to the kernel.
+    Invalid,
+    /// Not for connection tracking, e.g. neighbour discovery.
+    Untracked,
+}
+
+/// The packet that an ICMP error quotes.
+#[derive(Clone, Copy, Debug)]
+pub struct Quote {
+    /// The tuple of the quoted packet, as it was when the error arose.
+    pub tuple: Tuple,
+    layout: Layout,
+}
+
+impl Quote {
+    /// Offset of the quoted transport header in the quoted packet.
+    pub const fn transport(&self) -> usize {
+        self.layout.transport()
+    }
+
+    /// Length of the quoted packet by its own header.
+    pub const fn original_length(&self) -> usize {
+        self.layout.end()
+    }
+}
+
+/// Which fragment of which datagram a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Identification field.
+    pub identification: u32,
+    /// Offset in the datagram in bytes.
+    pub offset: u32,
+    /// Whether more follow.
+    pub more: bool,
+    /// Where its part of the datagram begins in its packet.
+    pub data: usize,
+    /// Offset of the byte that names the protocol of the data: in IPv6 that is not always the fixed header's.
+    pub(crate) protocol_at: usize,
+}
+
+/// Extension headers that are followed; more are not on any real packet.
+const MAXIMUM_EXTENSION_HEADERS: usize = 8;
+
+impl Layout {
+    /// Of a whole packet. What lies behind its end by its own header is of no concern.
+    ///
+    /// # Errors
+    /// Why it is not an intact IP packet.
+    #[inline]
+    pub fn of(packet: &[u8]) -> Result<Self, DropReason> {
+        match packet.first().map(|byte| byte >> 4) {
+            Some(4) => Self::of_v4(packet)?.if_within(packet),
+            Some(6) => Self::of_v6(packet)?.if_within(packet),
+            _ => Err(DropReason::Malformed),
+        }
+    }
+
+    #[inline]
+    fn if_within(self, packet: &[u8]) -> Result<Self, DropReason> {
+        if self.end() > packet.len() || self.transport > self.end {
+            return Err(DropReason::Malformed);
+        }
+        Ok(self)
+    }
+
+    /// Of a packet of which the end may be missing.
+    fn of_headers(packet: &[u8]) -> Result<Self, DropReason> {
+        match packet.first().map(|byte| byte >> 4) {
+            Some(4) => Self::of_v4(packet),
+            Some(6) => Self::of_v6(packet),
+            _ => Err(DropReason::Malformed),
+        }
+    }
+
+    /// Offset of the transport header.
+    #[inline]
+    pub(super) const fn transport(&self) -> usize {
+        self.transport as usize
+    }
+
+    /// Length by the IP header.
+    #[inline]
+    pub(super) const fn end(&self) -> usize {
+        self.end as usize
+    }
+
+    /// Transport protocol, and whether it is over IPv4.
+    #[inline]
+    pub const fn protocol(&self) -> (Protocol, bool) {
+        (self.protocol, self.is_ipv4)
+    }
+
+    /// Whether the packet is one of several that make a datagram.
+    #[inline]
+    pub const fn is_fragment(&self) -> bool {
+        self.cut.is_some()
+    }
+
+    #[inline]
+    pub(super) fn source(&self, packet: &[u8]) -> Address {
+        if self.is_ipv4 {
+            Address::from_v4(array(packet, 12))
+        } else {
+            Address::from_v6(array(packet, 8))
+        }
+    }
+
+    #[inline]
+    pub(super) fn destination(&self, packet: &[u8]) -> Address {
+        if self.is_ipv4 {
+            Address::from_v4(array(packet, 16))
+        } else {
+            Address::from_v6(array(packet, 24))
+        }
+    }
+
+    /// The tuple of the packet, if it has one: nothing is checked but that the bytes are there. That of a fragment is its
+    /// datagram's.
+    #[inline(always)]
+    pub fn tuple(&self, packet: &[u8]) -> Option<Tuple> {
+        let (source_port, destination_port) =
+            ports(self.protocol, packet.get(self.transport()..)?)?;
+        Some(Tuple {
+            source: self.source(packet),
+            destination: self.destination(packet),
+            source_port,
+            destination_port,
+            protocol: self.protocol,
+        })
+    }
+
+    /// What the packet is to connection tracking.
+    #[inline(always)]
+    pub(super) fn kind(&self, packet: &[u8]) -> Kind {
+        if self.is_fragment() {
+            return Kind::Fragment;
+        }
+        let transport = &packet[self.transport()..self.end()];
+        if is_icmp_error(self.protocol, transport) {
+            return quote(transport).map_or(Kind::Invalid, Kind::Error);
+        }
+        if is_neighbour_or_multicast_discovery(self.protocol, transport) {
+            return Kind::Untracked;
+        }
+        let (Some(tuple), Some(transport)) =
+            (self.tuple(packet), transport_of(self.protocol, transport))
+        else {
+            return Kind::Invalid;
+        };
+        Kind::Flow(Headers {
+            tuple,
+            transport,
+            length: self.end,
+        })
+    }
+
+    /// What the header of a fragment says (RFC 791, section 3.1; RFC 8200, section 4.5).
+    pub(super) fn fragment(&self, packet: &[u8]) -> Option<Fragment> {
+        let Cut {
+            header,
+            protocol_at,
+        } = self.cut?;
+        let (identification, offset, more) = if self.is_ipv4 {
+            let flags = word(packet, 6);
+            let offset = u32::from(flags & 0x1fff) * 8;
+            (u32::from(word(packet, 4)), offset, flags & 0x2000 != 0)
+        } else {
+            let field = word(packet, usize::from(header) + 2);
+            let identification = u32::from_be_bytes(array(packet, usize::from(header) + 4));
+            (identification, u32::from(field & 0xfff8), field & 1 != 0)
+        };
+        Some(Fragment {
+            identification,
+            offset,
+            more,
+            data: self.transport(),
+            protocol_at: usize::from(protocol_at),
+        })
+    }
+
+    #[inline(always)]
+    fn of_v4(packet: &[u8]) -> Result<Self, DropReason> {
+        let Some(header) = packet.first_chunk::<IPV4_HEADER>() else {
+            return Err(DropReason::Malformed);
+        };
+        let transport = u32::from(header[0] & 0xf) * 4;
+        let end = u32::from(word(header, 2));
+        if (transport as usize) < IPV4_HEADER
+            || transport as usize > packet.len()
+            || end < transport
+        {
+            return Err(DropReason::Malformed);
+        }
+        let is_fragment = word(header, 6) & 0x3fff != 0;
+        Ok(Self {
+            transport,
+            end,
+            protocol: Protocol(header[9]),
+            is_ipv4: true,
+            cut: is_fragment.then_some(Cut {
+                header: 0,
+                protocol_at: 9,
+            }),
+        })
+    }
+
+    #[inline]
+    fn of_v6(packet: &[u8]) -> Result<Self, DropReason> {
+        let Some(header) = packet.first_chunk::<IPV6_HEADER>() else {
+            return Err(DropReason::Malformed);
+        };
+        let layout = Self {
+            transport: IPV6_HEADER as u32,
+            end: IPV6_HEADER as u32 + u32::from(word(header, 4)),
+            protocol: Protocol(header[6]),
+            is_ipv4: false,
+            cut: None,
+        };
+        // DIFFERS: the kernel forwards these. They must not be on the wire, and are IPv4 addresses to the tables.
+        if layout.source(header).is_ipv4() || layout.destination(header).is_ipv4() {
+            return Err(DropReason::MappedAddress);
+        }
+        if is_extension_header(layout.protocol) {
+            return layout.behind_extension_headers(packet);
+        }
+        Ok(layout)
+    }
+
+    /// With `transport` behind the extension headers, at the first header that is none.
+    fn behind_extension_headers(mut self, packet: &[u8]) -> Result<Self, DropReason> {
+        let mut protocol_at = 6;
+        for _ in 0..MAXIMUM_EXTENSION_HEADERS {
+            // What follows a fragment header is part of the datagram.
+            if self.is_fragment() || !is_extension_header(self.protocol) {
+                return Ok(self);
+            }
+            let at = self.transport();
+            let Some(header) = packet.get(at..at + 8) else {
+                return Err(DropReason::Malformed);
+            };
+            let kind = std::mem::replace(&mut self.protocol, Protocol(header[0]));
+            if kind == FRAGMENT {
+                // An atomic fragment (RFC 6946) is none.
+                self.cut = (word(header, 2) & 0xfff9 != 0).then_some(Cut {
+                    header: at as u16,
+                    protocol_at,
+                });
+                self.transport += 8;
+            } else {
+                protocol_at = at as u16;
+                self.transport += 8 + u32::from(header[1]) * 8;
+            }
+        }
+        Err(DropReason::Malformed)
+    }
+}
+
+const FRAGMENT: Protocol = Protocol(44);
+
+/// Hop-by-hop, routing, fragment, destination options.
+#[inline]
+const fn is_extension_header(protocol: Protocol) -> bool {
+    matches!(protocol.0, 0 | 43 | 44 | 60)
+}
+
+#[inline]
+fn transport_of(protocol: Protocol, bytes: &[u8]) -> Option<Transport> {
+    match protocol {
+        Protocol::TCP => {
+            let header_length = usize::from(*bytes.get(12)? >> 4) * 4;
+            let header = bytes
+                .get(..header_length)
+                .filter(|header| header.len() >= 20)?;
+            let data_length = (bytes.len() - header_length) as u32;
+            TcpSegment::parse(header, data_length)
+                .ok()
+                .map(Transport::Tcp)
+        }
+        Protocol::UDP => {
+            let length = usize::from(word(bytes.first_chunk::<8>()?, 4));
+            (length >= 8 && length <= bytes.len()).then_some(Transport::Udp)
+        }
+        Protocol::SCTP => SctpPacket::parse(bytes).ok().map(Transport::Sctp),
+        Protocol::ICMP | Protocol::ICMPV6 => Some(Transport::Icmp),
+        _ => Some(Transport::Other),
+    }
+}
+
+/// The two port fields of a tuple, see [`Tuple`]. `None` when the bytes do not suffice.
+#[inline]
+fn ports(protocol: Protocol, transport: &[u8]) -> Option<(u16, u16)> {
+    match protocol {
+        Protocol::TCP | Protocol::UDP | Protocol::SCTP => {
+            let ports = transport.first_chunk::<4>()?;
+            Some((word(ports, 0), word(ports, 2)))
+        }
+        Protocol::ICMP | Protocol::ICMPV6 => {
+            let header = transport.first_chunk::<ICMP_HEADER>()?;
+            Some((word(header, 4), word(header, 0)))
+        }
+        _ => Some((0, 0)),
+    }
+}
+
+/// Destination unreachable, source quench, redirect, time exceeded, parameter problem; for IPv6 all errors and redirect.
+#[inline]
+fn is_icmp_error(protocol: Protocol, transport: &[u8]) -> bool {
+    match (protocol, transport.first()) {
+        (Protocol::ICMP, Some(kind)) => matches!(kind, 3 | 4 | 5 | 11 | 12),
+        (Protocol::ICMPV6, Some(kind)) => *kind < 128 || *kind == 137,
+        _ => false,
+    }
+}
+
+/// Never tracked (Linux `nf_conntrack_proto_icmpv6.c`, `noct_valid_new`): MLD, neighbour and router discovery.
+#[inline]
+fn is_neighbour_or_multicast_discovery(protocol: Protocol, transport: &[u8]) -> bool {
+    protocol == Protocol::ICMPV6 && matches!(transport.first(), Some(130..=136 | 143 | 151 | 152))
+}
+
+/// The quoted packet, if its tuple is there: not in later fragments and short quotes.
+fn quote(icmp: &[u8]) -> Option<Quote> {
+    let quoted = icmp.get(ICMP_HEADER..)?;
+    let layout = Layout::of_headers(quoted).ok()?;
+    let is_later = layout
+        .fragment(quoted)
+        .is_some_and(|fragment| fragment.offset != 0);
+    let tuple = layout.tuple(quoted).filter(|_| !is_later)?;
+    Some(Quote { tuple, layout })
+}

@@ -1,7 +1,8 @@
 //! kube-proxy's clean-up of UDP flows that lost their place: the `conntrack -D` that it runs when objects changed.
 //!
 //! Source: `pkg/proxy/conntrack/cleanup.go`, `pkg/proxy/endpointschangetracker.go`. Its deletions reach further than the
-//! port that changed: by address alone they take the flows of the Service's other ports, by the number of a nodePort
+//! port that changed: by address alone they take the flows of the Service's other ports, and of other endpoints with the
+//! address of one that is gone, by the number of a nodePort
 //! alone those to that number anywhere, of both families when the Service's is IPv4. These bystanders are told apart
 //! (docs/behaviours/differences.md).
 
@@ -16,8 +17,8 @@ pub(super) struct Deletion {
     address: Option<IpAddr>,
     /// The Service's port there.
     port: u16,
-    /// The endpoint that is gone, if only flows to it go.
-    endpoint: Option<IpAddr>,
+    /// The endpoint that is gone and its port, if only flows to it go.
+    endpoint: Option<(IpAddr, u16)>,
     /// All endpoints that flows through the port may have: another Service may have the same address and port.
     endpoints: Vec<IpAddr>,
     family: Family,
@@ -36,8 +37,8 @@ impl Deletion {
             Some(address) => add("--orig-dst", address.to_string()),
             None => add("--dport", self.port.to_string()),
         }
-        if let Some(endpoint) = self.endpoint {
-            add("--reply-src", endpoint.to_string());
+        if let Some((address, _)) = self.endpoint {
+            add("--reply-src", address.to_string());
         }
         arguments
     }
@@ -49,8 +50,9 @@ impl Deletion {
             Some(address) => destination == address,
             None => destination.is_loopback() || own.contains(&destination),
         };
-        let is_to = |endpoint| entry.reply.source == endpoint;
-        let is_of_service = is_to(destination) || self.endpoints.contains(&entry.reply.source);
+        let from = entry.reply.source;
+        let is_to = |endpoint| (from, entry.reply.source_port) == endpoint;
+        let is_of_service = from == destination || self.endpoints.contains(&from);
         entry.protocol == UDP
             && is_addressed
             && entry.original.destination_port == self.port
@@ -96,7 +98,10 @@ fn of_a_change(before: &ServicePort, after: &ServicePort) -> Vec<Deletion> {
     }
     for endpoint in before.endpoints.iter().filter(|endpoint| endpoint.serving) {
         if !after.endpoints.iter().any(|other| is(endpoint, other)) {
-            deletions.extend(everywhere((before, after), Some(endpoint.address)));
+            deletions.extend(everywhere(
+                (before, after),
+                Some((endpoint.address, endpoint.port)),
+            ));
         }
     }
     deletions
@@ -105,7 +110,7 @@ fn of_a_change(before: &ServicePort, after: &ServicePort) -> Vec<Deletion> {
 /// At each address of the Service, and at its nodePort.
 fn everywhere(
     (before, service): (&ServicePort, &ServicePort),
-    endpoint: Option<IpAddr>,
+    endpoint: Option<(IpAddr, u16)>,
 ) -> Vec<Deletion> {
     let deletion = |address, port| Deletion {
         address,

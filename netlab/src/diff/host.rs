@@ -72,6 +72,7 @@ pub(super) fn send_datagram(packet: &[u8]) -> io::Result<()> {
         Type::DGRAM,
         None,
     )?;
+    socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::new(ip.source, source).into())?;
     let data = packet.get(ip.transport + 8..).unwrap_or_default();
     let to = SocketAddr::new(ip.destination, destination);

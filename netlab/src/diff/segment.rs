@@ -4,7 +4,7 @@
 //! no time matters. A keeper, a socket that throws away what comes, may stand for the connection in between: without one
 //! the node answers with a RST.
 
-use super::host::refused_is_sent;
+use super::host::{STARTING, refused_is_sent};
 use super::wire::{self, Ip, TCP};
 use dataplane::sys::repair::{self, Repair};
 use rustix::net::connect_unspec;
@@ -12,6 +12,7 @@ use socket2::{Domain, SockFilter, Socket, Type};
 use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::net::{Shutdown, SocketAddr};
+use std::sync::PoisonError;
 
 /// One for all routes, whose MTUs the two sides do not share.
 const SEGMENT_SIZE: u32 = 1000;
@@ -35,6 +36,7 @@ impl Keepers {
         let Some(segment) = Segment::of(packet) else {
             return Ok(());
         };
+        let _starting = STARTING.read().unwrap_or_else(PoisonError::into_inner);
         // Two sockets cannot have the same two ends.
         self.sockets.remove(&segment.ends).map_or(Ok(()), end)?;
         refused_is_sent(segment.send())?;

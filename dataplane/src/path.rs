@@ -216,7 +216,8 @@ fn is_with_the_node_itself(context: &Context<'_>, origin: Origin, tuple: &Tuple)
 
 /// An ICMP error: translated as the connection that the quoted packet belongs to.
 ///
-/// DIFFERS: so are those of the node about a connection from 127.0.0.1, which the kernel loses.
+/// DIFFERS: so are those of the node about a connection from 127.0.0.1, which the kernel loses. Those of the node with a
+/// wrong checksum pass where the connection is not known here, because it needs no translation.
 fn related(
     context: &mut Context<'_>,
     origin: Origin,
@@ -233,6 +234,10 @@ fn related(
         context.conntrack.count_invalid(packet.protocol());
         return invalid(context, origin, packet.destination());
     };
+    // Whoever translates verifies (`nf_nat_icmp_reply_translation`); what others sent was verified before.
+    if origin == Origin::Node && packet.has_bad_checksum() {
+        return Verdict::Drop(DropReason::Invalid);
+    }
     let Some(translation) = found.translation() else {
         return Verdict::Pass;
     };

@@ -321,6 +321,23 @@ fn an_icmp_error_about_a_translated_packet_is_translated() {
     });
 }
 
+/// The node's own packets are not verified, but NAT looks at what it is to change.
+#[test]
+fn an_icmp_error_of_the_node_with_a_wrong_checksum_is_not_translated() {
+    for_each_family(|n, bed| {
+        let (node, service) = (at(n.node, 40000), at(n.cluster_ip, 80));
+        let (verdict, _) = bed.send(Origin::Node, &udp(b"question").from(&node).to(&service));
+        assert_eq!(verdict, Verdict::Forward);
+        let answer = udp(b"answer").from(&service).to(&node).bytes();
+        let error = icmp_error(3, 1, &answer).from(n.node).to(n.cluster_ip);
+        let mut broken = error.bytes();
+        *broken.last_mut().expect("a byte") ^= 1;
+        let (verdict, _) = bed.send_bytes(Origin::Node, &broken);
+        assert_eq!(verdict, Verdict::Drop(DropReason::Invalid));
+        assert_eq!(bed.send(Origin::Node, &error).0, Verdict::Forward);
+    });
+}
+
 #[test]
 fn icmp_errors_about_unknown_packets_or_to_others_are_invalid() {
     for_each_family(|n, bed| {

@@ -5,7 +5,9 @@
 mod common;
 
 use common::*;
-use dataplane::service::{Action, EndpointRange, Generation, Parts, ServiceTable, UdpEndpoints};
+use dataplane::service::{
+    Action, EndpointRange, Generation, NodePortAddresses, Parts, ServiceTable, UdpEndpoints,
+};
 use dataplane::tuple::Origin;
 use dataplane::verdict::{DropReason, RejectWith, Verdict};
 
@@ -79,6 +81,24 @@ fn an_endpoint_that_is_listed_but_not_ready_keeps_its_flows_and_gets_no_new_ones
     assert_eq!(ask(&mut bed, 40_001), Verdict::Forward.to(NEW));
     publish(&mut bed, parts(3, Some(NEW), &[], true));
     assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(NEW));
+}
+
+/// The filter table knows nothing of `nodePortAddresses`, and turns away what has no answer yet.
+#[test]
+fn a_flow_to_the_node_ends_when_a_node_port_that_is_served_elsewhere_loses_its_endpoints() {
+    let elsewhere = |generation, used| Parts {
+        node_port_addresses_v4: NodePortAddresses::Only(Vec::new()),
+        ..parts(generation, used, &[], used.is_some())
+    };
+    let first = ServiceTable::following(elsewhere(1, Some(OLD)), &ServiceTable::empty());
+    let mut bed = Bed::new(first);
+    let question = udp(b"q").from(&at(NAMES.client, 40_000));
+    let question = question.to(&at(NAMES.node, 30_080));
+    assert_eq!(bed.send(Origin::Outside, &question).0, Verdict::Pass);
+    publish(&mut bed, elsewhere(2, Some(NEW)));
+    assert_eq!(bed.send(Origin::Outside, &question).0, Verdict::Pass);
+    publish(&mut bed, elsewhere(3, None));
+    assert_eq!(bed.send(Origin::Outside, &question).0, REJECTED.0);
 }
 
 #[test]

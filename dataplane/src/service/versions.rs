@@ -101,10 +101,11 @@ impl ServiceTable {
 
     /// Whether a UDP flow that the table `checked` let live has lost its place since (kube-proxy's
     /// `CleanStaleEntries`): its endpoint is no longer listed, the Service got its first serving endpoint, or the
-    /// flow was not translated and its destination has become a Service's.
+    /// flow was not translated and its destination has become a Service's, or a NodePort's that turns it away.
     ///
     /// DIFFERS: kube-proxy forgets flows through other addresses than the cluster IP when their Service goes, flows
-    /// whose address of the Service goes, and flows whose endpoint stopped serving before it went. They end here too.
+    /// whose address of the Service goes, and flows whose endpoint stopped serving before it went. They end here too,
+    /// and so do answered ones to a server of the node, on a NodePort's number, when that NodePort has no endpoints.
     /// Its `conntrack -D` by address or by nodePort alone takes flows through the Service's other ports, and to that
     /// port anywhere, of both families. They stay here.
     pub fn is_stale(
@@ -116,7 +117,7 @@ impl ServiceTable {
     ) -> bool {
         let mut addressed = self.addressed(original);
         let Some(id) = service else {
-            return addressed.next().is_some();
+            return addressed.next().is_some() || self.is_refused_at_node_port(original);
         };
         let keeps = |frontend: &Frontend| {
             let entry = self.entry(frontend.service);

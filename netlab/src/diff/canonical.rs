@@ -2,7 +2,7 @@
 
 use super::case::Case;
 use super::deliberate;
-use super::ports::{self, Ports};
+use super::ports::Ports;
 use super::quotes;
 use super::side::{Entry, Tuple};
 use super::wire::{self, ICMP, ICMPV6, Ip, SCTP, TCP, UDP};
@@ -85,16 +85,16 @@ fn forget_part_of_ports(bytes: &mut [u8]) {
         Some((ip.protocol, ip.transport))
     };
     let has_ports = |protocol| matches!(protocol, TCP | UDP | SCTP);
-    if let Some((_, at)) =
-        ports.filter(|(protocol, at)| has_ports(*protocol) && bytes.len() < at + 4)
-        && let Some(part) = bytes.get_mut(at..)
-    {
-        let before = wire::sum(part);
+    let ports = ports.filter(|(protocol, at)| has_ports(*protocol) && bytes.len() < at + 4);
+    let Some((_, at)) = ports else { return };
+    if ip.is_error(bytes) {
+        quotes::change(bytes, &ip, |quote| {
+            if let Some(part) = quote.get_mut(at - ip.transport - 8..) {
+                part.fill(0);
+            }
+        });
+    } else if let Some(part) = bytes.get_mut(at..) {
         part.fill(0);
-        if ip.is_error(bytes) {
-            // An even offset: the headers before it are multiples of four.
-            ports::mend(bytes, ip.transport + 2, wire::fold(before), 0);
-        }
     }
 }
 

@@ -4,19 +4,22 @@
 //! ports of masquerading are each side's own: the first packet shows both, they must be in the same range, and from
 //! then on one stands for the other.
 
+mod clock;
 mod connections;
+mod exchange;
 
 use super::canonical;
-use super::case::{Body, Case, Flow, Packet, Place, Step};
+use super::case::{Body, Case, Packet, Step};
 use super::coverage::Coverage;
 use super::deliberate;
 use super::difference::{Difference, Seen};
 use super::modes::Modes;
 use super::ports::Ports;
-use super::side::{self, Choice, Side};
-use super::wire::{self, Circumstances, Ends, Ip};
-use super::world::{Client, Output, Sender};
+use super::side::{self, Side};
+use super::wire::{self, Ip};
+use super::world::Output;
 use anyhow::{Context as _, Result};
+use clock::Clock;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
@@ -43,6 +46,8 @@ pub(super) struct Tally {
 pub(super) struct Outcome {
     pub(super) tally: Tally,
     pub(super) difference: Option<Difference>,
+    /// Whether a timeout may have passed for one side and not for the other.
+    pub(super) is_time_unclear: bool,
     /// Filled by who knows our side.
     pub(super) coverage: Coverage,
 }
@@ -60,6 +65,7 @@ struct Run<'a> {
     modes: Option<&'a Modes>,
     heard: Vec<[Heard; 2]>,
     ports: Ports,
+    clock: Clock,
     /// Flows that went apart on purpose: nothing more is compared of them.
     parted: HashSet<usize>,
     tally: Tally,
@@ -77,6 +83,7 @@ pub(super) fn run<'s>(
         modes,
         heard: vec![Default::default(); case.flows.len()],
         ports: Ports::of(case),
+        clock: Clock::of(case),
         parted: HashSet::new(),
         tally: Tally::default(),
     };
@@ -121,6 +128,7 @@ impl Run<'_> {
         Outcome {
             tally: self.tally,
             difference,
+            is_time_unclear: self.clock.is_unclear(),
             coverage: Coverage::default(),
         }
     }
@@ -135,51 +143,10 @@ impl Run<'_> {
         if self.parted.contains(&flow) {
             return Ok(None);
         }
-        let by = self.sender(flow, packet, from_client);
-        let client = match self.case.flows[flow].client_stays && from_client {
-            true => Client::Kept,
-            false => Client::Gone,
-        };
-        // A socket chooses the identification.
-        let tag = match by {
-            Sender::Raw => number as u16 + 1,
-            Sender::Socket => wire::ANY_TAG,
-        };
-        let mut sent: [Vec<Vec<u8>>; 2] = Default::default();
-        let mut outputs: [Vec<Output>; 2] = Default::default();
-        for nth in 0..2 {
-            if nth == 1 && from_client {
-                let mut choice = self.choice(flow, &outputs[0], tag);
-                // What the node itself gets of IPv6 shows nowhere else.
-                let may_be_the_nodes = !outputs[0].is_empty() || choice.source.0.is_ipv6();
-                if choice.endpoint.is_none() && may_be_the_nodes {
-                    choice.endpoint = sides[0].endpoint(&choice)?;
-                }
-                sides[1].follow(&choice);
-            }
-            let Some((place, ends)) = self.ends(flow, from_client, nth) else {
-                continue;
-            };
-            let heard = &self.heard[flow][nth];
-            let heard = match from_client {
-                true => heard.by_client.as_deref(),
-                false => heard.by_server.as_ref().map(|output| &*output.bytes),
-            };
-            if !from_client && place == Place::Node && !self.is_server_on_node(flow, by) {
-                continue;
-            }
-            sent[nth] = wire::build(packet, &ends, Circumstances { tag, heard });
-            for bytes in &sent[nth] {
-                sides[nth].world().send(place, bytes, (by, client))?;
-                sides[nth].work()?;
-            }
-            self.tally.packets += sent[nth].len() as u64;
-            if nth == 0 && !sent[0].is_empty() {
-                self.count(packet);
-            }
-            sides[nth].world().take(&mut outputs[nth])?;
+        let (tag, sent, mut outputs) = self.send(number, flow, (packet, from_client), sides)?;
+        if !sent[0].is_empty() {
+            self.count(packet);
         }
-        self.tally.packets -= sent[1].len() as u64;
         if packet.shape.ttl == 1 {
             self.part(flow, "a packet with TTL 1");
             return Ok(None);
@@ -187,7 +154,7 @@ impl Run<'_> {
         let mut same = self.agree(flow, (tag, &sent), (packet, from_client), &outputs);
         // What passes through the node's own stack may take a moment, on a busy machine a long one, and what stays in it
         // shows its ports elsewhere.
-        for milliseconds in [2, 4, 8, 16, 32, 64, 128] {
+        for milliseconds in [2, 4, 8, 16, 32, 64, 128, 256, 512] {
             if same {
                 break;
             }
@@ -249,92 +216,6 @@ impl Run<'_> {
         let follows = self.parted.iter().any(is_of_client);
         let after = follows.then_some("modes: what follows from one of these for the same client");
         self.modes?.reason(flow, sent, outputs).or(after)
-    }
-
-    /// Who sends a packet of `flow`, and to whom; nobody if it is the server and the client's packet reached none.
-    fn ends(&self, flow: usize, from_client: bool, side: usize) -> Option<(Place, Ends)> {
-        let initial = initial(self.case.seed, &self.case.flows[flow]);
-        let Flow {
-            from,
-            protocol,
-            source,
-            source_port,
-            destination,
-            destination_port,
-            ..
-        } = self.case.flows[flow];
-        if from_client {
-            let ends = Ends {
-                protocol,
-                source,
-                source_port,
-                destination,
-                destination_port,
-                initial,
-            };
-            return Some((from, ends));
-        }
-        let Output { link, bytes } = self.heard[flow][side].by_server.as_ref()?;
-        let place = if *link < self.case.links.len() {
-            Place::Link(*link)
-        } else {
-            Place::Node
-        };
-        let ip = Ip::parse(bytes)?;
-        let (source_port, destination_port) = ip.ports(bytes).unwrap_or((0, 0));
-        let ends = Ends {
-            protocol,
-            source: ip.destination,
-            source_port: destination_port,
-            destination: ip.source,
-            destination_port: source_port,
-            initial: (initial.1, initial.0),
-        };
-        Some((place, ends))
-    }
-
-    /// Whether the node itself answers: as an endpoint. What else it says to others does not come by our side.
-    fn is_server_on_node(&self, flow: usize, by: Sender) -> bool {
-        let of = &self.case.flows[flow];
-        let asked = self.ends(flow, false, 0);
-        let is_endpoint = asked.is_some_and(|(_, ends)| {
-            (ends.source, ends.source_port) != (of.destination, of.destination_port)
-        });
-        by == Sender::Socket && is_endpoint
-    }
-
-    /// How a packet is sent: what goes to a NodePort from the node itself, and what a server there answers, is led by
-    /// its ports, and those of raw packets the kernel does not look at.
-    fn sender(&self, flow: usize, packet: &Packet, from_client: bool) -> Sender {
-        let place = self.ends(flow, from_client, 0).map(|(place, _)| place);
-        let by_ports =
-            !from_client || canonical::is_own(self.case, self.case.flows[flow].destination);
-        match packet.body {
-            _ if place != Some(Place::Node) || !by_ports => Sender::Raw,
-            Body::Udp { .. } => Sender::Socket,
-            // No socket sends a server's segments without a handshake.
-            Body::Tcp(_) if from_client => Sender::Socket,
-            _ => Sender::Raw,
-        }
-    }
-
-    /// Where the first side led a packet.
-    fn choice(&self, flow: usize, outputs: &[Output], tag: u16) -> Choice {
-        let flow = &self.case.flows[flow];
-        let endpoint = forwarded(outputs, tag, flow.protocol).map(|(output, ip)| {
-            let (_, port) = ip.ports(&output.bytes).unwrap_or((0, 0));
-            (ip.destination, port)
-        });
-        Choice {
-            link: match flow.from {
-                Place::Link(link) => Some(link),
-                Place::Node => None,
-            },
-            protocol: flow.protocol,
-            source: (flow.source, flow.source_port),
-            destination: (flow.destination, flow.destination_port),
-            endpoint,
-        }
     }
 
     /// Whether both sides did the same, now that the ports they chose are known.
@@ -411,11 +292,4 @@ fn forwarded(outputs: &[Output], tag: u16, protocol: u8) -> Option<(&Output, Ip)
             && !ip.is_error(&output.bytes);
         is_it.then_some((output, ip))
     })
-}
-
-/// Initial sequence numbers of client and server.
-fn initial(seed: u64, flow: &Flow) -> (u32, u32) {
-    let ports = u64::from(flow.source_port) << 32 | u64::from(flow.destination_port) << 48;
-    let mut rng = fastrand::Rng::with_seed(seed ^ ports);
-    (rng.u32(..), rng.u32(..))
 }

@@ -28,6 +28,14 @@ pub(super) fn reason(
         return Some("a packet for the node without its headers");
     }
     let flow = &case.flows[flow];
+    let is_damaged = shape.wrong_checksum || shape.cut.is_some();
+    if is_damaged && is_error && canonical::is_own(case, ends.source) && passed(kernel, ours, ends)
+    {
+        return Some("an error of the node with a wrong checksum");
+    }
+    if is_too_big(kernel) && (ours.is_empty() || is_refused(ours)) {
+        return Some("what is turned away is larger than the way");
+    }
     if ours.is_empty() && (is_mapped(flow.source) || is_mapped(flow.destination)) {
         return Some("an IPv4-mapped address in IPv6");
     }
@@ -52,6 +60,20 @@ pub(super) fn reason(
         return Some("hop limits and sources of errors, of what the node sends to itself");
     }
     None
+}
+
+/// Whether our side alone sent an error on, to where it was sent.
+fn passed(kernel: &[Output], ours: &[Output], ends: &Ends) -> bool {
+    let is_as_sent = |output: &Output| {
+        let ip = Ip::parse(&output.bytes);
+        ip.is_some_and(|ip| (ip.source, ip.destination) == (ends.source, ends.destination))
+    };
+    kernel.is_empty() && !ours.is_empty() && ours.iter().all(is_as_sent)
+}
+
+/// Whether a router said that a packet is too big, and nothing else.
+fn is_too_big(outputs: &[Output]) -> bool {
+    matches!(refusal(outputs), Some([3, 4] | [2, 0]))
 }
 
 /// Whether it is an IPv4 address in the form of IPv6.

@@ -27,6 +27,8 @@ pub(super) struct Ours<'a> {
     worker: Worker<'a, Source>,
     counters: Arc<Counters>,
     start: Instant,
+    /// What the comparison says, so that no time passes here that did not pass for the kernel.
+    now: Timestamp,
     coverage: Coverage,
     watched: Watched,
 }
@@ -49,6 +51,7 @@ pub(super) fn with<T>(case: &Case, inside: impl FnOnce(&mut Ours<'_>) -> Result<
         worker: Worker::new(&shared, queues, Arc::clone(&counters), rng),
         counters,
         start: Instant::now(),
+        now: Timestamp(0),
         coverage: Coverage::default(),
         watched: Watched::default(),
     };
@@ -78,10 +81,6 @@ fn settings(case: &Case) -> Settings {
 }
 
 impl Ours<'_> {
-    fn now(&self) -> Timestamp {
-        Timestamp(self.start.elapsed().as_nanos() as u64)
-    }
-
     fn entries_at(&self, now: Timestamp) -> Vec<Entry> {
         let mut entries = Vec::new();
         let services = self.shared.services.load();
@@ -100,8 +99,13 @@ impl Side for Ours<'_> {
         &mut self.world
     }
 
+    fn set_time(&mut self, now: Instant) -> bool {
+        self.now = Timestamp(now.saturating_duration_since(self.start).as_nanos() as u64);
+        true
+    }
+
     fn work(&mut self) -> Result<()> {
-        let now = self.now();
+        let now = self.now;
         self.worker.drain(|| now)?;
         self.watched
             .look(&self.shared.conntrack, now, &mut self.coverage);
@@ -149,7 +153,7 @@ impl Side for Ours<'_> {
     }
 
     fn entries(&mut self) -> Result<Vec<Entry>> {
-        Ok(self.entries_at(self.now()))
+        Ok(self.entries_at(self.now))
     }
 
     fn coverage(&self) -> Coverage {
@@ -159,7 +163,7 @@ impl Side for Ours<'_> {
     }
 
     fn entries_after(&mut self, later: Duration) -> Result<Option<Vec<Entry>>> {
-        Ok(Some(self.entries_at(self.now().after(later))))
+        Ok(Some(self.entries_at(self.now.after(later))))
     }
 }
 

@@ -49,10 +49,21 @@ pub struct Report {
     pub deliberate: BTreeMap<String, u64>,
     /// What of our dataplane was reached.
     pub coverage: Coverage,
+    /// Runs that differed while a timeout may have passed on one side only, of cases that did not differ again.
+    pub repeated: Vec<Repeated>,
     /// Cases that showed any other difference.
     pub differing_cases: u64,
     /// All others, one of each kind.
     pub differences: Vec<Found>,
+}
+
+/// A run that was too slow to count: see [`crate::diff`].
+#[derive(Clone, Debug, Serialize)]
+pub struct Repeated {
+    /// The case's seed.
+    pub seed: u64,
+    /// What differed.
+    pub kind: String,
 }
 
 /// A difference.
@@ -94,6 +105,7 @@ impl Report {
                 Subject::Penstock => Coverage::at_start(),
                 Subject::Iptables => Coverage::default(),
             },
+            repeated: Vec::new(),
             differing_cases: 0,
             differences: Vec::new(),
         }
@@ -104,6 +116,7 @@ impl Report {
             tally,
             coverage,
             difference,
+            ..
         } = outcome;
         self.cases += 1;
         self.packets += tally.packets;
@@ -188,6 +201,9 @@ impl Report {
                 None => "differences.md",
             };
             format!("on purpose: {why}, {count} times (docs/behaviours/{page})")
+        }));
+        lines.extend(self.repeated.iter().map(|Repeated { seed, kind }| {
+            format!("repeated because too slow, and the same then: seed {seed}, {kind}")
         }));
         lines.push(match self.differences.len() {
             _ if self.cases == 0 => "nothing was compared".to_owned(),

@@ -8,12 +8,17 @@ use control::config::KubeProxyConfig;
 use control::snapshot::Snapshot;
 use serde_json::{Value, json};
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A side.
 pub(super) trait Side {
     /// Its node.
     fn world(&mut self) -> &mut World;
+
+    /// Says what time it is from now on. Whether the side can be told: the kernel has a clock of its own.
+    fn set_time(&mut self, _: Instant) -> bool {
+        false
+    }
 
     /// Lets everything that was sent come out.
     fn work(&mut self) -> Result<()>;

@@ -8,7 +8,7 @@ use crate::diff::side::Entry;
 use crate::diff::wire;
 use anyhow::Result;
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 impl Run<'_> {
     /// Compares nothing more of a flow.
@@ -59,8 +59,7 @@ impl Run<'_> {
         sides: &mut Sides<'_>,
     ) -> Result<Option<Difference>> {
         self.part_by_modes();
-        let [first, second] = sides;
-        let (kernel, mut ours) = (first.entries()?, second.entries()?);
+        let (kernel, mut ours) = self.read(sides)?;
         let seen = |entries| Difference {
             step,
             sent: Vec::new(),
@@ -83,15 +82,29 @@ impl Run<'_> {
         Ok(canonical::differing(&kernel, &ours).map(seen))
     }
 
+    /// What the sides track at the same time.
+    fn read(&mut self, [first, second]: &mut Sides<'_>) -> Result<(Vec<Entry>, Vec<Entry>)> {
+        let begin = Instant::now();
+        let kernel = first.entries()?;
+        let mut end = Instant::now();
+        let is_told = second.set_time(end);
+        let ours = second.entries()?;
+        if !is_told {
+            end = Instant::now();
+        }
+        self.clock.read((begin, end));
+        Ok((kernel, ours))
+    }
+
     /// Compares when what is tracked at the end would end: the kernel says its timeouts, our clock is moved.
     pub(super) fn timeouts(&mut self, sides: &mut Sides<'_>) -> Result<Option<Difference>> {
         /// Between any two timeouts of the kernel, up to the longest, five days.
         const AHEAD: [u64; 12] = [
             1, 5, 15, 40, 75, 110, 150, 200, 400, 4_000, 100_000, 440_000,
         ];
-        let [first, second] = sides;
-        let entries = first.entries()?;
-        let kernel = canonical::entries(self.case, &self.parted, entries, &Ports::default());
+        let (kernel, _) = self.read(sides)?;
+        let kernel = canonical::entries(self.case, &self.parted, kernel, &Ports::default());
+        let [_, second] = sides;
         for ahead in AHEAD.map(Duration::from_secs) {
             let Some(later) = second.entries_after(ahead)? else {
                 return Ok(None);

@@ -37,11 +37,16 @@ pub(super) fn random(
     } else {
         target.protocol
     };
+    let mut source_port = source_port(rng);
+    // A socket that connects to itself answers itself.
+    if (source, source_port) == (target.address, target.port) {
+        source_port += 1;
+    }
     flows.push(Flow {
         from,
         protocol,
         source,
-        source_port: source_port(rng),
+        source_port,
         destination: target.address,
         destination_port: target.port,
         client_stays: from == Place::Node && protocol == TCP && rng.bool(),
@@ -164,8 +169,6 @@ impl Talk<'_> {
     /// Packed as most packets are, or not.
     fn packed(&mut self, body: Body) -> Packet {
         let mut shape = Shape::default();
-        // No node sends errors with a wrong checksum.
-        let is_intact = self.from == Place::Node && matches!(body, Body::Error { .. });
         let rng = &mut *self.rng;
         if rng.u8(..4) == 0 && !self.by_socket {
             match rng.u8(..11) {
@@ -178,7 +181,7 @@ impl Talk<'_> {
                     shape.options = *pick(rng, &[4, 8, 40]);
                     shape.extension = self.extension();
                 }
-                5 => shape.wrong_checksum = !is_intact,
+                5 => shape.wrong_checksum = true,
                 6 if rng.bool() => shape.cut = Some(rng.u16(..40)),
                 // The kernel puts the node's own fragments together before it routes them; ours only those to Services.
                 7 | 8 if self.from == Place::Node => {}

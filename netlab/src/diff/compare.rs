@@ -246,7 +246,8 @@ impl Run<'_> {
             return true;
         }
         let why = ends.and_then(|(_, ends)| {
-            deliberate::reason(self.case, (flow, packet), &ends, [&kernel, &ours])
+            let packet = (flow, packet, self.clock.has_begun(flow));
+            deliberate::reason(self.case, packet, &ends, [&kernel, &ours])
         });
         self.tally.deliberate.extend(why);
         if why == Some(deliberate::TURNED_AWAY) {

@@ -9,10 +9,11 @@ use std::net::IpAddr;
 /// What goes on is of another connection on either side.
 pub(super) const TURNED_AWAY: &str = "a refused connection of the node with itself";
 
-/// Why `kernel` and `ours`, which came out when `packet` of `flow` was sent between `ends`, may differ.
+/// Why `kernel` and `ours`, which came out when `packet` of `flow` was sent between `ends`, may differ. Not the first
+/// packet of its flow if that `has_begun`.
 pub(super) fn reason(
     case: &Case,
-    (flow, packet): (usize, &Packet),
+    (flow, packet, has_begun): (usize, &Packet, bool),
     ends: &Ends,
     [kernel, ours]: [&[Output]; 2],
 ) -> Option<&'static str> {
@@ -43,7 +44,8 @@ pub(super) fn reason(
     if is_broken && kernel.len() + ours.len() == 1 {
         return Some("an IPv6 packet cut within its extension headers");
     }
-    if flow.from == Place::Node && is_own && turned_away_once(case, flow, kernel, ours) {
+    if flow.from == Place::Node && is_own && turned_away_once(case, (flow, has_begun), kernel, ours)
+    {
         return Some(TURNED_AWAY);
     }
     if canonical::is_own(case, ends.source) && same_but_cut(kernel, ours) {
@@ -130,7 +132,12 @@ fn same_but_errors(kernel: &[Output], ours: &[Output]) -> bool {
 
 /// Whether one side turned away what the node sent to itself, for want of endpoints, and the other gave it to the node
 /// as it was; or who turned it away were two.
-fn turned_away_once(case: &Case, flow: &Flow, kernel: &[Output], ours: &[Output]) -> bool {
+fn turned_away_once(
+    case: &Case,
+    (flow, has_begun): (&Flow, bool),
+    kernel: &[Output],
+    ours: &[Output],
+) -> bool {
     // Nobody is told of a drop, nor of the refusal of what is broken.
     let is_turned_away = |outputs: &[Output]| outputs.is_empty() || is_refused(outputs);
     let is_given = |outputs: &[Output]| {
@@ -147,7 +154,8 @@ fn turned_away_once(case: &Case, flow: &Flow, kernel: &[Output], ours: &[Output]
     let by_two = refusal(kernel).zip(refusal(ours));
     let is_by_two = by_two.is_some_and(|(theirs, own)| theirs != own);
     // Our side leads it to the endpoints that came since.
-    let is_kept = !case.changes.is_empty() && is_given(kernel) && !is_given(ours);
+    let is_left = is_given(kernel) || is_turned_away(kernel) && has_begun;
+    let is_kept = !case.changes.is_empty() && is_left && !is_given(ours);
     is_half(kernel, ours) || is_half(ours, kernel) || is_by_two || is_kept
 }
 

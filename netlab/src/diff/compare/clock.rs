@@ -55,6 +55,11 @@ impl Clock {
         self.is_unclear
     }
 
+    /// Whether more than one packet of `flow` was sent.
+    pub(super) fn has_begun(&self, flow: usize) -> bool {
+        self.sent[flow].len() > 1
+    }
+
     /// Waits until no timeout is about to pass that packets of `flow` began.
     pub(super) fn step_past_timeouts(&self, case: &Case, flow: usize) {
         while let Some(end) = self.near(case, flow, (Instant::now(), Instant::now() + MARGIN)) {
@@ -94,5 +99,65 @@ impl Clock {
         let flows = case.flows.iter().zip(&self.sent);
         let flows = flows.filter(move |(flow, _)| self.has_short_affinity && flow.source == client);
         flows.flat_map(|(_, sent)| sent.iter().copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may")]
+
+    use super::*;
+    use serde_json::json;
+
+    fn case(affinity_seconds: u64) -> Case {
+        let flow = |port: u16| {
+            json!({ "from": "node", "protocol": 17, "source": "10.0.0.1", "sourcePort": port,
+                "destination": "10.0.0.2" })
+        };
+        let affinity = json!({ "clientIP": { "timeoutSeconds": affinity_seconds } });
+        let case = json!({ "schemaVersion": 1, "seed": 1, "node": "a", "links": [], "config": {},
+            "objects": [{ "spec": { "sessionAffinityConfig": affinity } }],
+            "flows": [flow(1), flow(2)], "steps": [] });
+        serde_json::from_value(case).unwrap()
+    }
+
+    /// Whether the case is unclear after packets of these flows, sent from and until so many milliseconds.
+    fn unclear(case: &Case, packets: &[(usize, u64, u64)]) -> bool {
+        let (start, mut clock) = (Instant::now(), Clock::of(case));
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        for (flow, from, until) in packets {
+            clock.sent(case, *flow, (at(*from), at(*until)));
+        }
+        clock.is_unclear()
+    }
+
+    #[test]
+    fn only_a_timeout_within_what_is_unknown_makes_a_case_unclear() {
+        let case = case(3600);
+        assert!(!unclear(
+            &case,
+            &[(0, 0, 1), (0, 1900, 1901), (0, 2100, 2101)]
+        ));
+        assert!(unclear(&case, &[(0, 0, 1), (0, 2000, 2001)]));
+        assert!(unclear(&case, &[(0, 0, 1), (0, 1500, 2200)]));
+        assert!(unclear(&case, &[(0, 0, 400), (0, 2100, 2101)]));
+        assert!(!unclear(&case, &[(0, 0, 1), (0, 5000, 7000)]));
+        assert!(unclear(&case, &[(0, 0, 1), (0, 9000, 11_000)]));
+    }
+
+    #[test]
+    fn a_client_that_stays_with_an_endpoint_for_two_seconds_counts_with_all_of_its_flows() {
+        let packets = [(0, 0, 1), (1, 2000, 2001)];
+        assert!(!unclear(&case(3600), &packets));
+        assert!(unclear(&case(2), &packets));
+    }
+
+    #[test]
+    fn a_table_that_was_read_for_seconds_is_unclear() {
+        let (now, mut clock) = (Instant::now(), Clock::of(&case(2)));
+        clock.read((now, now + Duration::from_millis(900)));
+        assert!(!clock.is_unclear());
+        clock.read((now, now + Duration::from_millis(1100)));
+        assert!(clock.is_unclear());
     }
 }

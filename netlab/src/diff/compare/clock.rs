@@ -104,8 +104,6 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test may")]
-
     use super::*;
     use serde_json::json;
 

@@ -164,6 +164,7 @@ impl Scenario {
         let shared = shared(settings, (TCP, false), 9);
         establish(&shared, TCP, established);
         let mut others = Others::new(&shared, established);
+        others.speak_all();
         let before = median((0..BEFORE).map(|_| others.speak()).collect());
         let mut attacker = Subject::new(&shared, TCP, 64, 10);
         let mut during = Vec::new();
@@ -224,6 +225,16 @@ impl<'a> Others<'a> {
             lost: 0,
             opened: 0,
             succeeded: 0,
+        }
+    }
+
+    /// Every flow, both sides: who lost his place to another while a small table filled up is picked up again.
+    fn speak_all(&mut self) {
+        for direction in [Direction::Original, Direction::Reply] {
+            for first in (0..self.established).step_by(CHUNK) {
+                let packets = (first..self.established).map(|nth| of_flow((Flow(nth), direction)));
+                self.subject.count(packets.take(CHUNK), self.now);
+            }
         }
     }
 

@@ -62,35 +62,47 @@ impl Conntrack {
         }
     }
 
-    /// Makes room (kernel `early_drop`): of the eight buckets from the new tuple's on, in the first that holds any
-    /// entry which is not assured, all such go. Expired ones go in any case. False when nothing went.
+    /// Makes room. False when nothing went.
     pub(super) fn early_drop(
         &self,
         tentative: &Tentative,
         error: InsertError,
         now: Timestamp,
     ) -> bool {
-        // When a bucket of the tuple is full, room elsewhere is of no use.
-        let reach = if error == InsertError::Full { 8 } else { 1 };
-        [&tentative.original, &tentative.reply]
-            .into_iter()
-            .any(|tuple| {
-                let hash = self.slots.hash(tuple);
-                (0..reach).any(|nth| self.drop_unassured(hash, nth, now) > 0)
-            })
+        let hashes = [&tentative.original, &tentative.reply].map(|tuple| self.slots.hash(tuple));
+        if error == InsertError::BucketFull {
+            return hashes
+                .into_iter()
+                .any(|hash| self.drop_one(self.slots.in_the_way(hash), now));
+        }
+        hashes.into_iter().any(|hash| self.drop_near(hash, now))
     }
 
-    fn drop_unassured(&self, hash: TupleHash, nth_bucket: usize, now: Timestamp) -> usize {
+    /// As the kernel's `early_drop`: of the eight buckets from the new tuple's on, in the first that holds any entry which
+    /// is not assured, all such go. Expired ones go in any case.
+    fn drop_near(&self, hash: TupleHash, now: Timestamp) -> bool {
+        (0..8).any(|nth| {
+            let gone = self
+                .slots
+                .neighbours(hash, nth)
+                .filter(|entry| self.drop_unassured(entry, now));
+            gone.count() > 0
+        })
+    }
+
+    /// The kernel's chains have no end that one comes to: where a bucket has, no more go than need to.
+    fn drop_one(&self, mut entries: impl Iterator<Item = Snapshot>, now: Timestamp) -> bool {
+        entries.any(|entry| self.drop_unassured(&entry, now))
+    }
+
+    fn drop_unassured(&self, entry: &Snapshot, now: Timestamp) -> bool {
         let may_go = |meta: Meta| meta.is_expired(now) || !Status(meta.status).has(Status::ASSURED);
-        let mut gone = 0;
-        for entry in self.slots.neighbours(hash, nth_bucket) {
-            if may_go(entry.meta) && self.slots.remove_if(entry.id, Farewell::at(now), may_go) {
-                gone += 1;
-                self.statistics
-                    .add(Counter::EarlyDrop, u64::from(!entry.meta.is_expired(now)));
-            }
+        let is_gone =
+            may_go(entry.meta) && self.slots.remove_if(entry.id, Farewell::at(now), may_go);
+        if is_gone && !entry.meta.is_expired(now) {
+            self.statistics.add(Counter::EarlyDrop, 1);
         }
-        gone
+        is_gone
     }
 
     pub(super) fn full(&self, error: InsertError) -> ConfirmError {
@@ -109,5 +121,51 @@ fn is_closing(entry: &Snapshot) -> bool {
         Some(ConnectionState::Tcp(state)) => state.is_closing(),
         Some(ConnectionState::Sctp(state)) => state.is_closing(),
         None => false,
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+    use crate::conntrack::{Confirmed, Headers, Settings, Transport};
+    use crate::tuple::{Address, Protocol, Tuple};
+
+    const NOW: Timestamp = Timestamp::from_seconds(100);
+
+    /// Datagrams from one client to one pod, from any port, both of whose tuples have only these two buckets to be in.
+    fn flows_of(conntrack: &Conntrack, wanted: [usize; 2]) -> Vec<Headers> {
+        let flow = |source_port| Headers {
+            tuple: Tuple {
+                source: Address::from_v4([10, 0, 0, 1]),
+                destination: Address::from_v4([10, 0, 0, 2]),
+                source_port,
+                destination_port: 53,
+                protocol: Protocol::UDP,
+            },
+            transport: Transport::Udp,
+            length: 28,
+        };
+        let is_wanted = |headers: &Headers| {
+            [headers.tuple, headers.tuple.inverse()]
+                .iter()
+                .flat_map(|tuple| conntrack.slots.buckets_of(tuple))
+                .all(|bucket| wanted.contains(&bucket))
+        };
+        (0..=u16::MAX).map(flow).filter(is_wanted).collect()
+    }
+
+    #[test]
+    fn full_buckets_of_a_tuple_cost_one_flow() {
+        const ROOM: usize = 2 * 8 / 2;
+        let conntrack = Conntrack::new(Settings::kernel(2 * ROOM), [7; 4]);
+        let flows = flows_of(&conntrack, [0, 1]);
+        for (nth, headers) in flows[..2 * ROOM].iter().enumerate() {
+            let tentative = conntrack.open(headers, NOW).unwrap();
+            let confirmed = conntrack.confirm(&tentative, NOW);
+            assert!(matches!(confirmed, Ok(Confirmed::Inserted(_))));
+            assert_eq!(conntrack.len(), ROOM.min(nth + 1), "the table has room");
+        }
+        let counted: crate::conntrack::Statistics = conntrack.statistics().into_iter().sum();
+        assert_eq!(counted.early_drop, ROOM as u64);
     }
 }

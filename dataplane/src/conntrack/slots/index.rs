@@ -2,7 +2,7 @@
 
 use super::entry::{EntryId, Snapshot, pair_v4};
 use super::{Bucket, Slots, WIDTH};
-use crate::conntrack::sync::Ordering;
+use crate::conntrack::sync::{AtomicU64, Ordering};
 use crate::sys::memory::prefetch;
 use crate::tuple::Tuple;
 use std::hash::{BuildHasher, Hasher};
@@ -128,7 +128,32 @@ impl Slots {
         nth: usize,
     ) -> impl Iterator<Item = Snapshot> + '_ {
         let bucket = (hash.buckets(self.buckets.len())[0] + nth) % self.buckets.len();
-        self.buckets[bucket].0.iter().filter_map(move |slot| {
+        self.live_of(bucket)
+    }
+
+    /// The LIVE entries of the two buckets of `hash`, when neither has an empty slot.
+    pub(in crate::conntrack) fn in_the_way(
+        &self,
+        hash: TupleHash,
+    ) -> impl Iterator<Item = Snapshot> + '_ {
+        let buckets = hash.buckets(self.buckets.len());
+        let is_empty = |slot: &AtomicU64| slot.load(Ordering::Relaxed) == 0;
+        let has_place = buckets
+            .into_iter()
+            .any(|bucket| self.buckets[bucket].0.iter().any(is_empty));
+        buckets
+            .into_iter()
+            .filter(move |_| !has_place)
+            .flat_map(|bucket| self.live_of(bucket))
+    }
+
+    #[cfg(all(test, not(any(loom, shuttle))))]
+    pub(in crate::conntrack) fn buckets_of(&self, tuple: &Tuple) -> [usize; 2] {
+        self.hash(tuple).buckets(self.buckets.len())
+    }
+
+    fn live_of(&self, bucket: usize) -> impl Iterator<Item = Snapshot> + '_ {
+        self.buckets[bucket].0.iter().filter_map(|slot| {
             let word = slot.load(Ordering::Acquire);
             let id = EntryId {
                 index: (word as u32).checked_sub(1)?,

@@ -32,6 +32,7 @@ use crate::conntrack::Responder;
 use crate::metrics::{Changes, WithoutLocal};
 use crate::netlink::{self, Netlink};
 use crate::node_network::NodeNetwork;
+use crate::problem::in_words;
 use crate::snapshot::{Followed, Snapshot, Texts};
 use anyhow::{Context as _, Result, bail};
 use dataplane::service::{Generation, ServiceTable};
@@ -269,8 +270,9 @@ impl Agent {
                 tracing::info!(generation = self.generation.0, "published");
             }
             Err(error) => {
-                tracing::error!("the objects stay as they were: {error:#}");
-                self.refused = Some(format!("{error:#}"));
+                let why = in_words(&error);
+                tracing::error!("the objects stay as they were: {why}");
+                self.refused = Some(why);
             }
         }
     }

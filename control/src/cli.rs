@@ -8,6 +8,7 @@ mod node;
 mod render;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use control::problem::in_words;
 use std::fmt;
 use std::process::ExitCode;
 
@@ -78,19 +79,6 @@ impl fmt::Display for Failure {
     }
 }
 
-/// An error and its causes. Some errors say their cause themselves; it is not said twice.
-fn in_words(error: &anyhow::Error) -> String {
-    let mut words = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if !words.contains(&cause) {
-            let separator = if words.is_empty() { "" } else { ": " };
-            words.push_str(separator);
-            words.push_str(&cause);
-        }
-    }
-    words
-}
-
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Failed(error.into())
@@ -113,25 +101,5 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cause_is_said_once() {
-        let cause = std::io::Error::other("no such file");
-        let source = Unreadable { source: cause };
-        let error = anyhow::Error::new(source).context("cannot start");
-        let failure = Failure::Failed(error).to_string();
-        assert_eq!(failure, "cannot start: x.yaml: no such file");
-    }
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("x.yaml: {source}")]
-    struct Unreadable {
-        source: std::io::Error,
     }
 }

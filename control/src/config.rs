@@ -11,6 +11,7 @@ mod wire;
 
 use crate::model::Family;
 use crate::problem::{Location, Problem, Problems};
+use crate::strict::{self, Strict};
 use dataplane::service::Selection;
 use ipnet::IpNet;
 use serde_json::Value;
@@ -28,9 +29,9 @@ pub struct KubeProxyConfig {
     pub hostname_override: Option<String>,
     /// The node's address, when it is not the first InternalIP; unspecified: not given.
     pub bind_address: IpAddr,
-    /// Where `/healthz` and `/livez` are served; `None`: nowhere.
+    /// Where `/healthz` and `/livez` are served; `None`, which no file says: nowhere.
     pub healthz_bind_address: Option<SocketAddr>,
-    /// Where `/metrics` and others are served; `None`: nowhere.
+    /// Where `/metrics` and others are served; `None`, which no file says: nowhere.
     pub metrics_bind_address: Option<SocketAddr>,
     /// `oomScoreAdj`: what the agent asks of the kernel's killer when memory runs out; left alone when absent.
     pub oom_score_adjustment: Option<i32>,
@@ -179,7 +180,7 @@ pub enum ConfigError {
 impl KubeProxyConfig {
     /// Reads a KubeProxyConfiguration file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+        let text = crate::text::read(path).map_err(|source| ConfigError::Unreadable {
             path: path.to_owned(),
             source,
         })?;
@@ -199,25 +200,26 @@ impl KubeProxyConfig {
             field: field.to_owned(),
             message,
         };
-        let value: Value = serde_saphyr::from_str_with_options(
-            text,
-            crate::snapshot::yaml_options(),
-        )
-        .map_err(|error| {
-            let line = error.location().map_or(1, |at| at.line() as usize);
-            let message = format!("this is not readable as YAML: {}", error.without_snippet());
-            Problems(vec![problem(line, "", message)])
-        })?;
+        let value: Value = serde_saphyr::from_str_with_options(text, crate::yaml::options())
+            .map_err(|error| {
+                let line = error.location().map_or(1, |at| at.line() as usize);
+                let message = format!(
+                    "this is not readable as YAML: {}",
+                    crate::yaml::reason(&error)
+                );
+                Problems(vec![problem(line, "", message)])
+            })?;
         let at =
             |(field, message): (String, String)| problem(line_of(text, &field), &field, message);
         let warnings =
             fields::check(&value).map_err(|wrong| Problems(wrong.into_iter().map(at).collect()))?;
-        let wire: wire::Wire = serde_path_to_error::deserialize(&value).map_err(|error| {
-            Problems(vec![at((
-                error.path().to_string(),
-                error.inner().to_string(),
-            ))])
-        })?;
+        let wire: wire::Wire =
+            serde_path_to_error::deserialize(Strict(&value)).map_err(|error| {
+                Problems(vec![at((
+                    error.path().to_string(),
+                    strict::reason(error.inner()),
+                ))])
+            })?;
         let mut config = wire
             .into_config()
             .map_err(|wrong| Problems(wrong.into_iter().map(at).collect()))?;

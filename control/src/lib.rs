@@ -20,3 +20,6 @@ pub mod problem;
 pub mod render;
 pub mod resolve;
 pub mod snapshot;
+mod strict;
+pub mod text;
+pub mod yaml;

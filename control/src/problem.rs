@@ -101,3 +101,35 @@ pub fn did_you_mean<'k>(given: &str, known: impl IntoIterator<Item = &'k str>) -
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
 }
+
+/// An error and its causes. Some errors say their cause themselves; it is not said twice.
+pub fn in_words(error: &anyhow::Error) -> String {
+    let mut words = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !words.contains(&cause) {
+            let separator = if words.is_empty() { "" } else { ": " };
+            words.push_str(separator);
+            words.push_str(&cause);
+        }
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let cause = std::io::Error::other("no such file");
+        let source = Unreadable { source: cause };
+        let error = anyhow::Error::new(source).context("cannot start");
+        assert_eq!(in_words(&error), "cannot start: x.yaml: no such file");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("x.yaml: {source}")]
+    struct Unreadable {
+        source: std::io::Error,
+    }
+}

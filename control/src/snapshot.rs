@@ -11,6 +11,7 @@ mod document;
 mod endpoints_object;
 mod exchange;
 mod fields;
+mod json;
 mod lab;
 mod lines;
 mod list;
@@ -20,14 +21,14 @@ pub mod objects;
 mod typed;
 mod validate;
 
-pub(crate) use document::options as yaml_options;
 pub use exchange::{Followed, ServiceKey, slices};
 pub use fields::{parse_cidr, parse_ip};
-pub use merge::merge;
+pub use merge::{merge, objects as untyped};
 pub use objects::{EndpointSlice, Node, Service};
 
 use crate::parallel::on_all_processors;
 use crate::problem::{Location, Problem, Problems};
+use crate::text;
 use objects::{AddressType, Endpoints, Object};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -85,7 +86,7 @@ impl Texts {
     /// [`SnapshotError::Unreadable`].
     pub fn read(path: &Path) -> Result<Self, SnapshotError> {
         let read = |file: PathBuf| -> Result<_, SnapshotError> {
-            let text = std::fs::read_to_string(&file).map_err(unreadable(&file))?;
+            let text = text::read(&file).map_err(unreadable(&file))?;
             Ok((file.display().to_string(), text))
         };
         Ok(Self {
@@ -126,6 +127,26 @@ impl Snapshot {
         let mut reader = Reader::default();
         reader.add(Found::read(name, text));
         reader.finish(name)
+    }
+
+    /// Says of the objects that `read` has, too, that they were read where it says.
+    pub fn locate_in(&mut self, read: &Self) {
+        fn locate<T: Object>(objects: &mut [T], read: &[T]) {
+            let read: HashMap<_, _> = read
+                .iter()
+                .map(Object::metadata)
+                .map(|of| ((&of.namespace, &of.name), &of.location))
+                .collect();
+            for object in objects {
+                let metadata = object.metadata_mut();
+                if let Some(location) = read.get(&(&metadata.namespace, &metadata.name)) {
+                    metadata.location = (*location).clone();
+                }
+            }
+        }
+        locate(&mut self.services, &read.services);
+        locate(&mut self.endpoint_slices, &read.endpoint_slices);
+        locate(&mut self.nodes, &read.nodes);
     }
 
     /// The node of that name.

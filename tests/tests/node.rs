@@ -319,7 +319,7 @@ fn root_objects_that_are_wrong_change_nothing() {
         .output()
         .unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("other") && said.contains("solo"), "{said}");
     assert_eq!(network.routing(), before);
 }

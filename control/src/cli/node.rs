@@ -3,7 +3,10 @@
 use super::{Failure, print};
 use clap::Args;
 use control::agent::{self, LinkPattern, Settings, Waiting, Work};
+use control::compile::CompileError;
+use control::problem::in_words;
 use dataplane::sys::tun::Offloads;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
 /// Arguments of `penstock node`.
@@ -52,6 +55,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_target(false)
+        .with_ansi(
+            std::io::stderr().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
+        )
         .init();
     let default_socket = || PathBuf::from(format!("/run/penstock/nodes/{}.sock", arguments.node));
     let settings = Settings {
@@ -75,8 +82,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             (false, false) => Work::Services(Waiting::Asleep),
         },
     };
-    agent::run(settings, || print("ready\n").is_ok())?;
-    Ok(())
+    agent::run(settings, || print("ready\n").is_ok()).map_err(failure)
+}
+
+/// A name that no Node has is wrong usage, as it is to the other commands.
+fn failure(error: anyhow::Error) -> Failure {
+    match error.downcast_ref::<CompileError>() {
+        Some(CompileError::NoSuchNode { .. }) => Failure::Usage(in_words(&error)),
+        _ => Failure::Failed(error),
+    }
 }
 
 /// On few processors a second worker takes from the programs that packets are for.

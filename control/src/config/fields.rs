@@ -18,6 +18,8 @@ pub(super) enum Treatment {
     Refused,
 }
 
+const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+
 use Treatment::{Honoured, Idle, Mapped, Refused, Warned};
 
 /// Every field, by its path. Below a path ending in `.*` anything goes.
@@ -93,6 +95,10 @@ pub(super) fn check(value: &Value) -> Result<Vec<String>, Wrong> {
         let message = "a KubeProxyConfiguration is a mapping with apiVersion and kind";
         return Err(vec![(String::new(), message.to_owned())]);
     };
+    let other = other_kind(value);
+    if !other.is_empty() {
+        return Err(other);
+    }
     walk(value, "", &mut |path, value| match treatment(path) {
         None => wrong.push((path.to_owned(), unknown(path))),
         Some(Refused) if !is_unset(value) => wrong.push((
@@ -109,6 +115,28 @@ pub(super) fn check(value: &Value) -> Result<Vec<String>, Wrong> {
     } else {
         Err(wrong)
     }
+}
+
+/// What makes it something else, of whose fields nothing need be said.
+fn other_kind(value: &Value) -> Wrong {
+    let mut wrong = Wrong::new();
+    match value["kind"].as_str() {
+        Some("KubeProxyConfiguration") => {}
+        Some("ConfigMap") => {
+            let message = "is ConfigMap, inside of which the configuration is; \
+                `kubectl -n kube-system get configmap kube-proxy -o jsonpath='{.data.config\\.conf}'` prints it";
+            wrong.push(("kind".to_owned(), message.to_owned()));
+            return wrong;
+        }
+        _ => wrong.push((
+            "kind".to_owned(),
+            "must be KubeProxyConfiguration".to_owned(),
+        )),
+    }
+    if value["apiVersion"].as_str() != Some(API_VERSION) {
+        wrong.push(("apiVersion".to_owned(), format!("must be {API_VERSION}")));
+    }
+    wrong
 }
 
 /// Visits each field that is not itself a group of known fields.
@@ -142,6 +170,12 @@ fn treatment(path: &str) -> Option<Treatment> {
 }
 
 fn unknown(path: &str) -> String {
+    let is_group = FIELDS
+        .iter()
+        .any(|(known, _)| known.rsplit_once('.').is_some_and(|known| known.0 == path));
+    if is_group {
+        return "has fields of its own, and is neither a list nor a single value".to_owned();
+    }
     let (parent, name) = path.rsplit_once('.').unwrap_or(("", path));
     let siblings = FIELDS.iter().filter_map(|(known, _)| {
         let rest = match parent {

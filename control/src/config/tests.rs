@@ -23,7 +23,7 @@ fn an_unknown_field_is_refused_with_the_likely_name() {
 fn reads_what_concerns_us() {
     let config = parse(
         "mode: ipvs\nipvs: {scheduler: sh}\nclusterCIDR: 10.244.3.0/16,fd00::/56\nnodePortAddresses: [10.0.0.0/8]\n\
-         iptables: {masqueradeAll: true, localhostNodePorts: false, minSyncPeriod: 0s}\n\
+         iptables: {masqueradeAll: true, localhostNodePorts: false, minSyncPeriod: 300ms}\n\
          conntrack: {tcpEstablishedTimeout: 24h0m0s, udpTimeout: 1m30s, tcpCloseWaitTimeout: 0s}\n",
     )
     .unwrap();
@@ -34,7 +34,7 @@ fn reads_what_concerns_us() {
     );
     assert_eq!(config.cluster_cidr(Family::V6), "fd00::/56".parse().ok());
     assert!(config.masquerade_all && !config.localhost_node_ports);
-    assert_eq!(config.min_sync_period, Duration::ZERO);
+    assert_eq!(config.min_sync_period, Duration::from_millis(300));
     assert_eq!(config.conntrack.udp_timeout, Some(Duration::from_secs(90)));
     assert_eq!(config.conntrack.tcp_close_wait_timeout, None);
     assert_eq!(config.warnings, ["mode has no effect here"]);
@@ -64,12 +64,57 @@ fn bad_values_name_field_and_rule() {
             "kube-proxy.yaml:3: mode: `userspace` is none of iptables, nftables and ipvs",
         ),
         (
+            "conntrack: {maxPerCore: -1}\n",
+            "kube-proxy.yaml:3: conntrack.maxPerCore: invalid value: integer `-1`, expected a whole number from 0 on",
+        ),
+        (
+            "conntrack: []\n",
+            "kube-proxy.yaml:3: conntrack: has fields of its own, and is neither a list nor a single value",
+        ),
+        (
+            "mode: nftables\nnftables: {syncPeriod: 1s, minSyncPeriod: 1h}\n",
+            "kube-proxy.yaml:4: nftables.minSyncPeriod: is longer than syncPeriod; make it as long at most",
+        ),
+        (
             "winkernel: {networkName: x}\n",
             "kube-proxy.yaml:3: winkernel: is for Windows nodes, which Penstock does not run on; remove it",
         ),
     ] {
         assert_eq!(parse(body).unwrap_err(), expected);
     }
+}
+
+/// What an installer leaves to kube-proxy, it writes as null, as nothing and as zero.
+#[test]
+fn fields_without_a_value_are_the_default() {
+    let body = "bindAddress: ''\nclusterCIDR: null\nmode: ~\nhealthzBindAddress: ''\nmetricsBindAddress: ''\n\
+        hostnameOverride: null\nnodePortAddresses: null\noomScoreAdj: null\nfeatureGates: null\ndetectLocal: null\n\
+        iptables: {masqueradeBit: null, masqueradeAll: null, minSyncPeriod: 0s, syncPeriod: 0s, localhostNodePorts: null}\n\
+        conntrack: {maxPerCore: null, min: null, tcpEstablishedTimeout: null, tcpBeLiberal: null, udpTimeout: 0s}\n\
+        ipvs: {scheduler: '', excludeCIDRs: null}\nnftables: null\n";
+    assert_eq!(parse(body).unwrap(), KubeProxyConfig::default());
+
+    let of_v6 = parse("bindAddress: '::'\n").unwrap();
+    assert_eq!(of_v6.healthz_bind_address, "[::]:10256".parse().ok());
+    assert_eq!(of_v6.metrics_bind_address, "[::1]:10249".parse().ok());
+}
+
+#[test]
+fn another_kind_is_named_and_not_its_fields() {
+    let map =
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kube-proxy}\ndata: {config.conf: ''}\n";
+    let error = KubeProxyConfig::parse("x", map).unwrap_err().to_string();
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(
+        error.starts_with("x:2: kind: is ConfigMap, inside of which"),
+        "{error}"
+    );
+    let other =
+        "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\naddress: x\n";
+    assert_eq!(
+        KubeProxyConfig::parse("x", other).unwrap_err().to_string(),
+        "x:2: kind: must be KubeProxyConfiguration\nx:1: apiVersion: must be kubeproxy.config.k8s.io/v1alpha1"
+    );
 }
 
 /// Every field is one of: honoured, mapped, idle, warned about, refused; only the last two say something.

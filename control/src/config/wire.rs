@@ -10,20 +10,20 @@ use dataplane::service::Selection;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Wire {
-    kind: Option<String>,
-    api_version: Option<String>,
     #[serde(default)]
     hostname_override: String,
     #[serde(default)]
     bind_address: String,
-    healthz_bind_address: Option<String>,
-    metrics_bind_address: Option<String>,
+    #[serde(default)]
+    healthz_bind_address: String,
+    #[serde(default)]
+    metrics_bind_address: String,
     #[serde(default)]
     bind_address_hard_fail: bool,
     #[serde(default)]
@@ -100,32 +100,39 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duratio
     })
 }
 
-const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
-
 impl Wire {
     pub(super) fn into_config(self) -> Result<KubeProxyConfig, Wrong> {
         let mut wrong = Wrong::new();
-        self.check_kind(&mut wrong);
         let mut config = KubeProxyConfig::default();
         let mode = self.mode(&mut wrong);
-        let rules = if mode == ProxyMode::Nftables {
-            &self.nftables
+        let (of_mode, rules) = if mode == ProxyMode::Nftables {
+            ("nftables", &self.nftables)
         } else {
-            &self.iptables
+            ("iptables", &self.iptables)
         };
         config.mode = mode;
         config.hostname_override =
             (!self.hostname_override.is_empty()).then(|| self.hostname_override.clone());
         config.bind_address = self.bind_address(&mut wrong).unwrap_or(config.bind_address);
         config.bind_address_hard_fail = self.bind_address_hard_fail;
-        if let Some(text) = &self.healthz_bind_address {
-            config.healthz_bind_address =
-                socket_address("healthzBindAddress", text, 10256, &mut wrong);
-        }
-        if let Some(text) = &self.metrics_bind_address {
-            config.metrics_bind_address =
-                socket_address("metricsBindAddress", text, 10249, &mut wrong);
-        }
+        let (any, loopback) = match config.bind_address {
+            IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::LOCALHOST.into()),
+        };
+        let healthz = SocketAddr::new(any, 10256);
+        config.healthz_bind_address = socket_address(
+            "healthzBindAddress",
+            &self.healthz_bind_address,
+            healthz,
+            &mut wrong,
+        );
+        let metrics = SocketAddr::new(loopback, 10249);
+        config.metrics_bind_address = socket_address(
+            "metricsBindAddress",
+            &self.metrics_bind_address,
+            metrics,
+            &mut wrong,
+        );
         config.detect_local = self.detect_local(&mut wrong);
         config.oom_score_adjustment = self.oom_score_adj;
         if self
@@ -143,7 +150,14 @@ impl Wire {
             .sync_period
             .filter(|period| !period.is_zero())
             .unwrap_or(config.sync_period);
-        config.min_sync_period = rules.min_sync_period.unwrap_or(config.min_sync_period);
+        config.min_sync_period = rules
+            .min_sync_period
+            .filter(|period| !period.is_zero())
+            .unwrap_or(config.min_sync_period);
+        if config.min_sync_period > config.sync_period {
+            let message = "is longer than syncPeriod; make it as long at most".to_owned();
+            wrong.push((format!("{of_mode}.minSyncPeriod"), message));
+        }
         if mode == ProxyMode::Ipvs {
             config.selection = self.scheduler(&mut config.warnings);
         }
@@ -161,19 +175,6 @@ impl Wire {
             Ok(config)
         } else {
             Err(wrong)
-        }
-    }
-
-    fn check_kind(&self, wrong: &mut Wrong) {
-        let is = |given: &Option<String>, expected| given.as_deref() == Some(expected);
-        if !is(&self.kind, "KubeProxyConfiguration") {
-            wrong.push((
-                "kind".to_owned(),
-                "must be KubeProxyConfiguration".to_owned(),
-            ));
-        }
-        if !is(&self.api_version, API_VERSION) {
-            wrong.push(("apiVersion".to_owned(), format!("must be {API_VERSION}")));
         }
     }
 
@@ -312,24 +313,22 @@ fn masquerade_bit(rules: &RulesWire, wrong: &mut Wrong) -> u8 {
     bit
 }
 
-/// `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`; empty means nowhere.
+/// `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`; empty means the default, whose port is also that of an address alone.
 fn socket_address(
     field: &str,
     text: &str,
-    default_port: u16,
+    default: SocketAddr,
     wrong: &mut Wrong,
 ) -> Option<SocketAddr> {
     if text.is_empty() {
-        return None;
+        return Some(default);
     }
-    let address = text
-        .parse()
-        .ok()
-        .or_else(|| Some(SocketAddr::new(parse_ip(text)?, default_port)));
+    let alone = || Some(SocketAddr::new(parse_ip(text)?, default.port()));
+    let address = text.parse().ok().or_else(alone);
     if address.is_none() {
         wrong.push((
             field.to_owned(),
-            format!("`{text}` is not ADDRESS:PORT; write one like 0.0.0.0:{default_port}"),
+            format!("`{text}` is not ADDRESS:PORT; write one like {default}"),
         ));
     }
     address

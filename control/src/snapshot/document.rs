@@ -1,14 +1,14 @@
 //! Text to untyped objects with their places: streams of YAML or JSON documents, and lists of objects.
 //!
-//! A stream of YAML is cut at its `---` lines before it is parsed (no YAML value can contain such a line), so that
+//! A stream is cut at its `---` lines before it is parsed (no value of YAML or JSON can contain such a line), so that
 //! each document has its line, one broken document does not hide the others, and large files are parsed on all
-//! processors.
+//! processors. What begins with a brace and a name in quotes is JSON, as `kubectl` has it; YAML in flow style has no quotes.
 
-use super::list;
+use super::{json, list};
 use crate::parallel::on_all_processors;
 use crate::problem::{Location, Problem};
+use crate::yaml;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 use std::fmt;
@@ -34,24 +34,10 @@ pub(super) fn read<T: Send>(
     decode: impl Fn(RawObject) -> T + Sync,
 ) -> (Vec<T>, Vec<Problem>) {
     let file: Arc<str> = Arc::from(file);
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    if text.trim_start().starts_with('{')
-        && let Ok(objects) = read_json(&file, text, &decode)
-    {
-        return (objects, Vec::new());
-    }
-    read_yaml(&file, text, decode)
-}
-
-fn read_yaml<T: Send>(
-    file: &Arc<str>,
-    text: &str,
-    decode: impl Fn(RawObject) -> T + Sync,
-) -> (Vec<T>, Vec<Problem>) {
     let chunks = split(text);
     let mut objects = Vec::new();
     let mut problems = Vec::new();
-    for result in on_all_processors(&chunks, TURN, |chunk| chunk.read(file, &decode)) {
+    for result in on_all_processors(&chunks, TURN, |chunk| chunk.read(&file, &decode)) {
         match result {
             Ok(found) => objects.extend(found),
             Err(problem) => problems.push(problem),
@@ -71,21 +57,22 @@ pub(super) struct Chunk<'t> {
     lead: usize,
 }
 
-/// Cuts at document markers; documents of comments alone are left out. A stream of JSON is one.
+/// Cuts at document markers; documents of comments alone are left out. JSON without markers is one.
 pub(super) fn split(text: &str) -> Vec<Chunk<'_>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut chunks: Vec<Chunk<'_>> = Vec::new();
-    let (mut start, mut start_line, mut offset) = (0, 0, 0);
-    for (number, line) in text.split_inclusive('\n').enumerate() {
-        if is_marker(line, "---") || is_marker(line, "...") {
-            push(&mut chunks, &text[start..offset], start_line);
-            let skip = if line.starts_with("...") {
-                line.len()
-            } else {
-                0
-            };
-            (start, start_line) = (offset + skip, number + usize::from(skip > 0));
+    let (mut start, mut start_line) = (0, 0);
+    let ends = memchr::memchr_iter(b'\n', text.as_bytes()).map(|end| end + 1);
+    for (number, at) in std::iter::once(0).chain(ends).enumerate() {
+        let line = &text[at..];
+        if is_marker(line, "---") {
+            push(&mut chunks, &text[start..at], start_line);
+            (start, start_line) = (at, number);
+        } else if is_marker(line, "...") {
+            push(&mut chunks, &text[start..at], start_line);
+            let length = line.find('\n').map_or(line.len(), |end| end + 1);
+            (start, start_line) = (at + length, number + 1);
         }
-        offset += line.len();
     }
     push(&mut chunks, &text[start..], start_line);
     chunks
@@ -107,12 +94,13 @@ fn push<'t>(chunks: &mut Vec<Chunk<'t>>, text: &'t str, lines_before: usize) {
     }
 }
 
-fn is_marker(line: &str, marker: &str) -> bool {
-    line.strip_prefix(marker)
+/// Whether a line begins and ends with `marker`, comments apart; what follows the line does not matter.
+fn is_marker(text: &str, marker: &str) -> bool {
+    text.strip_prefix(marker)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
 }
 
-impl Chunk<'_> {
+impl<'t> Chunk<'t> {
     fn read<T: Send>(
         &self,
         file: &Arc<str>,
@@ -123,10 +111,13 @@ impl Chunk<'_> {
             document: self.number,
             line: self.lines_before + line,
         };
+        if let Some((text, _)) = self.json() {
+            return json::read(text, &location(self.lead), decode);
+        }
         if let Some(objects) = list::read(self, &location(0), decode) {
             return Ok(objects);
         }
-        let document: Document = serde_saphyr::from_str_with_options(self.text, options())
+        let document: Document = serde_saphyr::from_str_with_options(self.text, yaml::options())
             .map_err(|error| self.unreadable(file, &error))?;
         let objects = document.into_objects(location(self.lead + 1), |span| {
             location(span.line() as usize)
@@ -134,10 +125,33 @@ impl Chunk<'_> {
         Ok(objects.into_iter().map(decode).collect())
     }
 
+    /// From the first line on that says something, when that begins as JSON does: with a brace, and a name in quotes. And
+    /// the lines of the file before it.
+    pub(super) fn json(&self) -> Option<(&'t str, usize)> {
+        let mut text = self.text;
+        for _ in 0..self.lead {
+            text = text.split_once('\n')?.1;
+        }
+        let name = text.trim_start().strip_prefix('{')?.trim_start();
+        let is_json = name.is_empty() || name.starts_with(['"', '}']);
+        is_json.then_some((text, self.lines_before + self.lead))
+    }
+
     fn unreadable(&self, file: &Arc<str>, error: &serde_saphyr::Error) -> Problem {
         let line = error
             .location()
             .map_or(self.lead + 1, |at| at.line() as usize);
+        let is = match serde_saphyr::from_str_with_options(self.text, yaml::options()) {
+            Ok(Value::Array(_)) => {
+                Some("a list without a head; put it below `kind: List` as its `items`")
+            }
+            Ok(Value::String(_) | Value::Number(_) | Value::Bool(_)) => Some("a single value"),
+            _ => None,
+        };
+        let message = match is {
+            Some(what) => format!("this is {what}; a Kubernetes object has apiVersion and kind"),
+            None => format!("this is not readable as YAML: {}", yaml::reason(error)),
+        };
         Problem {
             location: Location {
                 file: Arc::clone(file),
@@ -146,19 +160,9 @@ impl Chunk<'_> {
             },
             object: None,
             field: String::new(),
-            message: format!("this is not readable as YAML: {}", first_line(error)),
+            message,
         }
     }
-}
-
-fn first_line(error: &serde_saphyr::Error) -> String {
-    let text = error.without_snippet().to_string();
-    text.lines().next().unwrap_or_default().to_owned()
-}
-
-/// The default budget is far below what a cluster has; the limits on aliases stay.
-pub(crate) fn options() -> serde_saphyr::Options {
-    serde_saphyr::options! { budget: None, with_snippet: false }
 }
 
 /// A document: an object, or a list of them whose items keep their places.
@@ -195,7 +199,7 @@ impl Document {
 }
 
 /// `ServiceList` says what its items are; `List` does not.
-fn list_kind(kind: Option<&Value>) -> Option<String> {
+pub(super) fn list_kind(kind: Option<&Value>) -> Option<String> {
     let kind = kind?.as_str()?.strip_suffix("List")?;
     (!kind.is_empty()).then(|| kind.to_owned())
 }
@@ -228,86 +232,5 @@ impl<'de> Visitor<'de> for DocumentVisitor {
             }
         }
         Ok(document)
-    }
-}
-
-/// A JSON list's head; the items keep their text, which says where they stand.
-#[derive(serde::Deserialize)]
-struct JsonDocument<'t> {
-    kind: Option<Value>,
-    #[serde(borrow)]
-    items: Option<Vec<&'t RawValue>>,
-}
-
-/// An object in JSON that is not read yet.
-struct JsonObject<'t> {
-    location: Location,
-    text: &'t str,
-    list_kind: Option<String>,
-}
-
-fn read_json<T: Send>(
-    file: &Arc<str>,
-    text: &str,
-    decode: &(impl Fn(RawObject) -> T + Sync),
-) -> Result<Vec<T>, serde_json::Error> {
-    let objects = cut_json(file, text)?;
-    let read = |object: &JsonObject<'_>| {
-        Ok(decode(RawObject {
-            location: object.location.clone(),
-            value: serde_json::from_str(object.text)?,
-            list_kind: object.list_kind.clone(),
-        }))
-    };
-    let objects = on_all_processors(&objects, TURN, read);
-    objects.into_iter().collect()
-}
-
-fn cut_json<'t>(file: &Arc<str>, text: &'t str) -> Result<Vec<JsonObject<'t>>, serde_json::Error> {
-    let mut objects = Vec::new();
-    let mut lines = LineCounter::new(text);
-    let stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
-    for (index, document) in stream.enumerate() {
-        let document = document?;
-        let head: JsonDocument<'_> = serde_json::from_str(document.get())?;
-        let list_kind = list_kind(head.kind.as_ref());
-        for item in head.items.unwrap_or_else(|| vec![document]) {
-            objects.push(JsonObject {
-                location: Location {
-                    file: Arc::clone(file),
-                    document: index + 1,
-                    line: lines.line_of(item.get()),
-                },
-                text: item.get(),
-                list_kind: list_kind.clone(),
-            });
-        }
-    }
-    Ok(objects)
-}
-
-/// Lines of ascending places in a text.
-struct LineCounter<'t> {
-    text: &'t str,
-    offset: usize,
-    line: usize,
-}
-
-impl<'t> LineCounter<'t> {
-    fn new(text: &'t str) -> Self {
-        Self {
-            text,
-            offset: 0,
-            line: 1,
-        }
-    }
-
-    /// Line of `part`, which is a piece of the text at or after the last one asked for.
-    fn line_of(&mut self, part: &str) -> usize {
-        let offset = part.as_ptr().addr() - self.text.as_ptr().addr();
-        let between = &self.text.as_bytes()[self.offset..offset];
-        self.line += between.iter().filter(|byte| **byte == b'\n').count();
-        self.offset = offset;
-        self.line
     }
 }

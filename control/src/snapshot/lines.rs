@@ -1,12 +1,14 @@
 //! The line of a field, found by reading its document again. Only for messages.
 
-use super::document;
+use super::document::{self, Chunk};
+use super::json::{self, Piece};
 use crate::problem::Problem;
+use crate::yaml;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 use std::fmt;
 
-/// Each takes a second reading of its document: what nobody will read to the end keeps its object's line.
+/// What nobody will read to the end keeps its objects' lines.
 const REFINED: usize = 100;
 
 /// Moves each problem from its object's line to its field's, where that can be found.
@@ -15,20 +17,66 @@ pub(super) fn refine(problems: &mut [Problem], text: &str) {
         return;
     }
     let chunks = document::split(text);
+    let mut read: Option<(usize, Fields<'_>)> = None;
     for problem in problems
         .iter_mut()
         .take(REFINED)
         .filter(|problem| !problem.field.is_empty())
     {
-        let Some(chunk) = chunks.get(problem.location.document - 1) else {
-            continue;
-        };
-        let Ok(tree) = serde_saphyr::from_str_with_options(chunk.text, document::options()) else {
-            continue;
-        };
-        let line = problem.location.line.saturating_sub(chunk.lines_before);
-        if let Some(found) = field_line(&tree, line, &problem.field) {
-            problem.location.line = chunk.lines_before + found;
+        let number = problem.location.document;
+        // Problems come in the order of their documents, each of which is read once.
+        if read.as_ref().is_none_or(|read| read.0 != number) {
+            let chunk = chunks.get(number - 1);
+            read = chunk.map(|chunk| (number, Fields::of(chunk)));
+        }
+        if let Some((_, fields)) = &read
+            && let Some(line) = fields.line(problem.location.line, &problem.field)
+        {
+            problem.location.line = line;
+        }
+    }
+}
+
+/// A document in a form that tells the lines of its fields.
+enum Fields<'t> {
+    /// Its objects, and the lines of the file before it.
+    Json(Vec<Piece<'t>>, usize),
+    /// All of it, and the lines of the file before it.
+    Yaml(Tree, usize),
+    /// It cannot be read again.
+    Unknown,
+}
+
+impl<'t> Fields<'t> {
+    fn of(chunk: &Chunk<'t>) -> Self {
+        if let Some((text, lines_before)) = chunk.json()
+            && let Ok(pieces) = json::cut(text)
+        {
+            return Self::Json(pieces, lines_before);
+        }
+        match serde_saphyr::from_str_with_options(chunk.text, yaml::options()) {
+            Ok(tree) => Self::Yaml(tree, chunk.lines_before),
+            Err(_) => Self::Unknown,
+        }
+    }
+
+    /// Line in the file of a field of the object that begins in line `object`.
+    fn line(&self, object: usize, path: &str) -> Option<usize> {
+        match self {
+            Self::Json(pieces, lines_before) => {
+                let line = |piece: &Piece<'_>| lines_before + piece.lines_before + 1;
+                let mut begun = pieces.iter().filter(|piece| line(piece) == object);
+                // Of several in a line nobody knows which one is meant.
+                let (piece, None) = (begun.next()?, begun.next()) else {
+                    return None;
+                };
+                Some(object + json::lines_to_field(piece.text, path))
+            }
+            Self::Yaml(tree, lines_before) => {
+                let line = field_line(tree, object.saturating_sub(*lines_before), path)?;
+                Some(lines_before + line)
+            }
+            Self::Unknown => None,
         }
     }
 }
@@ -40,6 +88,7 @@ enum Tree {
     Scalar,
 }
 
+/// Line in its document of a field of the object that begins in line `object`.
 fn field_line(tree: &Tree, object_line: usize, path: &str) -> Option<usize> {
     let mut at = match tree.get("items").map(|items| &items.value) {
         Some(Tree::Sequence(items)) => {

@@ -7,6 +7,7 @@
 use super::document::{self, Chunk, Document, RawObject};
 use crate::parallel::on_all_processors;
 use crate::problem::Location;
+use crate::yaml;
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
@@ -37,8 +38,7 @@ pub(super) fn read<T: Send>(
         return None;
     }
     let list = cut(chunk.text)?;
-    let head: Document =
-        serde_saphyr::from_str_with_options(&list.head, document::options()).ok()?;
+    let head: Document = serde_saphyr::from_str_with_options(&list.head, yaml::options()).ok()?;
     let list_kind = head.list_kind();
     on_all_processors(&list.items, document::TURN, |item| {
         let (value, line) = item.read()?;
@@ -120,7 +120,7 @@ impl Item<'_> {
     /// The object and its line in the chunk.
     fn read(&self) -> Option<(Value, usize)> {
         let items: Vec<Spanned<Value>> =
-            serde_saphyr::from_str_with_options(self.text, document::options()).ok()?;
+            serde_saphyr::from_str_with_options(self.text, yaml::options()).ok()?;
         let [item] = <[_; 1]>::try_from(items).ok()?;
         let line = self.lines_before + item.referenced.line() as usize;
         Some((item.value, line))

@@ -1,6 +1,6 @@
 //! Objects put over others, as `kubectl apply` does.
 
-use super::document;
+use super::{Texts, document};
 use crate::problem::Problems;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -11,23 +11,41 @@ use std::collections::BTreeMap;
 pub fn merge(base: (&str, &str), change: (&str, &str)) -> Result<String, Problems> {
     let mut objects = BTreeMap::new();
     for (file, text) in [base, change] {
-        let (read, problems) = document::read(file, text, |object| object);
-        if !problems.is_empty() {
-            return Err(Problems(problems));
-        }
-        for raw in read {
-            let mut value = raw.value;
-            if let (Some(kind), Some(fields)) = (raw.list_kind, value.as_object_mut()) {
-                fields.entry("apiVersion").or_insert_with(|| {
-                    super::typed::expected_version(&kind).unwrap_or("v1").into()
-                });
-                fields.entry("kind").or_insert(Value::String(kind));
-            }
-            objects.insert(key(&value), value);
-        }
+        objects.extend(
+            untyped(file, text)?
+                .into_iter()
+                .map(|value| (key(&value), value)),
+        );
     }
     let documents: Vec<String> = objects.values().map(Value::to_string).collect();
     Ok(documents.join("\n---\n"))
+}
+
+/// The objects in `texts` as they stand there, lists taken apart.
+pub fn objects(texts: &Texts) -> Result<Vec<Value>, Problems> {
+    let mut objects = Vec::new();
+    for (file, text) in &texts.files {
+        objects.extend(untyped(file, text)?);
+    }
+    Ok(objects)
+}
+
+/// The objects in a text, each with the kind that the list around it gave it.
+fn untyped(file: &str, text: &str) -> Result<Vec<Value>, Problems> {
+    let (read, problems) = document::read(file, text, |object| object);
+    if !problems.is_empty() {
+        return Err(Problems(problems));
+    }
+    let whole = |raw: document::RawObject| {
+        let mut value = raw.value;
+        if let (Some(kind), Some(fields)) = (raw.list_kind, value.as_object_mut()) {
+            let version = super::typed::expected_version(&kind).unwrap_or("v1");
+            fields.entry("apiVersion").or_insert_with(|| version.into());
+            fields.entry("kind").or_insert(Value::String(kind));
+        }
+        value
+    };
+    Ok(read.into_iter().map(whole).collect())
 }
 
 fn key(value: &Value) -> [String; 3] {
@@ -72,6 +90,22 @@ mod tests {
         assert_eq!(snapshot.nodes.len(), 2);
         assert_eq!(snapshot.services.len(), 1);
         assert_eq!(snapshot.services[0].spec.ports[0].port, 8080);
+    }
+
+    #[test]
+    fn objects_have_the_kind_of_their_list() {
+        let list = r#"{"kind": "ServiceList", "apiVersion": "v1", "items": [{"metadata": {"name": "web"}}]}"#;
+        let texts = Texts {
+            path: "x".to_owned(),
+            files: vec![
+                ("a.json".to_owned(), format!("{list}\n{list}")),
+                ("b.yaml".to_owned(), BASE.to_owned()),
+            ],
+        };
+        let found = objects(&texts).unwrap();
+        let kinds: Vec<&Value> = found.iter().map(|object| &object["kind"]).collect();
+        assert_eq!(kinds, ["Service", "Service", "Node", "Service"]);
+        assert_eq!(found[0]["apiVersion"], "v1");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::Snapshot;
 use super::objects::{AddressType, ClusterIp, EndpointSlice, Service, ServiceType};
 use crate::model::Family;
 use crate::problem::Problem;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 /// Every oddity of the snapshot.
 pub(super) fn all(snapshot: &Snapshot) -> Vec<Problem> {
@@ -108,22 +108,29 @@ fn unknown_nodes(snapshot: &Snapshot) -> Vec<Problem> {
         .iter()
         .map(|node| node.metadata.name.as_str())
         .collect();
-    let mut notes = Vec::new();
+    // One note for each node, however many slices name it.
+    let mut unknown: BTreeMap<&str, (&EndpointSlice, usize, usize)> = BTreeMap::new();
     for slice in &snapshot.endpoint_slices {
-        let unknown = slice
-            .endpoints
-            .iter()
-            .enumerate()
-            .find_map(|(index, endpoint)| {
-                let name = endpoint.node_name.as_deref()?;
-                (!known.contains(name)).then_some((index, name))
-            });
-        notes.extend(unknown.map(|(index, name)| Problem {
+        for (index, endpoint) in slice.endpoints.iter().enumerate() {
+            let Some(name) = endpoint.node_name.as_deref() else {
+                continue;
+            };
+            if !known.contains(name) {
+                unknown.entry(name).or_insert((slice, index, 0)).2 += 1;
+            }
+        }
+    }
+    let note = |(name, (slice, index, endpoints)): (&str, (&EndpointSlice, usize, usize))| {
+        let of_others = match endpoints {
+            1 => String::new(),
+            _ => format!("; {endpoints} endpoints are on it"),
+        };
+        Problem {
             location: slice.metadata.location.clone(),
             object: Some(slice.metadata.object_name("EndpointSlice")),
             field: format!("endpoints[{index}].nodeName"),
-            message: format!("there is no Node {name} here"),
-        }));
-    }
-    notes
+            message: format!("there is no Node {name} here{of_others}"),
+        }
+    };
+    unknown.into_iter().map(note).collect()
 }

@@ -3,6 +3,7 @@
 use super::document::RawObject;
 use super::objects::{EndpointSlice, Endpoints, Node, Object, Service};
 use crate::problem::{ObjectName, Problem, did_you_mean};
+use crate::strict::{self, Strict};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -117,9 +118,9 @@ fn problem(raw: &RawObject, kind: Option<&str>, field: &str, message: &str) -> P
 }
 
 /// Typed, with its place and namespace filled in.
-fn decode<T: Object + DeserializeOwned>(mut raw: RawObject) -> Result<T, Vec<Problem>> {
-    drop_nulls(&mut raw.value);
-    let mut object = T::deserialize(&raw.value).map_err(|_| vec![undecodable::<T>(&raw)])?;
+fn decode<T: Object + DeserializeOwned>(raw: RawObject) -> Result<T, Vec<Problem>> {
+    let mut object =
+        T::deserialize(Strict(&raw.value)).map_err(|_| vec![undecodable::<T>(&raw)])?;
     let broken = object.broken();
     if !broken.is_empty() {
         let of_object =
@@ -136,24 +137,13 @@ fn decode<T: Object + DeserializeOwned>(mut raw: RawObject) -> Result<T, Vec<Pro
 
 /// Decodes again, with the path of the field that is wrong.
 fn undecodable<T: Object + DeserializeOwned>(raw: &RawObject) -> Problem {
-    match serde_path_to_error::deserialize::<_, T>(&raw.value) {
+    match serde_path_to_error::deserialize::<_, T>(Strict(&raw.value)) {
         Err(error) => {
             let path = error.path().to_string();
             let field = if path == "." { "" } else { &path };
-            problem(raw, Some(T::KIND), field, &error.inner().to_string())
+            let message = strict::reason(error.inner());
+            problem(raw, Some(T::KIND), field, &message)
         }
         Ok(_) => problem(raw, Some(T::KIND), "", "cannot be read"),
-    }
-}
-
-/// In Kubernetes a null field is an absent field.
-fn drop_nulls(value: &mut Value) {
-    match value {
-        Value::Object(fields) => {
-            fields.retain(|_, value| !value.is_null());
-            fields.values_mut().for_each(drop_nulls);
-        }
-        Value::Array(elements) => elements.iter_mut().for_each(drop_nulls),
-        _ => {}
     }
 }

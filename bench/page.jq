@@ -50,7 +50,7 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
       | updated($u; $endpoints; $peer; "\($metric)_given_up_after") as $given_up
       | if $row != null then "\($peer) \($row.median | short) ms\(if $row.runs == 1 then " (once)" else "" end)"
         elif $given_up != null then "\($peer) given up after \($given_up.median / 1000 | short) s"
-        else empty end) | join(", ");
+        else empty end) | join(", ") | if . == "" then "-" else . end;
   [
     "# Benchmarks",
     "",
@@ -101,12 +101,12 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
        in_lab($packets[0]; "packets_received_per_second"; $placement; 1; "0.95 T"; 0.95)),
     ((([$u.rows[].endpoints | select(. != null)] | unique | map(select(. != 10)))[], 10) as $endpoints
      | most($u) as $many
-     | ([["change_to_effect", "change of one endpoint until a packet goes the new way", 1], ["cold_load", "cold load", 100]][] as [$metric, $name, $aim]
+     | ([["change_to_effect", "change of one endpoint until a packet goes the new way", 1], ["cold_load", "cold load, from YAML", 100], ["cold_load_json", "cold load, from JSON", 100]][] as [$metric, $name, $aim]
         | updated($u; $endpoints; "penstock"; $metric) as $own
         | if $own == null then empty else
           row("\($name), \($many) Services of \($endpoints) endpoint\(if $endpoints == 1 then "" else "s" end)"; "\($aim) ms";
               "\($own.median | short) ms (\($own.min | short) to \($own.max | short))"; peers_update($endpoints; $metric); $own.median <= $aim) end),
-       (["read_objects", "compile_table", "index_table", "objects_to_effect"][] as $metric | updated($u; $endpoints; "penstock"; $metric) as $own
+       (["read_objects", "read_objects_json", "compile_table", "index_table", "objects_to_effect"][] as $metric | updated($u; $endpoints; "penstock"; $metric) as $own
         | if $own == null then empty else "| of it \($metric) | - | \($own.median | short) ms (\($own.min | short) to \($own.max | short)) | - | - |" end)),
     (["50", "99", "99.9"][] as $share
      | of($s; 1; "penstock"; "any"; "delivered_from_\($share)_percent") as $own
@@ -162,7 +162,7 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
     "  that the entry that it read was of one life. The profile below says what each costs.",
     "- New flows: an entry is found by two tuples, so two buckets are filled and both are searched for rivals, behind a full fence;",
     "  the sweep does the same backwards.",
-    "- Cold load: the agent is started anew; it reads and checks all objects from files, compiles them, and makes its devices. The",
+    "- Cold load: the agent is started anew; it reads and checks all objects from files, in YAML or in JSON, compiles them, and makes its devices. The",
     "  rows *of it* say what reading, compiling and indexing take; the peers' rows begin with rules that are ready made, so the row",
     "  beside them is `objects_to_effect`: from decoded objects to the table. For the",
     "  change of one endpoint the slice has a file of its own, and the time includes the notice of the file system.",

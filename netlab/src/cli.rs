@@ -130,7 +130,10 @@ fn up(arguments: &Up) -> Result<ExitCode, Error> {
     }
     match arguments.output.output {
         Form::Json => screens::print_json(&screens::up_json(&running)),
-        Form::Table => screens::print(&screens::up_table(&running)),
+        Form::Table => {
+            let has_others = state::labs().is_ok_and(|labs| labs.len() > 1);
+            screens::print(&screens::up_table(&running, has_others))
+        }
     }?;
     let healthy = lab::unanswered(&running.services).is_empty();
     Ok(ExitCode::from(u8::from(!healthy)))

@@ -190,7 +190,7 @@ fn name_of(text: &std::ffi::OsStr) -> String {
 }
 
 fn read(path: &Path) -> Result<String, SourceError> {
-    fs::read_to_string(path).map_err(unreadable(path))
+    control::text::read(path).map_err(unreadable(path))
 }
 
 fn unreadable(path: &Path) -> impl FnOnce(std::io::Error) -> SourceError {

@@ -166,11 +166,11 @@ fn answers(service: &CheckedService) -> String {
     }
 }
 
-/// What `up` ends with.
-pub(crate) fn up_table(running: &Running) -> String {
+/// What `up` ends with. Where other labs run, too, the commands to try name this one.
+pub(crate) fn up_table(running: &Running, has_others: bool) -> String {
     let mut text = hosts_table(&running.plan, running.state.options.dataplane);
     let _ = write!(text, "\n{}\nTry next:\n", services_table(&running.services));
-    for command in try_next(running) {
+    for command in try_next(running, has_others) {
         let _ = writeln!(text, "  {command}");
     }
     text
@@ -190,7 +190,13 @@ pub(crate) fn up_json(running: &Running) -> Value {
 }
 
 /// Three commands that work here.
-fn try_next(running: &Running) -> [String; 3] {
+fn try_next(running: &Running, has_others: bool) -> [String; 3] {
+    let lab = &running.state.lab;
+    let (option, argument) = if has_others {
+        (format!(" --lab {lab}"), format!(" {lab}"))
+    } else {
+        (String::new(), String::new())
+    };
     let answered = |from: &str| {
         let requests = running
             .services
@@ -202,20 +208,20 @@ fn try_next(running: &Running) -> [String; 3] {
     };
     let curl = |request: &crate::check::Request| {
         format!(
-            "./lab exec {} -- curl -s http://{}/",
+            "./lab exec{option} {} -- curl -s http://{}/",
             request.from, request.to
         )
     };
     let node = running.plan.nodes().next().map_or("", |(name, _)| name);
-    let node_command = format!("./lab exec node/{node} -- ip route");
+    let node_command = format!("./lab exec{option} node/{node} -- ip route");
     let outside = answered("client").map(curl);
     let inside = answered("pod/").map(curl);
     let [first, second] = match (outside, inside) {
         (Some(outside), Some(inside)) => [outside, inside],
         (Some(one), None) | (None, Some(one)) => [one, node_command],
-        (None, None) => [node_command, "./lab status".to_owned()],
+        (None, None) => [node_command, format!("./lab status{argument}")],
     };
-    [first, second, "./lab down".to_owned()]
+    [first, second, format!("./lab down{argument}")]
 }
 
 /// A lab in the list.

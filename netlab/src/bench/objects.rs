@@ -1,8 +1,11 @@
 //! The objects of a bench's labs.
 
 use super::Benchmark;
+use crate::lab::Error;
 use clap::ValueEnum;
 use serde::Serialize;
+use serde_json::ser::PrettyFormatter;
+use serde_json::{Value, json};
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
@@ -231,6 +234,24 @@ endpoints: [{}]
     }
     let (service, _) = probed();
     text + &service
+}
+
+/// The same objects as `kubectl get -o json` prints them.
+pub(super) fn as_json(objects: &str) -> Result<String, Error> {
+    let document = |text: &str| {
+        serde_saphyr::from_str::<Value>(text).map_err(|error| Error::Failed(error.to_string()))
+    };
+    let documents = objects
+        .split("---\n")
+        .filter(|text| !text.trim().is_empty());
+    let items = documents.map(document).collect::<Result<Vec<_>, _>>()?;
+    let list = json!({"apiVersion": "v1", "items": items, "kind": "List", "metadata": {"resourceVersion": ""}});
+    let mut text = Vec::new();
+    let indented = PrettyFormatter::with_indent(b"    ");
+    let mut serializer = serde_json::Serializer::with_formatter(&mut text, indented);
+    let written = list.serialize(&mut serializer);
+    written.map_err(|error| Error::Failed(error.to_string()))?;
+    String::from_utf8(text).map_err(|error| Error::Failed(error.to_string()))
 }
 
 /// The slice of the probed Service in [`many`], with this endpoint.

@@ -56,8 +56,9 @@ pub(super) fn rows(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
         eprintln!("bench: {services} Services of {endpoints} endpoints in this process");
         let key = Key::of(services, Subject::Penstock, "in-process").with_endpoints(endpoints);
         let text = objects::many(services, endpoints) + &objects::probed_slice(PODS_ELSEWHERE[0]);
-        rows.extend(turns::take(run, vec![(key, text)], |text, _| {
-            in_memory(text)
+        let texts = (objects::as_json(&text)?, text);
+        rows.extend(turns::take(run, vec![(key, texts)], |(list, text), _| {
+            in_memory(text, list)
         })?);
     }
     Ok(rows)
@@ -73,7 +74,9 @@ impl Updated {
     fn of(bed: Bed, (services, endpoints): (u32, u32)) -> Result<Self, Error> {
         let objects = objects::many(services, endpoints);
         if !bed.subject.is_kernel() {
-            return Ok(Self::Agent(Box::new(ByAgent { bed, objects })));
+            let all = objects.clone() + &objects::probed_slice(PODS_ELSEWHERE[0]);
+            let list = objects::as_json(&all)?;
+            return Ok(Self::Agent(Box::new(ByAgent { bed, objects, list })));
         }
         let [old, new] = PODS_ELSEWHERE.map(|pod| objects.clone() + &objects::probed_slice(pod));
         let rules = bed.target().rules(&old)?;
@@ -115,13 +118,19 @@ struct ByAgent {
     bed: Bed,
     /// All but the slice of the probed Service.
     objects: String,
+    /// All of them, as `kubectl -o json` prints them.
+    list: String,
 }
 
 impl ByAgent {
-    /// An agent over a folder in which the slice that changes has a file of its own: from its start until packets flow;
-    /// from the new file until one goes the new way.
+    /// An agent over one list in JSON, from its start until packets flow. Then one over a folder of YAML in which the slice
+    /// that changes has a file of its own: the same, and from the new file until a packet goes the new way.
     fn round(&self) -> Result<Figures, Error> {
-        let folder = state::folder(self.bed.target().lab).join("objects");
+        let of_lab = state::folder(self.bed.target().lab);
+        let list = of_lab.join("list.json");
+        std::fs::write(&list, &self.list).map_err(io_error(list.display().to_string()))?;
+        let from_json = Agent::start(self.bed.target().node, &list)?.ready_after;
+        let folder = of_lab.join("objects");
         let put = |name: &str, text: &str| {
             let ready = folder.with_extension("next");
             std::fs::write(&ready, text)
@@ -139,6 +148,7 @@ impl ByAgent {
         let effect = until_effect(&self.bed, before, start)?;
         Ok(vec![
             ("cold_load", "ms", milliseconds(agent.ready_after)),
+            ("cold_load_json", "ms", milliseconds(from_json)),
             ("change_to_effect", "ms", effect),
         ])
     }
@@ -239,7 +249,11 @@ impl Drop for Agent {
 }
 
 /// What of it is the agent's own work, apart from files and packets.
-fn in_memory(objects: &str) -> Result<Figures, Error> {
+fn in_memory(objects: &str, list: &str) -> Result<Figures, Error> {
+    let start = Instant::now();
+    let snapshot = Snapshot::parse("list.json", list)?;
+    let read_json = milliseconds(start.elapsed());
+    drop(snapshot);
     let start = Instant::now();
     let snapshot = Snapshot::parse("objects.yaml", objects)?;
     let read = milliseconds(start.elapsed());
@@ -254,6 +268,7 @@ fn in_memory(objects: &str) -> Result<Figures, Error> {
     drop(table);
     Ok(vec![
         ("read_objects", "ms", read),
+        ("read_objects_json", "ms", read_json),
         ("compile_table", "ms", compiled),
         ("index_table", "ms", indexed),
         // What the peers do with rules that are ready made; to publish a table is to exchange a pointer.

@@ -97,6 +97,8 @@ fn failure(error: &io::Error) -> Outcome {
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Outcome::Refused,
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Outcome::Silent,
+        // What netfilter drops where it is sent: the sender of a datagram is told, others wait.
+        io::ErrorKind::PermissionDenied => Outcome::Silent,
         _ => Outcome::Failed {
             error: error.to_string(),
         },
@@ -165,4 +167,15 @@ fn who(answer: &str) -> Option<String> {
     }
     let line = answer.lines().next()?.trim();
     (!line.is_empty()).then(|| line.chars().take(LENGTH).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_datagram_dropped_on_its_senders_host_is_silent() {
+        let eperm = rustix::io::Errno::PERM.into();
+        assert_eq!(failure(&eperm), Outcome::Silent);
+    }
 }

@@ -51,7 +51,7 @@ pub(super) fn the_lab(named: Option<String>) -> Result<String, Error> {
         (None, [lab]) => Ok(lab.clone()),
         (None, []) => Err(Error::NotUp("no lab is up; ./lab up".to_owned())),
         (None, many) => Err(Error::Usage(format!(
-            "more than one lab is up ({}); say which: --lab NAME",
+            "more than one lab is up ({}); say which, by its name or with --lab (--help says how)",
             many.join(", ")
         ))),
     }

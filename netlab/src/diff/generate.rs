@@ -6,8 +6,9 @@ mod layout;
 
 use super::case::{Body, Case, Step};
 use super::{side, wire};
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use control::config::KubeProxyConfig;
+use control::snapshot::{Texts, untyped};
 use fastrand::Rng;
 use layout::Layout;
 use serde_json::Value;
@@ -38,24 +39,7 @@ pub struct Cluster {
 /// # Errors
 /// When they cannot be read.
 pub fn objects(path: &Path) -> Result<Vec<Value>> {
-    let mut files = vec![path.to_owned()];
-    if path.is_dir() {
-        files = std::fs::read_dir(path)?
-            .map(|entry| Ok(entry?.path()))
-            .collect::<std::io::Result<_>>()?;
-        files.sort();
-    }
-    let mut objects = Vec::new();
-    for file in files {
-        let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-        let documents: Vec<Value> = serde_saphyr::from_multiple(&text)?;
-        for document in documents {
-            match document["items"].as_array() {
-                Some(items) => objects.extend(items.iter().cloned()),
-                None => objects.push(document),
-            }
-        }
-    }
+    let mut objects = untyped(&Texts::read(path)?)?;
     objects.retain(|object| object["kind"] != "KubeProxyConfiguration");
     Ok(objects)
 }

@@ -32,17 +32,20 @@ pub fn apply(lab: &str, file: &Path, prune: bool) -> Result<Applied> {
     let _lock = lock(lab)?;
     let mut state = running(lab)?;
     let folder = state::folder(lab);
-    let change = fs::read_to_string(file).map_err(io_error(file.display().to_string()))?;
     let name = file.display().to_string();
-    Snapshot::parse(&name, &change)?;
-    let text = if prune {
-        change
+    let change = control::text::read(file).map_err(io_error(name.clone()))?;
+    let changed = Snapshot::parse(&name, &change)?;
+    let (snapshot, text) = if prune {
+        (changed, change)
     } else {
         let path = folder.join("snapshot.yaml");
-        let base = fs::read_to_string(&path).map_err(io_error(path.display().to_string()))?;
-        control::snapshot::merge((&path.display().to_string(), &base), (&name, &change))?
+        let base_name = path.display().to_string();
+        let base = fs::read_to_string(&path).map_err(io_error(base_name.clone()))?;
+        let text = control::snapshot::merge((&base_name, &base), (&name, &change))?;
+        let mut snapshot = Snapshot::parse(&base_name, &text)?;
+        snapshot.locate_in(&changed);
+        (snapshot, text)
     };
-    let snapshot = Snapshot::parse(&name, &text)?;
     let mut pods = lab_file::pods(&folder.join("lab.yaml"))?;
     // What the lab file says of a pod that no slice has any more goes with the pod.
     pods.retain(|pod| pod.node.is_some() || is_endpoint(&snapshot, pod));

@@ -93,7 +93,7 @@ fn join_folder(folder: &Path) -> io::Result<String> {
     files.sort();
     let texts = files
         .iter()
-        .map(fs::read_to_string)
+        .map(|file| control::text::read(file))
         .collect::<io::Result<Vec<_>>>()?;
     let joined = texts
         .iter()

@@ -28,7 +28,10 @@ impl Reader<'_> {
                 line,
                 None,
                 "",
-                format!("this is not readable as YAML: {}", error.without_snippet()),
+                format!(
+                    "this is not readable as YAML: {}",
+                    control::yaml::reason(&error)
+                ),
             )
         })?;
         let fields = self.mapping(&value, None, "the lab file")?;

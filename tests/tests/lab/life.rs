@@ -37,6 +37,19 @@ fn root_plain_routing_comes_up_serves_and_leaves_nothing() {
 
     let pids = pids("t-quick");
     assert_eq!(pids.len(), 3, "two nginx and the echo");
+    // Beside another lab the commands to try say which one is meant.
+    let beside = [
+        "up",
+        "quickstart",
+        "--name",
+        "t-quick-beside",
+        "--dataplane",
+        "none",
+    ];
+    let said = stdout(&lab(&beside));
+    assert!(said.contains("./lab exec --lab t-quick-beside "), "{said}");
+    assert!(said.contains("./lab down t-quick-beside\n"), "{said}");
+    assert!(lab(&["down", "t-quick-beside"]).status.success());
     drop(quick);
     assert_eq!(leftovers("t-quick"), Vec::<String>::new());
     assert!(!pids.into_iter().any(is_alive));

@@ -25,9 +25,9 @@ pub(super) fn outputs(
         quotes::forget_ports(&mut output.bytes, sent);
         forget_part_of_ports(&mut output.bytes);
         ports.replace(&mut output.bytes);
-        // The node may choose the same identification for what it makes, but makes other protocols.
-        let is_protocol = |ip: &Ip| sent.iter().any(|sent| protocol(sent) == Some(ip.protocol));
-        let is_sent = Ip::parse(&output.bytes).is_some_and(|ip| ip.tag == tag && is_protocol(&ip));
+        // The node may choose the same identification for what it makes, but makes other kinds of packets.
+        let is_kind = || sent.iter().any(|sent| kind(sent) == kind(&output.bytes));
+        let is_sent = Ip::parse(&output.bytes).is_some_and(|ip| ip.tag == tag && is_kind());
         if !is_sent {
             forget_tag(&mut output.bytes);
         }
@@ -41,8 +41,12 @@ pub(super) fn outputs(
     canonical
 }
 
-fn protocol(bytes: &[u8]) -> Option<u8> {
-    Ip::parse(bytes).map(|ip| ip.protocol)
+/// Protocol, and of ICMP the type: the node answers a request for an echo with one.
+fn kind(bytes: &[u8]) -> Option<(u8, Option<u8>)> {
+    let ip = Ip::parse(bytes)?;
+    let is_icmp = matches!(ip.protocol, ICMP | ICMPV6);
+    let icmp_type = bytes.get(ip.transport).filter(|_| is_icmp);
+    Some((ip.protocol, icmp_type.copied()))
 }
 
 /// Where each packet came out as it went in, but for its hops; nothing if one did not. Ports that each side chose for

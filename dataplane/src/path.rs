@@ -361,6 +361,9 @@ fn confirm(
             Err(ConfirmError::SourceLimit) => return Err(DropReason::SourceLimit),
             Err(ConfirmError::ReplyTaken) => {}
         }
+        if end_stale(context, &tentative.reply) {
+            continue;
+        }
         ports::lease(
             conntrack,
             reserved,
@@ -370,6 +373,13 @@ fn confirm(
         .map_err(|_| DropReason::NoFreePort)?;
     }
     Err(DropReason::NoFreePort)
+}
+
+/// Ends the UDP flow that answers as `reply` if it has lost its place, of which else its own next packet would tell.
+fn end_stale(context: &Context<'_>, reply: &Tuple) -> bool {
+    let holder = context.conntrack.find(reply, context.now);
+    let stale = holder.filter(|found| is_stale(context, reply.protocol, found));
+    stale.is_some_and(|found| context.conntrack.end(found.entry(), context.now))
 }
 
 /// A connection that is not made is counted, and noted for the log.

@@ -101,6 +101,16 @@ fn a_flow_to_the_node_ends_when_a_node_port_that_is_served_elsewhere_loses_its_e
     assert_eq!(bed.send(Origin::Outside, &question).0, REJECTED.0);
 }
 
+/// Its reply tuple is free for others at once, not only with its own next packet.
+#[test]
+fn a_flow_that_lost_its_place_leaves_its_port_to_another() {
+    let mut bed = start();
+    publish(&mut bed, parts(2, Some(NEW), &[], true));
+    let direct = udp(b"q").from(&at(NAMES.other_pod, 40_000));
+    let (verdict, _) = bed.send(Origin::Pod, &direct.to(&at(OLD, 8080)));
+    assert_eq!(verdict, Verdict::Pass);
+}
+
 #[test]
 fn the_last_endpoint_keeps_its_flows_until_another_serves() {
     let mut bed = start();

@@ -88,6 +88,14 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    fn list(&self) -> Result<Vec<Entry>> {
+        let read = || fs::read_to_string("/proc/thread-self/net/nf_conntrack");
+        let text = self.world.namespace().run(read)?;
+        Ok(text.lines().filter_map(entry).collect())
+    }
+}
+
 fn conntrack_settings(config: &KubeProxyConfig) -> Vec<(&'static str, String)> {
     let limits = &config.conntrack;
     let timeouts = [
@@ -192,10 +200,17 @@ impl Side for Kernel {
         Ok(before.into_iter().filter(is_bystander).collect())
     }
 
+    /// The kernel lists its one table page by page, and finds its place in it again by counting: what other namespaces
+    /// do in between may hide an entry. So what either of two listings has is there.
     fn entries(&mut self) -> Result<Vec<Entry>> {
-        let read = || fs::read_to_string("/proc/thread-self/net/nf_conntrack");
-        let text = self.world.namespace().run(read)?;
-        Ok(text.lines().filter_map(entry).collect())
+        let key = |entry: &Entry| (entry.protocol, entry.original);
+        let (mut entries, again) = (self.list()?, self.list()?);
+        let listed: HashSet<_> = entries.iter().map(key).collect();
+        let hidden = again
+            .into_iter()
+            .filter(|entry| !listed.contains(&key(entry)));
+        entries.extend(hidden);
+        Ok(entries)
     }
 }
 

@@ -21,6 +21,7 @@ use super::world::Output;
 use anyhow::{Context as _, Result};
 use clock::Clock;
 use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// What was compared.
@@ -68,6 +69,8 @@ struct Run<'a> {
     clock: Clock,
     /// Flows that went apart on purpose: nothing more is compared of them.
     parted: HashSet<usize>,
+    /// Clients that the kernel turned away and our side led to an endpoint, on purpose. By affinity they stay with it.
+    led_apart: HashSet<IpAddr>,
     tally: Tally,
 }
 
@@ -85,6 +88,7 @@ pub(super) fn run<'s>(
         ports: Ports::of(case),
         clock: Clock::of(case),
         parted: HashSet::new(),
+        led_apart: HashSet::new(),
         tally: Tally::default(),
     };
     let mut sides: Sides<'s> = [first, second];
@@ -235,7 +239,7 @@ impl Run<'_> {
             .each_ref()
             .map(|outputs| forwarded(outputs, tag, of.protocol));
         let ends = self.ends(flow, from_client, 0);
-        if let ([Some((first, _)), Some((second, _))], Some((_, ends))) = (seen, ends) {
+        if let ([Some((first, _)), Some((second, _))], Some((_, ends))) = (&seen, ends) {
             let from = (ends.source, ends.source_port);
             let seen = (&*first.bytes, &*second.bytes);
             self.ports.learn(from, from_client, seen);
@@ -249,9 +253,12 @@ impl Run<'_> {
             let packet = (flow, packet, self.clock.has_begun(flow));
             deliberate::reason(self.case, packet, &ends, [&kernel, &ours])
         });
+        let is_led_apart = self.led_apart.contains(&of.source) && has_two_endpoints(&seen);
+        let why = why.or_else(|| is_led_apart.then_some(deliberate::TURNED_AWAY));
         self.tally.deliberate.extend(why);
         if why == Some(deliberate::TURNED_AWAY) {
             self.parted.insert(flow);
+            self.led_apart.insert(of.source);
         }
         why.is_some()
     }
@@ -282,6 +289,14 @@ impl Run<'_> {
                 .push((flow, (ip.destination, port).into()));
         }
     }
+}
+
+/// Whether both sides led a packet to an endpoint, each to another one.
+fn has_two_endpoints(seen: &[Option<(&Output, Ip)>; 2]) -> bool {
+    let [Some((_, first)), Some((_, second))] = seen else {
+        return false;
+    };
+    first.destination != second.destination
 }
 
 /// The sent packet among what came out: what the node makes itself has another tag.

@@ -69,8 +69,8 @@ struct Run<'a> {
     clock: Clock,
     /// Flows that went apart on purpose: nothing more is compared of them.
     parted: HashSet<usize>,
-    /// Clients that the kernel turned away and our side led to an endpoint, on purpose. By affinity they stay with it.
-    led_apart: HashSet<IpAddr>,
+    /// Clients that the kernel turned away and our side led to this endpoint, on purpose. By affinity they stay with it.
+    led_apart: HashSet<(IpAddr, IpAddr)>,
     tally: Tally,
 }
 
@@ -253,14 +253,25 @@ impl Run<'_> {
             let packet = (flow, packet, self.clock.has_begun(flow));
             deliberate::reason(self.case, packet, &ends, [&kernel, &ours])
         });
-        let is_led_apart = self.led_apart.contains(&of.source) && has_two_endpoints(&seen);
-        let why = why.or_else(|| is_led_apart.then_some(deliberate::TURNED_AWAY));
+        let reached = seen.map(|seen| seen.map(|(_, ip)| ip.destination));
+        let stays_apart = self.stays_apart(of.source, reached);
+        let why = why.or_else(|| stays_apart.then_some(deliberate::TURNED_AWAY));
         self.tally.deliberate.extend(why);
         if why == Some(deliberate::TURNED_AWAY) {
             self.parted.insert(flow);
-            self.led_apart.insert(of.source);
+            let led_to = reached[1].filter(|endpoint| *endpoint != of.destination);
+            self.led_apart
+                .extend(led_to.map(|endpoint| (of.source, endpoint)));
         }
         why.is_some()
+    }
+
+    /// Whether our side led `client` to the endpoint that it alone knows of, and the kernel to another one.
+    fn stays_apart(&self, client: IpAddr, reached: [Option<IpAddr>; 2]) -> bool {
+        let [Some(theirs), Some(own)] = reached else {
+            return false;
+        };
+        theirs != own && self.led_apart.contains(&(client, own))
     }
 
     fn remember(&mut self, flow: usize, tag: u16, from_client: bool, outputs: [Vec<Output>; 2]) {
@@ -289,14 +300,6 @@ impl Run<'_> {
                 .push((flow, (ip.destination, port).into()));
         }
     }
-}
-
-/// Whether both sides led a packet to an endpoint, each to another one.
-fn has_two_endpoints(seen: &[Option<(&Output, Ip)>; 2]) -> bool {
-    let [Some((_, first)), Some((_, second))] = seen else {
-        return false;
-    };
-    first.destination != second.destination
 }
 
 /// The sent packet among what came out: what the node makes itself has another tag.

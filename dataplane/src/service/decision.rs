@@ -57,7 +57,7 @@ impl ServiceTable {
             return settled;
         }
         let to_node = self.is_node_address(tuple.destination);
-        let node_ports = self.node_ports(tuple);
+        let node_ports = if to_node { self.node_ports(tuple) } else { &[] };
         if !node_ports.is_empty()
             && self.serves_node_ports(tuple.destination)
             && let Some(settled) = self.translate(node_ports, tuple.source, class)
@@ -104,7 +104,9 @@ impl ServiceTable {
         tuple: &Tuple,
     ) -> impl Iterator<Item = &'t Frontend> + use<'t> {
         let virtual_ips = self.claims(tuple.destination, tuple);
-        let node_ports = if self.serves_node_ports(tuple.destination) {
+        let is_node_port =
+            self.is_node_address(tuple.destination) && self.serves_node_ports(tuple.destination);
+        let node_ports = if is_node_port {
             self.node_ports(tuple)
         } else {
             &[]
@@ -114,16 +116,13 @@ impl ServiceTable {
 
     /// Whether a packet that is not translated is turned away as one to a NodePort.
     pub(super) fn is_refused_at_node_port(&self, tuple: &Tuple) -> bool {
-        refusal(self.node_ports(tuple).iter(), |_| true).is_some()
+        self.is_node_address(tuple.destination)
+            && refusal(self.node_ports(tuple).iter(), |_| true).is_some()
     }
 
-    /// The NodePorts that `tuple` is addressed to, at whichever address of the node.
+    /// The NodePorts that `tuple` is addressed to, if its destination is the node's.
     fn node_ports(&self, tuple: &Tuple) -> &[Claim] {
-        if self.is_node_address(tuple.destination) {
-            self.claims(tuple.destination.unspecified_of_family(), tuple)
-        } else {
-            &[]
-        }
+        self.claims(tuple.destination.unspecified_of_family(), tuple)
     }
 
     /// All frontends with `address` and the port and protocol of `tuple`, in the order of the rules.

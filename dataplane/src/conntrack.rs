@@ -251,10 +251,10 @@ impl Conntrack {
         self.slots.prefetch_buckets(hash);
     }
 
-    /// The entry that a tuple of this protocol and family (whether IPv4) probably has, brought near.
+    /// The entry that a tuple of this protocol and family probably has, brought near.
     #[inline]
-    pub fn guess(&self, hash: TupleHash, kind: (Protocol, bool)) -> Option<Guess> {
-        self.slots.guess(hash, kind)
+    pub fn guess(&self, hash: TupleHash, protocol: Protocol, is_ipv4: bool) -> Option<Guess> {
+        self.slots.guess(hash, protocol, is_ipv4)
     }
 
     /// [`Self::find`] with the hash at hand, and the entry that it probably is.

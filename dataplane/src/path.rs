@@ -94,7 +94,7 @@ pub fn prepare(conntrack: &Conntrack, frames: &mut [Frame], prepared: &mut Vec<P
     }
     for packet in prepared {
         if let (Ok(layout), Some((hash, guess))) = (packet.layout, &mut packet.near) {
-            *guess = conntrack.guess(*hash, layout.protocol());
+            *guess = conntrack.guess(*hash, layout.protocol, layout.is_ipv4);
         }
     }
 }

@@ -61,7 +61,7 @@ impl Lookup for Conntrack {
                 *near = Some((hash, None));
             }
             for ((hash, guess), tuple) in near.iter_mut().flatten().zip(tuples) {
-                *guess = self.guess(*hash, (tuple.protocol, tuple.source.is_ipv4()));
+                *guess = self.guess(*hash, tuple.protocol, tuple.source.is_ipv4());
             }
             for (&tuple, (hash, guess)) in tuples.iter().zip(near.into_iter().flatten()) {
                 if let Some(found) = self.find_near(&tuple, hash, guess, now) {

@@ -15,8 +15,8 @@ pub struct Layout {
     transport: u32,
     /// Length by the IP header; in a quote it may exceed what is there.
     end: u32,
-    pub(super) protocol: Protocol,
-    pub(super) is_ipv4: bool,
+    pub(crate) protocol: Protocol,
+    pub(crate) is_ipv4: bool,
     cut: Option<Cut>,
 }
 
@@ -123,12 +123,6 @@ impl Layout {
         self.end as usize
     }
 
-    /// Transport protocol, and whether it is over IPv4.
-    #[inline]
-    pub const fn protocol(&self) -> (Protocol, bool) {
-        (self.protocol, self.is_ipv4)
-    }
-
     /// Whether the packet is one of several that make a datagram.
     #[inline]
     pub const fn is_fragment(&self) -> bool {
@@ -137,19 +131,21 @@ impl Layout {
 
     #[inline]
     pub(super) fn source(&self, packet: &[u8]) -> Address {
-        if self.is_ipv4 {
-            Address::from_v4(array(packet, 12))
-        } else {
-            Address::from_v6(array(packet, 8))
-        }
+        self.address(packet, (12, 8))
     }
 
     #[inline]
     pub(super) fn destination(&self, packet: &[u8]) -> Address {
+        self.address(packet, (16, 24))
+    }
+
+    /// The address at the first offset in IPv4, at the second in IPv6.
+    #[inline]
+    fn address(&self, packet: &[u8], (v4, v6): (usize, usize)) -> Address {
         if self.is_ipv4 {
-            Address::from_v4(array(packet, 16))
+            Address::from_v4(array(packet, v4))
         } else {
-            Address::from_v6(array(packet, 24))
+            Address::from_v6(array(packet, v6))
         }
     }
 

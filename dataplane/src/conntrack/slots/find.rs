@@ -17,7 +17,8 @@ impl Slots {
     pub(in crate::conntrack) fn guess(
         &self,
         hash: TupleHash,
-        (protocol, is_ipv4): (Protocol, bool),
+        protocol: Protocol,
+        is_ipv4: bool,
     ) -> Option<Guess> {
         let id = self.candidates(hash).next()?;
         let index = id.index as usize;

@@ -199,29 +199,18 @@ impl<'a, D: Device> Worker<'a, D> {
             device,
             train: &mut self.train,
             counters: &self.counters,
+            shared,
+            facts,
+            origin: *origin,
+            is_alone: count == 1,
         };
         let frames = &mut self.frames[..count];
         for frames in frames.chunks_mut(NEAR) {
             path::prepare(&shared.conntrack, frames, &mut self.prepared);
             for (frame, prepared) in frames.iter_mut().zip(&self.prepared) {
                 let verdict = path::process(&mut context, *origin, frame, prepared);
-                if exit.device.has_copies() && verdict != Verdict::Forward {
-                    continue;
-                }
-                exit.counters.count(verdict);
-                match verdict {
-                    Verdict::Forward | Verdict::Pass if !context.datagram.is_empty() => {
-                        context
-                            .datagram
-                            .drain(..)
-                            .for_each(|fragment| exit.send(&fragment));
-                    }
-                    Verdict::Forward | Verdict::Pass if count > 1 => exit.send(frame),
-                    Verdict::Forward | Verdict::Pass => give(exit.device, frame, 1, exit.counters),
-                    Verdict::Reject(_) if refuse(shared, facts, &context, *origin, frame) => {
-                        exit.send(frame);
-                    }
-                    Verdict::Reject(_) | Verdict::Drop(_) | Verdict::Hold => {}
+                if !exit.device.has_copies() || verdict == Verdict::Forward {
+                    exit.carry_out(verdict, frame, &context);
                 }
                 context.datagram.clear();
             }
@@ -235,9 +224,35 @@ struct Exit<'e, D> {
     device: &'e mut D,
     train: &'e mut Train,
     counters: &'e Counters,
+    shared: &'e Shared,
+    facts: &'e NodeFacts,
+    origin: Origin,
+    /// Whether the batch is one frame, which nothing can follow.
+    is_alone: bool,
 }
 
 impl<D: Device> Exit<'_, D> {
+    /// Counts a verdict, and does what it says.
+    #[inline]
+    fn carry_out(&mut self, verdict: Verdict, frame: &mut Frame, context: &Context<'_>) {
+        self.counters.count(verdict);
+        match verdict {
+            Verdict::Forward | Verdict::Pass if !context.datagram.is_empty() => {
+                for fragment in &context.datagram {
+                    self.send(fragment);
+                }
+            }
+            Verdict::Forward | Verdict::Pass if self.is_alone => {
+                give(self.device, frame, 1, self.counters);
+            }
+            Verdict::Forward | Verdict::Pass => self.send(frame),
+            Verdict::Reject(_) if refuse(self.shared, self.facts, context, self.origin, frame) => {
+                self.send(frame);
+            }
+            Verdict::Reject(_) | Verdict::Drop(_) | Verdict::Hold => {}
+        }
+    }
+
     /// Sends `frame`, or takes it into the train that leaves later.
     fn send(&mut self, frame: &Frame) {
         if self.train.take(frame) {

@@ -25,15 +25,16 @@ impl Conntrack {
         let mut surplus = self.surplus();
         let mut removed = 0;
         let mut due = Vec::with_capacity(AT_ONCE);
-        for position in start..start + budget {
-            let Some(entry) = self.slots.at((position % used) as u32) else {
+        let first = start % used;
+        for index in (first..used).chain(0..first).take(budget) {
+            let Some((id, meta)) = self.slots.glance(index as u32) else {
                 continue;
             };
-            let is_closing = surplus > 0 && is_closing(&entry);
-            if is_closing || entry.meta.is_expired(now) {
-                self.slots.bring_near(&entry);
+            let is_closing = surplus > 0 && self.slots.snapshot(id).is_some_and(is_closing);
+            if is_closing || meta.is_expired(now) {
+                self.slots.bring_near(id);
                 surplus = surplus.saturating_sub(1);
-                due.push((entry.id, is_closing));
+                due.push((id, is_closing));
             }
             if due.len() == AT_ONCE {
                 removed += self.remove(&mut due, now);
@@ -116,8 +117,8 @@ impl Conntrack {
     }
 }
 
-fn is_closing(entry: &Snapshot) -> bool {
-    match connection_state(entry) {
+fn is_closing(entry: Snapshot) -> bool {
+    match connection_state(&entry) {
         Some(ConnectionState::Tcp(state)) => state.is_closing(),
         Some(ConnectionState::Sctp(state)) => state.is_closing(),
         None => false,

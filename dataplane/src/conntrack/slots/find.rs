@@ -169,10 +169,23 @@ impl Slots {
         .filter(|snapshot| snapshot.is_live)
     }
 
+    /// Which life the entry with this number is in, and its meta, if it is LIVE. They may be of two lives: a hint of what
+    /// to ask for under the lock.
+    #[inline]
+    pub(in crate::conntrack) fn glance(&self, index: u32) -> Option<(EntryId, Meta)> {
+        let line = &self.hot[index as usize].0;
+        let control = line[CONTROL].load(Ordering::Relaxed);
+        let generation = (control >> 32) as u32;
+        let id = EntryId { index, generation };
+        (control & PHASE == LIVE).then(|| (id, Meta::unpack(line[META].load(Ordering::Relaxed))))
+    }
+
     /// Brings near what names an entry that is about to be removed.
-    pub(in crate::conntrack) fn bring_near(&self, entry: &Snapshot) {
-        self.prefetch_buckets(self.hash(&entry.original));
-        self.prefetch_buckets(self.hash(&entry.reply));
+    pub(in crate::conntrack) fn bring_near(&self, id: EntryId) {
+        let meta = Meta::unpack(self.hot[id.index as usize].0[META].load(Ordering::Relaxed));
+        for tuple in self.tuples(id.index, meta.protocol) {
+            self.prefetch_buckets(self.hash(&tuple));
+        }
     }
 
     pub(super) fn tuples(&self, index: u32, protocol: Protocol) -> [Tuple; 2] {

@@ -7,7 +7,7 @@ use crate::sys::memory::prefetch;
 use crate::tuple::Tuple;
 use std::hash::{BuildHasher, Hasher};
 
-/// A tuple goes to its first bucket until that holds so many; then to the emptier one of its two.
+/// A tuple goes to so many slots of its first bucket; when they are filled, to the emptier one of its two.
 const PREFERRED: usize = WIDTH / 2;
 
 /// A keyed hash of a tuple, and what follows from it.
@@ -80,30 +80,19 @@ impl Slots {
 
     /// Puts `id` into an empty slot of one of the two buckets. False when there is none.
     pub(super) fn link(&self, id: EntryId, hash: TupleHash) -> bool {
-        let [first, second] = hash.buckets(self.buckets.len());
-        let fill = |bucket: usize| {
-            self.buckets[bucket]
-                .0
-                .iter()
-                .filter(|slot| slot.load(Ordering::Relaxed) != 0)
-                .count()
-        };
-        let filled = fill(first);
-        let order = if filled < PREFERRED || filled <= fill(second) {
+        let word = id.slot(hash);
+        let [first, second] = hash
+            .buckets(self.buckets.len())
+            .map(|bucket| &self.buckets[bucket]);
+        if put(&first.0[..PREFERRED], word) {
+            return true;
+        }
+        let order = if first.filled() <= second.filled() {
             [first, second]
         } else {
             [second, first]
         };
-        let word = id.slot(hash);
-        order
-            .into_iter()
-            .flat_map(|bucket| &self.buckets[bucket].0)
-            .any(|slot| {
-                slot.load(Ordering::Relaxed) == 0
-                    && slot
-                        .compare_exchange(0, word, Ordering::SeqCst, Ordering::Relaxed)
-                        .is_ok()
-            })
+        order.into_iter().any(|bucket| put(&bucket.0, word))
     }
 
     /// Empties the slots of `id`: one of each tuple, or none that was not filled yet.
@@ -164,6 +153,17 @@ impl Slots {
     }
 }
 
+/// Puts `word` into the first empty one of `slots`. False when there is none.
+#[inline]
+fn put(slots: &[AtomicU64], word: u64) -> bool {
+    slots.iter().any(|slot| {
+        slot.load(Ordering::Relaxed) == 0
+            && slot
+                .compare_exchange(0, word, Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()
+    })
+}
+
 /// The slots of two buckets that have a tag.
 pub(super) struct Candidates<'t> {
     /// The second bucket, until it is looked at.
@@ -187,6 +187,13 @@ impl<'t> Candidates<'t> {
 }
 
 impl Bucket {
+    fn filled(&self) -> usize {
+        let slots = self.0.iter();
+        slots
+            .filter(|slot| slot.load(Ordering::Relaxed) != 0)
+            .count()
+    }
+
     /// A bit for each slot that has the tag; a tag of zero is that of empty slots, too. Without a branch: which slot it
     /// is nobody can foretell.
     #[inline(always)]

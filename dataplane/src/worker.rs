@@ -19,6 +19,7 @@ use arc_swap::ArcSwap;
 use fastrand::Rng;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What frames come from and go to.
 pub trait Device {
@@ -76,6 +77,9 @@ pub const BATCH: usize = 64;
 /// Batches that one device may have before the others have their turn: some 500 frames.
 const SHARE: usize = 14;
 
+/// After a rest of this long a frame is probably alone, as a question or an answer is.
+const REST: Duration = Duration::from_micros(5);
+
 /// One worker: its devices, its buffers, its randomness.
 #[derive(Debug)]
 pub struct Worker<'a, D> {
@@ -88,6 +92,8 @@ pub struct Worker<'a, D> {
     frames: Vec<Frame>,
     prepared: Vec<Prepared>,
     train: Train,
+    /// When it last had work.
+    worked_until: Timestamp,
 }
 
 impl<'a, D: Device> Worker<'a, D> {
@@ -111,6 +117,7 @@ impl<'a, D: Device> Worker<'a, D> {
             frames,
             prepared: Vec::with_capacity(NEAR),
             train: Train::default(),
+            worked_until: Timestamp(0),
         }
     }
 
@@ -150,20 +157,26 @@ impl<'a, D: Device> Worker<'a, D> {
     /// Takes what has arrived at one device, until it is empty or has had its share. The first frame goes on its way
     /// before the device is asked for another one; while there are more, batches double.
     ///
+    /// After a rest the first frame is all: who waits for the device learns of a second one as well, and else asking
+    /// would be in vain.
+    ///
     /// # Errors
     /// As [`Self::drain`].
     pub fn drain_one(&mut self, device: usize, clock: impl Fn() -> Timestamp) -> io::Result<()> {
         let mut size = 1;
         for _ in 0..SHARE {
             let count = self.receive_batch(device, size)?;
+            let now = clock();
             if count > 0 {
-                self.handle_batch(device, count, clock());
+                self.handle_batch(device, count, now);
             }
-            if count < size {
-                return Ok(());
+            let is_probably_alone = size == 1 && now.since(self.worked_until) > REST;
+            if count < size || is_probably_alone {
+                break;
             }
             size = (2 * size).min(BATCH);
         }
+        self.worked_until = clock();
         Ok(())
     }
 

@@ -18,6 +18,7 @@ use dataplane::worker::{Device, NodeFacts, Shared, Worker};
 use fastrand::Rng;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Writes down what is asked of it: `r` for a frame received, `-` for none, `s` for one sent, `t` for a train.
 struct Diary {
@@ -53,7 +54,8 @@ impl Device for Diary {
     }
 }
 
-fn diary_of(frames: usize, owe_checksum: bool) -> String {
+/// What becomes of so many frames when the worker is told at these times, in microseconds, that there are some.
+fn diary_of(frames: usize, owe_checksum: bool, times: &[u64]) -> String {
     let shared = Shared {
         conntrack: Conntrack::new(Settings::kernel(64), [1, 2, 3, 4]),
         services: ArcSwap::from_pointee(ServiceTable::empty()),
@@ -73,33 +75,42 @@ fn diary_of(frames: usize, owe_checksum: bool) -> String {
     let devices = vec![(Origin::Pod, diary)];
     let counters = Arc::new(Counters::default());
     let mut worker = Worker::new(&shared, devices, counters, Rng::with_seed(1));
-    let now = Timestamp::from_seconds(1);
-    worker
-        .drain_one(0, || now)
-        .expect("a device without errors");
+    for &microseconds in times {
+        let now = Timestamp::from_seconds(1).after(Duration::from_micros(microseconds));
+        worker
+            .drain_one(0, || now)
+            .expect("a device without errors");
+        worker.devices_mut()[0].1.written.push(' ');
+    }
     let (_, device) = &worker.devices()[0];
-    device.written.clone()
+    device.written.trim_end().to_owned()
 }
 
 #[test]
 fn a_lone_packet_leaves_before_the_device_is_asked_again() {
-    assert_eq!(diary_of(0, true), "-");
-    assert_eq!(diary_of(1, true), "rs-");
+    assert_eq!(diary_of(0, true, &[0]), "-");
+    assert_eq!(diary_of(1, true, &[0, 1]), "rs -");
+}
+
+#[test]
+fn after_a_rest_the_device_is_asked_for_one_packet() {
+    assert_eq!(diary_of(3, true, &[0, 100, 200]), "rs rs rs");
+    assert_eq!(diary_of(3, true, &[0, 100, 102]), "rs rs rs-");
 }
 
 #[test]
 fn batches_double_while_more_come() {
-    assert_eq!(diary_of(4, false), "rsrrssr-s");
+    assert_eq!(diary_of(5, false, &[0, 1]), "rs rsrrssr-s");
 }
 
 #[test]
 fn packets_of_one_flow_in_one_batch_leave_as_one() {
-    assert_eq!(diary_of(9, true), "rsrrtrrrrtrr-t");
+    assert_eq!(diary_of(10, true, &[0, 1]), "rs rsrrtrrrrtrr-t");
 }
 
 #[test]
 fn a_flood_leaves_the_others_their_turn() {
-    let written = diary_of(100_000, false);
+    let written = diary_of(100_000, false, &[0, 1]);
     let received = written.chars().filter(|&call| call == 'r').count();
     assert!((64..1000).contains(&received), "{received}");
     assert!(!written.contains('-'), "it was not empty");

@@ -49,11 +49,11 @@ pub struct Arguments {
     /// What Penstock is held against
     #[arg(long, value_name = "PEER,PEER", value_delimiter = ',', default_values = ["iptables", "nftables", "plain", "tun-copy"])]
     against: Vec<Subject>,
-    /// Rounds in which all take turns
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    rounds: u32,
+    /// Rounds in which all take turns; 15 when absent, and 5 in `update`, `snat` and `attack`
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
     /// How long each is measured in a round
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(10..=60_000))]
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=60_000))]
     time: u32,
     /// When a cold load of rules is given up, in `update`
     #[arg(long, value_name = "SECONDS", default_value_t = 240, value_parser = clap::value_parser!(u32).range(1..=3600))]
@@ -70,6 +70,14 @@ pub struct Arguments {
     /// How to print
     #[arg(short, long, default_value = "text")]
     output: Form,
+}
+
+impl Arguments {
+    /// Many short turns rather than few long ones: what else the machine does changes within seconds.
+    fn rounds(&self) -> u32 {
+        let usual = if self.benchmark.is_by_time() { 15 } else { 5 };
+        self.rounds.unwrap_or(usual)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -97,6 +105,16 @@ pub(crate) enum Benchmark {
     Snat,
     /// Floods, scans, full tables: what becomes of others' established flows and of their new ones
     Attack,
+}
+
+impl Benchmark {
+    /// Whether it counts what happens in a turn's time.
+    const fn is_by_time(self) -> bool {
+        matches!(
+            self,
+            Self::Connections | Self::Latency | Self::Bulk | Self::Packets
+        )
+    }
 }
 
 /// A dataplane that is measured.
@@ -241,7 +259,7 @@ fn side_by_side(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
         let name = placement.name();
         eprintln!(
             "bench: {services} Services, {name}, {} rounds",
-            run.arguments.rounds
+            run.arguments.rounds()
         );
         let mut all = Vec::new();
         for position in &run.arguments.probed {

@@ -59,7 +59,7 @@ pub(super) struct Settings {
 impl Settings {
     pub(super) fn of(arguments: &Arguments) -> Self {
         Self {
-            rounds: arguments.rounds,
+            rounds: arguments.rounds(),
             milliseconds: arguments.time,
             workers: WORKERS,
             iptables: version(super::load_rules::iptables_restore()),
@@ -70,11 +70,7 @@ impl Settings {
 
     /// For people.
     pub(super) fn words(&self, benchmark: Benchmark) -> String {
-        let by_time = matches!(
-            benchmark,
-            Benchmark::Connections | Benchmark::Latency | Benchmark::Bulk | Benchmark::Packets
-        );
-        let turn = if by_time {
+        let turn = if benchmark.is_by_time() {
             format!(" of {} ms", self.milliseconds)
         } else {
             String::new()

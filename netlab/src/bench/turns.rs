@@ -12,7 +12,7 @@ pub(super) fn take<T>(
     mut once: impl FnMut(&mut T, u32) -> Result<Figures, Error>,
 ) -> Result<Vec<Row>, Error> {
     let mut series: Vec<Series> = all.iter().map(|_| Series::default()).collect();
-    for round in 0..run.arguments.rounds {
+    for round in 0..run.arguments.rounds() {
         for ((_, subject), series) in all.iter_mut().zip(&mut series) {
             if (run.interrupted)() {
                 return Err(Error::Interrupted);

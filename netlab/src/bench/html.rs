@@ -23,7 +23,7 @@ pub(super) fn page(report: &Report) -> String {
         body += &section(metric, &groups);
     }
     format!(
-        "{HEAD}<title>Penstock: {name}</title>\n<main>\n<h1>{name}</h1>\n<p>{machine}<br>{settings}</p>\n\
+        "{HEAD}<title>Penstock: {name}</title>\n<main>\n<h1>Penstock: {name}</h1>\n<p>{machine}<br>{settings}</p>\n\
          <p class=legend>Bars are medians; the line over a bar leads from the least to the most of all rounds; <b>×</b> is \
          Penstock by this one.</p>\n{body}</main>\n"
     )
@@ -38,7 +38,7 @@ fn section(metric: &str, groups: &[Group<'_>]) -> String {
     let mut text = format!(
         "<section>\n<h2>{} <small>{}, {better} is better</small></h2>\n",
         metric.replace('_', " "),
-        first.unit
+        if first.unit == "us" { "µs" } else { first.unit }
     );
     let mut placements: Vec<&str> = Vec::new();
     for group in groups {
@@ -92,12 +92,13 @@ fn bars(group: &Group<'_>) -> String {
     text + "</table>\n"
 }
 
-const WIDTH: f64 = 420.0;
+const WIDTH: f64 = 440.0;
 const HEIGHT: f64 = 200.0;
 const LEFT: f64 = 52.0;
 const BELOW: f64 = 28.0;
 const ABOVE: f64 = 10.0;
-const RIGHT: f64 = 80.0;
+/// Room for the longest label.
+const RIGHT: f64 = 104.0;
 
 /// Medians over the number of Services, which grows by factors.
 fn curves(groups: &[&Group<'_>]) -> String {
@@ -196,7 +197,7 @@ h1 { margin-bottom: .2em } h2 { margin: 2.2em 0 .4em; border-bottom: 1px solid v
 small, .legend, caption, svg text { color: var(--faint) } small { font-weight: normal }
 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(24em, 1fr)); gap: 0 2.5em }
 table { width: 100%; border-spacing: 0 4px; margin-bottom: 1em; font-variant-numeric: tabular-nums }
-caption { text-align: left } th { text-align: left; font-weight: normal; width: 8.5em }
+caption { text-align: left } th { text-align: left; font-weight: normal; white-space: nowrap; width: 10em; padding-right: .5em; font-size: .93em }
 tr.penstock th { font-weight: bold } td { text-align: right; white-space: nowrap; width: 5em }
 td.plot { position: relative; width: auto; height: 1.3em; background: var(--rail); border-radius: 3px; padding: 0 }
 .plot i { position: absolute; inset: 0 auto 0 0; border-radius: 3px }

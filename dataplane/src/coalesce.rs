@@ -128,10 +128,13 @@ impl Default for Train {
 impl Train {
     /// Takes in a copy of `frame`: as the next packet of the train, or as the first one when there is none. False when it
     /// cannot; the train must leave first, and a frame that cannot be the first of one leaves by itself.
+    #[inline]
     pub fn take(&mut self, frame: &Frame) -> bool {
-        if frame.checksum_state() != ChecksumState::Partial || frame.is_segmented() {
-            return false;
-        }
+        let owes_its_checksum = frame.checksum_state() == ChecksumState::Partial;
+        owes_its_checksum && !frame.is_segmented() && self.couple(frame)
+    }
+
+    fn couple(&mut self, frame: &Frame) -> bool {
         let packet = frame.packet();
         let Some(headers) = Headers::of(packet) else {
             return false;

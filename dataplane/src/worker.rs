@@ -271,10 +271,13 @@ impl<D: Device> Exit<'_, D> {
         if self.train.take(frame) {
             return;
         }
-        self.leave();
-        if !self.train.take(frame) {
-            give(self.device, frame, 1, self.counters);
+        if self.train.packets() > 0 {
+            self.leave();
+            if self.train.take(frame) {
+                return;
+            }
         }
+        give(self.device, frame, 1, self.counters);
     }
 
     /// Sends the train, if there is one.

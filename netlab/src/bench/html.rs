@@ -38,7 +38,11 @@ fn section(metric: &str, groups: &[Group<'_>]) -> String {
     let mut text = format!(
         "<section>\n<h2>{} <small>{}, {better} is better</small></h2>\n",
         metric.replace('_', " "),
-        if first.unit == "us" { "µs" } else { first.unit }
+        if first.unit == "us" {
+            "µs"
+        } else {
+            first.unit
+        }
     );
     let mut placements: Vec<&str> = Vec::new();
     for group in groups {

@@ -105,9 +105,13 @@ impl Conntrack {
         tentative: &Tentative,
         now: Timestamp,
     ) -> Result<Confirmed, ConfirmError> {
+        // Its index is far away: it comes near while the entry is made.
+        let reply = self.hash(&tentative.reply);
+        self.prefetch_buckets(reply);
         let new = new_entry(tentative, now);
+        let hashes = [self.hash(&tentative.original), reply];
         loop {
-            match self.slots.insert(&new, now) {
+            match self.slots.insert(&new, hashes, now) {
                 Ok(id) => {
                     self.statistics.add(Counter::Inserted, 1);
                     self.open_account(id.index, tentative.length);

@@ -27,18 +27,16 @@ pub(in crate::conntrack) enum InsertError {
 
 impl Slots {
     /// Makes an entry LIVE. Others that have expired no longer own their tuples: they are removed when they are in the
-    /// way.
+    /// way. `hashes` are those of its original and its reply tuple.
     pub(in crate::conntrack) fn insert(
         &self,
         new: &NewEntry,
+        hashes: [TupleHash; 2],
         now: Timestamp,
     ) -> Result<EntryId, InsertError> {
         if !self.census.may_admit(new.original.source) {
             return Err(InsertError::SourceLimit);
         }
-        let hashes = [self.hash(&new.original), self.hash(&new.reply)];
-        // Those of the original tuple were looked at just now.
-        self.prefetch_buckets(hashes[1]);
         let id = self.allocate().ok_or(InsertError::Full)?;
         self.write(id, new);
         self.census.admit(new.original.source);

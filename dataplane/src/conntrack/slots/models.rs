@@ -56,7 +56,8 @@ fn table(capacity: usize) -> Slots {
 }
 
 fn insert(slots: &Slots, new: &NewEntry) -> Result<EntryId, InsertError> {
-    slots.insert(new, NOW)
+    let hashes = [slots.hash(&new.original), slots.hash(&new.reply)];
+    slots.insert(new, hashes, NOW)
 }
 
 /// What a lookup of `tuple` gives, checked to be one flow's and that flow's.

@@ -7,6 +7,7 @@
 //!
 //! Read first: [`steering`] (how packets get here), then `dataplane::path` (what happens to them).
 
+mod devices;
 mod events;
 mod facts;
 mod files;
@@ -36,8 +37,7 @@ use crate::problem::in_words;
 use crate::snapshot::{Followed, Snapshot, Texts};
 use anyhow::{Context as _, Result, bail};
 use dataplane::service::{Generation, ServiceTable};
-use dataplane::sys::node_errors::NodeErrors;
-use dataplane::sys::tun::{self, Offloads, Queue};
+use dataplane::sys::tun::Offloads;
 use dataplane::tuple::{Origin, Timestamp};
 use dataplane::verdict::Counts;
 use dataplane::worker::Shared;
@@ -48,7 +48,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
-use steering::{DEVICES, Plan, Steering};
+use steering::{Plan, Steering};
 pub(crate) use workers::Clock;
 use workers::Workers;
 pub use workers::{Source, Waiting, Work};
@@ -68,7 +68,7 @@ pub struct Settings {
     pub pods: Vec<LinkPattern>,
     /// Where to answer `penstock conntrack` and others.
     pub control_socket: PathBuf,
-    /// Worker threads, each with a queue of every device.
+    /// Worker threads, each with queues of its own of every device.
     pub workers: usize,
     /// Whether the devices take partial checksums and segments of 64 KiB.
     pub offloads: Offloads,
@@ -201,36 +201,14 @@ impl Agent {
         events::listen(&self.settings, responder, events, &self.telemetry)
     }
 
-    /// What the devices need, and the devices themselves.
+    /// What the devices need, and the devices themselves; element `i` of the result is what worker `i` receives from.
     fn open(&mut self) -> Result<Vec<Vec<(Origin, Source)>>> {
         let steering = Netlink::open().context("cannot open rtnetlink")?;
         self.steering = Some(Steering::start(steering)?);
         self.sysctls.prepare_node()?;
-        self.create_devices()
-    }
-
-    /// The three devices; element `i` of the result is what worker `i` receives from.
-    fn create_devices(&mut self) -> Result<Vec<Vec<(Origin, Source)>>> {
-        let origins = [Origin::Pod, Origin::Outside, Origin::Node];
-        let mut workers: Vec<Vec<(Origin, Source)>> = Vec::new();
-        workers.resize_with(self.settings.workers, Vec::new);
-        for (position, (name, origin)) in DEVICES.iter().zip(origins).enumerate() {
-            let queues = tun::create(name, self.settings.workers, self.settings.offloads);
-            let queues = queues.with_context(|| facts::cannot_create(name))?;
-            if let (Origin::Outside, Some(first)) = (origin, workers.first_mut()) {
-                let errors = queues.first().and_then(node_errors);
-                first.extend(errors.map(|errors| (origin, errors)));
-            }
-            for (worker, queue) in workers.iter_mut().zip(queues) {
-                worker.push((origin, Source::Tun(queue)));
-            }
-            self.devices[position] = self.netlink.link_index(name)?;
-            let mtu = links::device_mtu(&mut self.netlink, &self.settings, origin)?;
-            self.netlink.set_mtu(self.devices[position], mtu)?;
-            facts::prepare_device(name)?;
-            self.netlink.set_up(self.devices[position], true)?;
-        }
-        Ok(workers)
+        let (devices, queues) = devices::create(&mut self.netlink, &self.settings)?;
+        self.devices = devices;
+        Ok(queues)
     }
 
     fn run(&mut self, events: &Receiver<Event>) -> Result<()> {
@@ -394,7 +372,9 @@ impl Agent {
     fn stop(&mut self) -> Result<()> {
         let steering = self.steering.take().map(Steering::stop);
         if let Some(workers) = self.workers.take() {
-            workers.stop();
+            workers.tell_to_stop();
+            devices::delete(&mut self.netlink, self.devices);
+            workers.join();
         }
         self.sysctls.restore();
         // The socket may never have been made.
@@ -407,13 +387,4 @@ impl Agent {
 enum Reread {
     Same,
     Published,
-}
-
-/// What the kernel keeps of ICMPv6; none on a machine without IPv6.
-fn node_errors(device: &Queue) -> Option<Source> {
-    let opened = device.duplicate().and_then(NodeErrors::open);
-    opened
-        .inspect_err(|error| tracing::warn!("no ICMPv6 errors to the node itself: {error}"))
-        .ok()
-        .map(Source::Errors)
 }

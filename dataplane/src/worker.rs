@@ -74,8 +74,8 @@ pub struct Shared {
 /// Frames that a worker takes at once. More do not help: the caches are full.
 pub const BATCH: usize = 64;
 
-/// Batches that one device may have before the others have their turn: some 500 frames.
-const SHARE: usize = 14;
+/// Frames after which the other devices have their turn.
+const SHARE: usize = BATCH;
 
 /// After a rest of this long a frame is probably alone, as a question or an answer is.
 const REST: Duration = Duration::from_micros(5);
@@ -87,6 +87,8 @@ pub struct Worker<'a, D> {
     services: arc_swap::Cache<&'a ArcSwap<ServiceTable>, Arc<ServiceTable>>,
     facts: arc_swap::Cache<&'a ArcSwap<NodeFacts>, Arc<NodeFacts>>,
     devices: Vec<(Origin, D)>,
+    /// What the next batch of each device may be: one frame, unless its last turn ended before it was empty.
+    sizes: Vec<usize>,
     counters: Arc<Counters>,
     rng: Rng,
     frames: Vec<Frame>,
@@ -111,6 +113,7 @@ impl<'a, D: Device> Worker<'a, D> {
             shared,
             services,
             facts,
+            sizes: vec![1; devices.len()],
             devices,
             counters,
             rng,
@@ -155,7 +158,8 @@ impl<'a, D: Device> Worker<'a, D> {
     }
 
     /// Takes what has arrived at one device, until it is empty or has had its share. The first frame goes on its way
-    /// before the device is asked for another one; while there are more, batches double.
+    /// before the device is asked for another one; while there are more, batches double, and where a turn ended before the
+    /// device was empty the next one goes on with whole batches.
     ///
     /// After a rest the first frame is all: who waits for the device learns of a second one as well, and else asking
     /// would be in vain.
@@ -163,8 +167,9 @@ impl<'a, D: Device> Worker<'a, D> {
     /// # Errors
     /// As [`Self::drain`].
     pub fn drain_one(&mut self, device: usize, clock: impl Fn() -> Timestamp) -> io::Result<()> {
-        let mut size = 1;
-        for _ in 0..SHARE {
+        let mut received = 0;
+        while received < SHARE {
+            let size = self.sizes[device];
             let count = self.receive_batch(device, size)?;
             let now = clock();
             if count > 0 {
@@ -172,9 +177,11 @@ impl<'a, D: Device> Worker<'a, D> {
             }
             let is_probably_alone = size == 1 && now.since(self.worked_until) > REST;
             if count < size || is_probably_alone {
+                self.sizes[device] = 1;
                 break;
             }
-            size = (2 * size).min(BATCH);
+            self.sizes[device] = (2 * size).min(BATCH);
+            received += count;
         }
         self.worked_until = clock();
         Ok(())

@@ -14,7 +14,7 @@ use dataplane::select::Affinity;
 use dataplane::service::ServiceTable;
 use dataplane::tuple::{Origin, Timestamp};
 use dataplane::verdict::Counters;
-use dataplane::worker::{Device, NodeFacts, Shared, Worker};
+use dataplane::worker::{BATCH, Device, NodeFacts, Shared, Worker};
 use fastrand::Rng;
 use std::io;
 use std::sync::Arc;
@@ -114,4 +114,13 @@ fn a_flood_leaves_the_others_their_turn() {
     let received = written.chars().filter(|&call| call == 'r').count();
     assert!((64..1000).contains(&received), "{received}");
     assert!(!written.contains('-'), "it was not empty");
+}
+
+#[test]
+fn a_device_that_had_its_share_goes_on_with_whole_batches() {
+    let written = diary_of(230, true, &[0, 1, 2, 3]);
+    let turns: Vec<&str> = written.split(' ').collect();
+    assert_eq!(turns[2], format!("{}t", "r".repeat(BATCH)));
+    // Empty in the end, so that the first frame of the next turn goes first again.
+    assert!(turns[3].contains('-'), "{}", turns[3]);
 }

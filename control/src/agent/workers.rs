@@ -7,7 +7,7 @@ use dataplane::tuple::{Origin, Timestamp};
 use dataplane::verdict::{Counters, Counts};
 use dataplane::worker::{Device, Shared, Worker};
 use fastrand::Rng;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -154,10 +154,14 @@ impl Workers {
         total
     }
 
-    /// Ends the workers and waits for them; their devices go with them.
-    pub(super) fn stop(self) {
+    /// Tells the workers to end.
+    pub(super) fn tell_to_stop(&self) {
         // An eventfd takes eight bytes unless its counter is full, which one write cannot make it.
         let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
+    }
+
+    /// Waits until they have ended. Their queues are closed then.
+    pub(super) fn join(self) {
         for thread in self.threads {
             // A worker that panicked has said so on stderr.
             let _ = thread.join();
@@ -170,30 +174,10 @@ fn run(
     stop: &OwnedFd,
     (clock, waiting): (Clock, Waiting),
 ) -> io::Result<()> {
-    if waiting == Waiting::Busy {
-        return run_busy(worker, stop, clock);
-    }
-    let queues = descriptors(worker.devices())?;
-    let mut polled = polled(&queues, stop);
-    while wait(&mut polled, None)? {
-        for (device, _) in ready(&polled).filter(|(_, ready)| *ready) {
+    let mut arrivals = Arrivals::of(worker.devices(), stop, waiting)?;
+    while let Some(devices) = arrivals.wait()? {
+        for device in devices {
             worker.drain_one(device, || clock.now())?;
-        }
-    }
-    Ok(())
-}
-
-/// Asks the devices again and again, so that no packet waits for this thread to wake up.
-fn run_busy(mut worker: Worker<'_, Source>, stop: &OwnedFd, clock: Clock) -> io::Result<()> {
-    const ROUNDS: usize = 1000;
-    let at_once = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    let mut polled = polled(&[], stop);
-    while wait(&mut polled, Some(&at_once))? {
-        for _ in 0..ROUNDS {
-            worker.drain(|| clock.now())?;
         }
     }
     Ok(())
@@ -202,11 +186,11 @@ fn run_busy(mut worker: Worker<'_, Source>, stop: &OwnedFd, clock: Clock) -> io:
 /// The bare copy loop: what any dataplane on these devices has to do, and nothing else.
 fn copy(mut devices: Vec<(Origin, Source)>, stop: &OwnedFd) -> io::Result<()> {
     let mut frame = Frame::new();
-    let queues = descriptors(&devices)?;
-    let mut polled = polled(&queues, stop);
-    while wait(&mut polled, None)? {
-        for ((_, device), (_, ready)) in devices.iter_mut().zip(ready(&polled)) {
-            while ready && device.receive(&mut frame)? {
+    let mut arrivals = Arrivals::of(&devices, stop, Waiting::Asleep)?;
+    while let Some(ready) = arrivals.wait()? {
+        for device in ready {
+            let (_, device) = &mut devices[device];
+            while device.receive(&mut frame)? {
                 if !device.has_copies() {
                     // What cannot be sent is lost, as on any link.
                     let _ = device.send(&frame);
@@ -217,36 +201,50 @@ fn copy(mut devices: Vec<(Origin, Source)>, stop: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Descriptors of their own, to wait for while the devices are used.
-fn descriptors(devices: &[(Origin, Source)]) -> io::Result<Vec<OwnedFd>> {
-    let own = |(_, device): &(Origin, Source)| device.as_fd().try_clone_to_owned();
-    devices.iter().map(own).collect()
+/// Waits for devices: in the order in which they got something, those that still have something behind the others.
+struct Arrivals {
+    epoll: OwnedFd,
+    events: [epoll::Event; 64],
+    timeout: Option<Timespec>,
 }
 
-/// What is waited for: the end, then the devices.
-fn polled<'f>(queues: &'f [OwnedFd], stop: &'f OwnedFd) -> Vec<PollFd<'f>> {
-    std::iter::once(stop)
-        .chain(queues)
-        .map(|descriptor| PollFd::from_borrowed_fd(descriptor.as_fd(), PollFlags::IN))
-        .collect()
-}
+impl Arrivals {
+    /// What stands for the end.
+    const STOP: u64 = u64::MAX;
 
-/// Each device, and whether it has something to receive.
-fn ready(polled: &[PollFd<'_>]) -> impl Iterator<Item = (usize, bool)> {
-    let devices = polled[1..].iter();
-    devices
-        .map(|device| !device.revents().is_empty())
-        .enumerate()
-}
-
-/// Waits until a device has something to receive, or as long as it may. False at the end.
-fn wait(polled: &mut [PollFd<'_>], at_most: Option<&Timespec>) -> io::Result<bool> {
-    match poll(polled, at_most) {
-        Ok(_) => Ok(polled[0].revents().is_empty()),
-        Err(rustix::io::Errno::INTR) => {
-            polled.iter_mut().for_each(PollFd::clear_revents);
-            Ok(true)
+    fn of(devices: &[(Origin, Source)], stop: &OwnedFd, waiting: Waiting) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let add = |descriptor: BorrowedFd<'_>, number| {
+            let data = epoll::EventData::new_u64(number);
+            epoll::add(&epoll, descriptor, data, epoll::EventFlags::IN)
+        };
+        add(stop.as_fd(), Self::STOP)?;
+        for (number, (_, device)) in devices.iter().enumerate() {
+            add(device.as_fd(), number as u64)?;
         }
-        Err(error) => Err(error.into()),
+        let nothing = epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(Self::STOP),
+        };
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        Ok(Self {
+            epoll,
+            events: [nothing; 64],
+            timeout: (waiting == Waiting::Busy).then_some(at_once),
+        })
+    }
+
+    /// The devices that have something to receive; none when asked not to sleep. Nothing at the end.
+    fn wait(&mut self) -> io::Result<Option<impl Iterator<Item = usize>>> {
+        let count = match epoll::wait(&self.epoll, &mut self.events[..], self.timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => 0,
+            other => other?,
+        };
+        let ready = self.events[..count].iter().map(|event| event.data.u64());
+        let is_over = ready.clone().any(|number| number == Self::STOP);
+        Ok((!is_over).then(|| ready.map(|number| number as usize)))
     }
 }

@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
     /// Where other commands reach this agent [default: /run/penstock/nodes/NODE.sock]
     #[arg(long, value_name = "PATH")]
     control_socket: Option<PathBuf>,
-    /// Worker threads, each with a queue of every device [default: one on up to three processors, half of them beyond]
+    /// Worker threads, each with queues of its own of every device [default: one on up to three processors, half of them beyond]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     workers: Option<u8>,
     /// Take complete checksums and packets no larger than the MTU

@@ -86,6 +86,15 @@ impl Queue {
         check(result)
     }
 
+    /// Lets a program choose the queue of each packet that the kernel sends to the device of this one.
+    pub(super) fn choose_by(&self, program: &impl AsFd) -> io::Result<()> {
+        let program = program.as_fd().as_raw_fd();
+        // SAFETY: TUNSETSTEERINGEBPF reads one int from a live address.
+        let result =
+            unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETSTEERINGEBPF, &program) };
+        check(result)
+    }
+
     fn set_header_length(&self) -> io::Result<()> {
         let length = VIRTIO_HEADER_LENGTH as libc::c_int;
         // SAFETY: TUNSETVNETHDRSZ reads one int from a live address.

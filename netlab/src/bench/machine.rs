@@ -47,7 +47,7 @@ pub(super) struct Settings {
     pub(super) rounds: u32,
     /// Of one turn.
     pub(super) milliseconds: u32,
-    /// Threads of the agent, each with a queue of every device.
+    /// Threads of the agent, each with queues of its own of every device.
     pub(super) workers: u8,
     /// What the kernel's rules are loaded by.
     pub(super) iptables: String,

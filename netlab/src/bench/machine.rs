@@ -1,5 +1,6 @@
 //! What is measured on, and which processor does what.
 
+use super::report::counted;
 use super::{Arguments, Benchmark};
 use crate::servers::in_path;
 use serde::Serialize;
@@ -76,8 +77,12 @@ impl Settings {
             String::new()
         };
         format!(
-            "{} rounds{turn}, {} worker, {}, {}, nf_conntrack_max {}",
-            self.rounds, self.workers, self.iptables, self.nftables, self.nf_conntrack_max
+            "{}{turn}, {} worker, {}, {}, nf_conntrack_max {}",
+            counted(self.rounds, "round"),
+            self.workers,
+            self.iptables,
+            self.nftables,
+            self.nf_conntrack_max
         )
     }
 }

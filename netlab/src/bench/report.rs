@@ -9,6 +9,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
+/// `1 thing`, `2 things`.
+pub(super) fn counted(number: u32, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
 /// What a row is about, apart from the metric.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Key {
@@ -47,13 +53,10 @@ impl Key {
 
     /// The Services, for people.
     pub(super) fn circumstances(&self) -> String {
-        let services = match self.services {
-            1 => "1 Service".to_owned(),
-            many => format!("{many} Services"),
-        };
+        let services = counted(self.services, "Service");
         let endpoints = self
             .endpoints
-            .map(|number| format!(" of {number} endpoints"));
+            .map(|number| format!(" of {}", counted(number, "endpoint")));
         let attack = self.attack.map(|attack| format!(", {attack}"));
         services + &endpoints.unwrap_or_default() + &attack.unwrap_or_default()
     }

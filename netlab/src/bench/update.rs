@@ -1,7 +1,9 @@
 //! `./lab bench update`: a node takes so many Services, then one endpoint of one of them changes again and again; how long
 //! until a packet goes the new way.
 //!
-//! Time runs from the moment when the new objects, or the new rules, are ready to be handed over. The peers are the kernel
+//! Time runs from the moment when the new objects, in a file, or the new rules, in memory, are ready to be handed over, until
+//! the first packet of a client arrives at the new endpoint: it says so itself. It is asked from when they are handed over
+//! on, by one new flow after the other. The peers are the kernel
 //! with the rules that kube-proxy writes ([`super::partial_rules`]): all at once into an empty table when it starts, then
 //! those of a change. A cold load that takes long is made once and the changes of all rounds go on top of it; one that is
 //! given up is told as such, and the rules go in in portions.
@@ -10,6 +12,7 @@ use super::bed::Bed;
 use super::load::Figures;
 use super::objects::{self, CONFIG, NODE_NAME, PODS_ELSEWHERE, Position};
 use super::report::{Key, Row};
+use super::server::moment;
 use super::{Benchmark, Run, Subject, ask, io_error, turns};
 use crate::lab::Error;
 use crate::namespace::Namespace;
@@ -23,7 +26,7 @@ use control::node_network::NodeNetwork;
 use control::snapshot::Snapshot;
 use dataplane::service::{Generation, ServiceTable};
 use std::hash::RandomState;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -105,12 +108,19 @@ const fn milliseconds(took: Duration) -> f64 {
     took.as_secs_f64() * 1e3
 }
 
-/// Asks until the endpoint has changed; milliseconds from `start` on.
-fn until_effect(bed: &Bed, before: u32, start: Instant) -> Result<f64, Error> {
-    bed.inside(Position::End, |address| {
-        ask::wait_for_another(address, before)
+/// Changes the endpoint: milliseconds until a packet goes the new way. Who asks is there already: to enter a network
+/// namespace can take milliseconds.
+fn change_to_effect(
+    bed: &Bed,
+    change: impl FnOnce() -> Result<(), Error> + Send,
+) -> Result<f64, Error> {
+    let took = bed.inside(Position::End, |address| {
+        let before = ask::wait_for_any(address)?;
+        let start = moment();
+        change().map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(ask::first_arrival_elsewhere(address, before)?.saturating_sub(start))
     })?;
-    Ok(milliseconds(start.elapsed()))
+    Ok(milliseconds(took))
 }
 
 /// Our agent.
@@ -131,21 +141,20 @@ impl ByAgent {
         std::fs::write(&list, &self.list).map_err(io_error(list.display().to_string()))?;
         let from_json = Agent::start(self.bed.target().node, &list)?.ready_after;
         let folder = of_lab.join("objects");
-        let put = |name: &str, text: &str| {
-            let ready = folder.with_extension("next");
-            std::fs::write(&ready, text)
-                .and_then(|()| std::fs::rename(&ready, folder.join(name)))
-                .map_err(io_error(name.to_owned()))
+        let next = folder.with_extension("next");
+        let ready = |text: &str| std::fs::write(&next, text).map_err(io_error("the next objects"));
+        let put = |name: &str| {
+            std::fs::rename(&next, folder.join(name)).map_err(io_error(name.to_owned()))
         };
         std::fs::create_dir_all(&folder).map_err(io_error(folder.display().to_string()))?;
         let [old, new] = PODS_ELSEWHERE.map(objects::probed_slice);
-        put("services.yaml", &self.objects)?;
-        put("probed.yaml", &old)?;
+        for (name, text) in [("services.yaml", &self.objects), ("probed.yaml", &old)] {
+            ready(text)?;
+            put(name)?;
+        }
         let agent = Agent::start(self.bed.target().node, &folder)?;
-        let before = self.bed.inside(Position::End, ask::wait_for_any)?;
-        let start = Instant::now();
-        put("probed.yaml", &new)?;
-        let effect = until_effect(&self.bed, before, start)?;
+        ready(&new)?;
+        let effect = change_to_effect(&self.bed, || put("probed.yaml"))?;
         Ok(vec![
             ("cold_load", "ms", milliseconds(agent.ready_after)),
             ("cold_load_json", "ms", milliseconds(from_json)),
@@ -174,16 +183,10 @@ impl ByRules {
         } else {
             vec![self.load(patience)?]
         };
-        let before = self.bed.inside(Position::End, ask::wait_for_any)?;
         self.is_new = !self.is_new;
         let change = &self.changes[usize::from(self.is_new)];
-        let start = Instant::now();
-        self.bed.target().change(change)?;
-        figures.push((
-            "change_to_effect",
-            "ms",
-            until_effect(&self.bed, before, start)?,
-        ));
+        let effect = change_to_effect(&self.bed, || self.bed.target().change(change))?;
+        figures.push(("change_to_effect", "ms", effect));
         Ok(figures)
     }
 

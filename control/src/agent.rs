@@ -36,6 +36,7 @@ use crate::node_network::NodeNetwork;
 use crate::problem::in_words;
 use crate::snapshot::{Followed, Snapshot, Texts};
 use anyhow::{Context as _, Result, bail};
+use dataplane::ports::ReservedPorts;
 use dataplane::service::{Generation, ServiceTable};
 use dataplane::sys::tun::Offloads;
 use dataplane::tuple::{Origin, Timestamp};
@@ -47,6 +48,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
 use std::time::Duration;
 use steering::{Plan, Steering};
 pub(crate) use workers::Clock;
@@ -123,6 +125,8 @@ struct Agent {
     refused: Option<String>,
     /// The addresses and routes that the table was compiled for.
     network: NodeNetwork,
+    /// Ports that the node listens on.
+    reserved_ports: Arc<ReservedPorts>,
     without_local: WithoutLocal,
 }
 
@@ -133,6 +137,7 @@ const MAINTENANCE_BUDGET: usize = 20_000;
 
 impl Agent {
     fn start(settings: Settings, events: &Sender<Event>) -> Result<Self> {
+        let ports = thread::spawn(facts::listening_ports);
         let texts = Texts::read(&settings.snapshot)?;
         let snapshot = Snapshot::of(&texts)?;
         let config = match &settings.config {
@@ -140,10 +145,16 @@ impl Agent {
             None => KubeProxyConfig::default(),
         };
         settings::follow_host(&settings, &config);
-        let mut agent = Self::prepare(settings, snapshot, config)?;
-        agent.seen = Some(agent.digests.hash_one(&texts));
+        let ports = or_its_panic(ports.join());
+        let mut agent = Self::prepare(settings, snapshot, config, ports)?;
+        // The text of many objects takes as long to give back as to hash.
+        let digests = agent.digests.clone();
+        let seen = thread::spawn(move || digests.hash_one(&texts));
         match agent.attach(events) {
-            Ok(()) => Ok(agent),
+            Ok(()) => {
+                agent.seen = Some(or_its_panic(seen.join()));
+                Ok(agent)
+            }
             Err(error) => {
                 agent.stop()?;
                 Err(error)
@@ -152,7 +163,12 @@ impl Agent {
     }
 
     /// An agent with its first table. Nothing is made when the objects do not compile.
-    fn prepare(settings: Settings, snapshot: Snapshot, config: KubeProxyConfig) -> Result<Self> {
+    fn prepare(
+        settings: Settings,
+        snapshot: Snapshot,
+        config: KubeProxyConfig,
+        ports: ReservedPorts,
+    ) -> Result<Self> {
         let mut netlink = Netlink::open().context("cannot open rtnetlink")?;
         links::require(&mut netlink, &settings.uplinks)?;
         let clock = Clock::start();
@@ -165,6 +181,7 @@ impl Agent {
             digests: ahash::RandomState::new(),
             refused: None,
             network: NodeNetwork::default(),
+            reserved_ports: Arc::new(ports),
             without_local: WithoutLocal::default(),
             shared,
             sysctls: facts::Sysctls::default(),
@@ -184,6 +201,8 @@ impl Agent {
             &Snapshot::default(),
             agent.objects.snapshot(),
         ))?;
+        // The first change may follow at once.
+        agent.objects.prepare();
         Ok(agent)
     }
 
@@ -196,7 +215,7 @@ impl Agent {
         self.telemetry.follow_workers(workers.counters());
         self.workers = Some(workers);
         self.steer()?;
-        events::follow_listening_ports(&self.shared)?;
+        events::follow_listening_ports(&self.reserved_ports)?;
         let responder = Responder::new(Arc::clone(&self.shared), self.clock);
         events::listen(&self.settings, responder, events, &self.telemetry)
     }
@@ -212,7 +231,6 @@ impl Agent {
     }
 
     fn run(&mut self, events: &Receiver<Event>) -> Result<()> {
-        self.objects.prepare();
         let mut maintained = self.clock.now();
         loop {
             let now = self.clock.now();
@@ -296,7 +314,8 @@ impl Agent {
             generation,
         )?;
         let pod_links = links::indexes(&self.netlink.links()?, &self.settings.pods);
-        let facts = facts::node_facts(&network, self.objects.snapshot(), node, &pod_links);
+        let ports = Arc::clone(&self.reserved_ports);
+        let facts = facts::node_facts(&network, self.objects.snapshot(), node, &pod_links, ports);
         self.shared.facts.store(Arc::new(facts));
         let table = ServiceTable::following(compiled.parts, &self.shared.services.load());
         let table = Arc::new(table);
@@ -387,4 +406,9 @@ impl Agent {
 enum Reread {
     Same,
     Published,
+}
+
+/// What a thread that was waited for has come to.
+fn or_its_panic<T>(ended: thread::Result<T>) -> T {
+    ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -45,7 +45,7 @@ pub trait Device {
 #[derive(Debug, Default)]
 pub struct NodeFacts {
     /// Ports that masquerading leaves alone.
-    pub reserved_ports: ReservedPorts,
+    pub reserved_ports: Arc<ReservedPorts>,
     /// Addresses to refuse with.
     pub reject_sources: RejectSources,
 }

@@ -6,7 +6,7 @@ use super::{Settings, facts, files};
 use crate::conntrack::{self, Responder};
 use crate::netlink::Monitor;
 use anyhow::{Context as _, Result};
-use dataplane::worker::Shared;
+use dataplane::ports::ReservedPorts;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::ffi::OsString;
@@ -62,14 +62,16 @@ pub(super) fn listen(
 
 /// Keeps the ports that the node listens on in mind as long as the agent lives: nothing tells of them, and one look takes
 /// milliseconds where many sockets are open, or could be.
-pub(super) fn follow_listening_ports(shared: &Arc<Shared>) -> Result<()> {
+pub(super) fn follow_listening_ports(ports: &Arc<ReservedPorts>) -> Result<()> {
     const INTERVAL: Duration = Duration::from_secs(1);
-    let shared = Arc::downgrade(shared);
+    let ports = Arc::downgrade(ports);
     spawn("ports", move || {
-        while let Some(shared) = shared.upgrade() {
-            facts::follow_listening_ports(&shared.facts.load().reserved_ports);
-            drop(shared);
+        loop {
             thread::sleep(INTERVAL);
+            let Some(ports) = ports.upgrade() else {
+                return;
+            };
+            facts::follow_listening_ports(&ports);
         }
     })
 }

@@ -12,8 +12,10 @@ use dataplane::tuple::{Address, Protocol};
 use dataplane::worker::NodeFacts;
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read as _;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 /// Addresses and routes of this network namespace, those of our own devices apart.
 ///
@@ -64,6 +66,7 @@ pub(super) fn node_facts(
     snapshot: &Snapshot,
     node: &str,
     pod_links: &[u32],
+    reserved_ports: Arc<ReservedPorts>,
 ) -> NodeFacts {
     let sources = sources(network, snapshot, node);
     let of = |family| {
@@ -96,7 +99,7 @@ pub(super) fn node_facts(
         on_pod_links(Family::V6).or(outside[1]),
     ];
     NodeFacts {
-        reserved_ports: listening_ports(),
+        reserved_ports,
         reject_sources: RejectSources { pod, outside },
     }
 }
@@ -191,8 +194,9 @@ pub(super) const fn transport(protocol: Protocol) -> Option<Transport> {
     }
 }
 
-/// Ports that sockets of this network namespace listen on or, for UDP, are bound to.
-fn listening_ports() -> ReservedPorts {
+/// Ports that sockets of this network namespace listen on or, for UDP, are bound to. Takes milliseconds: the kernel goes
+/// through the connections of all namespaces for it.
+pub(super) fn listening_ports() -> ReservedPorts {
     let ports = ReservedPorts::default();
     follow_listening_ports(&ports);
     ports
@@ -204,12 +208,19 @@ pub(super) fn follow_listening_ports(ports: &ReservedPorts) {
         (Protocol::TCP, ["tcp", "tcp6"]),
         (Protocol::UDP, ["udp", "udp6"]),
     ] {
-        // A kernel without IPv6 has no such file.
-        let read = |file| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
-        let tables = files.map(|file| read(file).unwrap_or_default());
+        let tables = files.map(|file| read_table(&format!("/proc/thread-self/net/{file}")));
         let lines = tables.iter().flat_map(|table| table.lines());
         ports.replace(protocol, lines.filter_map(listening_port));
     }
+}
+
+/// A kernel without IPv6 does not have every file. Room from the start: with each reading the kernel goes through its
+/// whole table anew.
+fn read_table(path: &str) -> String {
+    const ROOM: usize = 64 << 10;
+    let mut table = String::with_capacity(ROOM);
+    let read = fs::File::open(path).and_then(|mut file| file.read_to_string(&mut table));
+    read.map_or_else(|_| String::new(), |_| table)
 }
 
 /// The port of a line of `/proc/net/tcp` or `udp` whose socket listens (0A) or is bound (07).

@@ -2,7 +2,7 @@
 //!
 //! Everything else is as in the agent: the devices, the routing, the tables.
 
-use super::{Agent, Settings, Source};
+use super::{Agent, Settings, Source, facts};
 use crate::config::KubeProxyConfig;
 use crate::snapshot::Snapshot;
 use anyhow::Result;
@@ -26,7 +26,7 @@ impl Stepped {
         snapshot: Snapshot,
         config: KubeProxyConfig,
     ) -> Result<(Self, Vec<(Origin, Source)>)> {
-        let mut agent = Agent::prepare(settings, snapshot, config)?;
+        let mut agent = Agent::prepare(settings, snapshot, config, facts::listening_ports())?;
         match agent
             .open()
             .and_then(|queues| agent.steer().map(|()| queues))
@@ -49,6 +49,8 @@ impl Stepped {
     /// # Errors
     /// When they do not compile; then everything stays as it was.
     pub fn change(&mut self, snapshot: Snapshot) -> Result<()> {
+        // Nobody else looks at them.
+        facts::follow_listening_ports(&self.agent.reserved_ports);
         self.agent.take(snapshot)
     }
 

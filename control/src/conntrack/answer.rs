@@ -73,7 +73,7 @@ impl Responder {
             Question::Events(filter, kinds) => self.events((filter, kinds), stream, &mut reply)?,
             Question::Usage(by) => {
                 let facts = self.shared.facts.load();
-                let context = (&facts.reserved_ports, &self.service_names());
+                let context = (&*facts.reserved_ports, &self.service_names());
                 let conntrack = &self.shared.conntrack;
                 let usage = Usage::count(conntrack, self.clock.now(), *by, context);
                 reply.say(&Answer::Usage(usage))?;

@@ -7,6 +7,7 @@
 //! Invariants: objects are sorted by namespace and name and unique by them, so the order of documents and files
 //! makes no difference. Read first: [`objects`].
 
+mod direct;
 mod document;
 mod endpoints_object;
 mod exchange;
@@ -32,7 +33,7 @@ use crate::text;
 use objects::{AddressType, Endpoints, Object};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use typed::{Typed, typed};
+use typed::{AsTyped, Typed};
 
 /// The objects of a cluster that kube-proxy reads. See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -199,7 +200,7 @@ struct Found {
 
 impl Found {
     fn read(file: &str, text: &str) -> Self {
-        let (read, mut problems) = document::read(file, text, typed);
+        let (read, mut problems) = document::read(file, text, AsTyped);
         let mut objects = Vec::with_capacity(read.len());
         for object in read {
             match object {
@@ -214,12 +215,19 @@ impl Found {
 
 impl Reader {
     fn add(&mut self, found: Found) {
+        let count =
+            |of: fn(&Typed) -> bool| found.objects.iter().filter(|object| of(object)).count();
+        let services = count(|object| matches!(object, Typed::Service(_)));
+        let slices = count(|object| matches!(object, Typed::EndpointSlice(_)));
+        // Many files add to these one after another; one with many objects has room made for them.
+        self.snapshot.services.reserve(services);
+        self.snapshot.endpoint_slices.reserve(slices);
         for object in found.objects {
             match object {
-                Typed::Service(service) => self.snapshot.services.push(service),
-                Typed::EndpointSlice(slice) => self.snapshot.endpoint_slices.push(slice),
-                Typed::Endpoints(endpoints) => self.endpoints.push(endpoints),
-                Typed::Node(node) => self.snapshot.nodes.push(node),
+                Typed::Service(service) => self.snapshot.services.push(*service),
+                Typed::EndpointSlice(slice) => self.snapshot.endpoint_slices.push(*slice),
+                Typed::Endpoints(endpoints) => self.endpoints.push(*endpoints),
+                Typed::Node(node) => self.snapshot.nodes.push(*node),
                 Typed::Skipped(kind) => *self.skipped.entry(kind).or_default() += 1,
             }
         }
@@ -288,9 +296,13 @@ fn sort<T: Object>(objects: &mut [T]) -> Vec<Problem> {
         .collect()
 }
 
+/// Positions of slices by namespace and name of their Service.
+pub(crate) type SlicesByService<'s> = HashMap<(&'s str, &'s str), Vec<usize>, ahash::RandomState>;
+
 /// Positions of the slices of each Service.
-pub(crate) fn slices_by_service(slices: &[EndpointSlice]) -> HashMap<(&str, &str), Vec<usize>> {
-    let mut by_service: HashMap<_, Vec<usize>> = HashMap::new();
+pub(crate) fn slices_by_service(slices: &[EndpointSlice]) -> SlicesByService<'_> {
+    let hasher = ahash::RandomState::new();
+    let mut by_service = SlicesByService::with_capacity_and_hasher(slices.len(), hasher);
     for (position, slice) in slices.iter().enumerate() {
         if let Some(service) = slice.service_name() {
             let key = (slice.metadata.namespace.as_str(), service);

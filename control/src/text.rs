@@ -1,12 +1,18 @@
 //! Files of text.
 
-use std::io;
+use dataplane::sys::memory::room;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 /// The text of a file, as [`std::fs::read_to_string`] reads it, with an error that says what to do where it is in some
 /// other encoding.
 pub fn read(file: &Path) -> io::Result<String> {
-    String::from_utf8(std::fs::read(file)?).map_err(|error| {
+    let mut file = File::open(file)?;
+    // One byte more than there is says that there is no more.
+    let mut bytes = room(file.metadata()?.len() as usize + 1);
+    file.read_to_end(&mut bytes)?;
+    String::from_utf8(bytes).map_err(|error| {
         let what = match error.as_bytes() {
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
                 "is text in UTF-16, which PowerShell's `>` writes; write it in UTF-8 (`| Out-File -Encoding utf8`)"

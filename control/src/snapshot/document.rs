@@ -8,6 +8,7 @@ use super::{json, list};
 use crate::parallel::on_all_processors;
 use crate::problem::{Location, Problem};
 use crate::yaml;
+use memchr::memmem;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
@@ -23,22 +24,42 @@ pub(super) struct RawObject {
     pub(super) list_kind: Option<String>,
 }
 
+/// What becomes of an object once it is read.
+pub(super) trait Decode: Sync {
+    /// What it becomes.
+    type Object: Send;
+
+    /// Decodes any object, and says what is wrong with one.
+    fn decode(&self, object: RawObject) -> Self::Object;
+
+    /// Decodes the text of one in JSON without that detour, to what [`Decode::decode`] would make of it; `None` where
+    /// it takes the detour to know.
+    fn decode_json(&self, _text: &str, _location: &Location) -> Option<Self::Object> {
+        None
+    }
+}
+
+impl<T: Send, F: Fn(RawObject) -> T + Sync> Decode for F {
+    type Object = T;
+
+    fn decode(&self, object: RawObject) -> T {
+        self(object)
+    }
+}
+
 /// Objects that a processor reads before it asks for more.
 pub(super) const TURN: usize = 64;
 
 /// What `decode` makes of all objects in `text`, lists taken apart, and what could not be read. Each object is
 /// decoded where it was parsed: all of a large file as untyped trees would take twenty times its size.
-pub(super) fn read<T: Send>(
-    file: &str,
-    text: &str,
-    decode: impl Fn(RawObject) -> T + Sync,
-) -> (Vec<T>, Vec<Problem>) {
+pub(super) fn read<D: Decode>(file: &str, text: &str, decode: D) -> (Vec<D::Object>, Vec<Problem>) {
     let file: Arc<str> = Arc::from(file);
     let chunks = split(text);
     let mut objects = Vec::new();
     let mut problems = Vec::new();
     for result in on_all_processors(&chunks, TURN, |chunk| chunk.read(&file, &decode)) {
         match result {
+            Ok(found) if objects.is_empty() => objects = found,
             Ok(found) => objects.extend(found),
             Err(problem) => problems.push(problem),
         }
@@ -62,8 +83,10 @@ pub(super) fn split(text: &str) -> Vec<Chunk<'_>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut chunks: Vec<Chunk<'_>> = Vec::new();
     let (mut start, mut start_line) = (0, 0);
-    let ends = memchr::memchr_iter(b'\n', text.as_bytes()).map(|end| end + 1);
-    for (number, at) in std::iter::once(0).chain(ends).enumerate() {
+    let (mut number, mut counted) = (0, 0);
+    for at in likely_markers(text) {
+        number += memchr::memchr_iter(b'\n', &text.as_bytes()[counted..at]).count();
+        counted = at;
         let line = &text[at..];
         if is_marker(line, "---") {
             push(&mut chunks, &text[start..at], start_line);
@@ -76,6 +99,17 @@ pub(super) fn split(text: &str) -> Vec<Chunk<'_>> {
     }
     push(&mut chunks, &text[start..], start_line);
     chunks
+}
+
+/// Where lines begin as markers do, ascending. Few do, and a text may have millions of lines.
+fn likely_markers(text: &str) -> Vec<usize> {
+    let mut lines = vec![0];
+    for start in ["\n---", "\n..."] {
+        let found = memmem::find_iter(text.as_bytes(), start);
+        lines.extend(found.map(|at| at + 1));
+    }
+    lines.sort_unstable();
+    lines
 }
 
 fn push<'t>(chunks: &mut Vec<Chunk<'t>>, text: &'t str, lines_before: usize) {
@@ -101,11 +135,7 @@ fn is_marker(text: &str, marker: &str) -> bool {
 }
 
 impl<'t> Chunk<'t> {
-    fn read<T: Send>(
-        &self,
-        file: &Arc<str>,
-        decode: &(impl Fn(RawObject) -> T + Sync),
-    ) -> Result<Vec<T>, Problem> {
+    fn read<D: Decode>(&self, file: &Arc<str>, decode: &D) -> Result<Vec<D::Object>, Problem> {
         let location = |line| Location {
             file: Arc::clone(file),
             document: self.number,
@@ -122,7 +152,8 @@ impl<'t> Chunk<'t> {
         let objects = document.into_objects(location(self.lead + 1), |span| {
             location(span.line() as usize)
         });
-        Ok(objects.into_iter().map(decode).collect())
+        let decoded = objects.into_iter().map(|object| decode.decode(object));
+        Ok(decoded.collect())
     }
 
     /// From the first line on that says something, when that begins as JSON does: with a brace, and a name in quotes. And

@@ -1,7 +1,7 @@
 //! The slices of one file in place of those that it held before: what changes most often, taken without reading
 //! everything anew.
 
-use super::typed::{Typed, typed};
+use super::typed::{AsTyped, Typed};
 use super::{EndpointSlice, Service, Snapshot, document};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -12,9 +12,9 @@ pub type ServiceKey = (String, String);
 
 /// The slices in `text`; `None` if it holds anything else, or anything wrong.
 pub fn slices(file: &str, text: &str) -> Option<Vec<EndpointSlice>> {
-    let (objects, problems) = document::read(file, text, typed);
+    let (objects, problems) = document::read(file, text, AsTyped);
     let slice = |object| match object {
-        Ok(Typed::EndpointSlice(slice)) => Some(slice),
+        Ok(Typed::EndpointSlice(slice)) => Some(*slice),
         _ => None,
     };
     let mut slices: Vec<EndpointSlice> = objects.into_iter().map(slice).collect::<Option<_>>()?;
@@ -137,21 +137,27 @@ impl Places {
     fn of(snapshot: &Snapshot) -> Self {
         let services = snapshot.services.iter().map(|service| &service.metadata);
         let nodes = snapshot.nodes.iter().map(|node| &node.metadata);
-        let mut files_of_others = HashSet::new();
-        for metadata in services.chain(nodes) {
-            if !files_of_others.contains(&metadata.location.file) {
-                files_of_others.insert(Arc::clone(&metadata.location.file));
-            }
-        }
+        let mut files: Vec<&Arc<str>> = services
+            .chain(nodes)
+            .map(|metadata| &metadata.location.file)
+            .collect();
+        files.dedup_by(|a, b| is_same(a, b));
+        let files_of_others = files.into_iter().map(Arc::clone).collect();
         let mut places = Self {
             files_of_others,
             by_file: HashMap::new(),
             by_service: Vec::with_capacity(snapshot.endpoint_slices.len()),
             hash: RandomState::new(),
         };
+        let mut first = 0;
+        let are_of_one = |a: &EndpointSlice, b: &EndpointSlice| is_same(file_of(a), file_of(b));
+        for slices in snapshot.endpoint_slices.chunk_by(are_of_one) {
+            let file = Arc::clone(file_of(&slices[0]));
+            let positions = places.by_file.entry(file).or_default();
+            positions.extend(first..first + slices.len());
+            first += slices.len();
+        }
         for (at, slice) in snapshot.endpoint_slices.iter().enumerate() {
-            let file = Arc::clone(&slice.metadata.location.file);
-            places.by_file.entry(file).or_default().push(at);
             if let Some(service) = service_of(slice) {
                 places.by_service.push((places.hash.hash_one(service), at));
             }
@@ -184,6 +190,16 @@ impl Snapshot {
         };
         self.services.binary_search_by(of).ok()
     }
+}
+
+/// Where a slice was read.
+const fn file_of(slice: &EndpointSlice) -> &Arc<str> {
+    &slice.metadata.location.file
+}
+
+/// Whether two names of files are one and the same in memory, as those of the objects of one file are.
+fn is_same(a: &Arc<str>, b: &Arc<str>) -> bool {
+    Arc::ptr_eq(a, b)
 }
 
 /// Namespace and name of a slice's Service.

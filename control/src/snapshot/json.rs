@@ -6,7 +6,7 @@
 //!
 //! A name that stands twice in one object is refused, as in YAML.
 
-use super::document::{RawObject, TURN, list_kind};
+use super::document::{Decode, RawObject, TURN, list_kind};
 use crate::parallel::on_all_processors;
 use crate::problem::{Location, Problem};
 use memchr::memmem;
@@ -26,22 +26,26 @@ pub(super) struct Piece<'t> {
 }
 
 /// The objects in `text`, which begins below the line of `location`.
-pub(super) fn read<T: Send>(
+pub(super) fn read<D: Decode>(
     text: &str,
     location: &Location,
-    decode: &(impl Fn(RawObject) -> T + Sync),
-) -> Result<Vec<T>, Problem> {
+    decode: &D,
+) -> Result<Vec<D::Object>, Problem> {
     let unreadable = |(lines_before, error)| unreadable(location, lines_before, &error);
     let parse = |piece: &Piece<'_>| {
+        let location = below(location, piece.lines_before + 1);
+        if let Some(object) = decode.decode_json(piece.text, &location) {
+            return Ok(object);
+        }
         let parsed = serde_json::from_str(piece.text);
         let Unique(value) = parsed.map_err(|error| (piece.lines_before, error))?;
-        Ok(decode(RawObject {
-            location: below(location, piece.lines_before + 1),
+        Ok(decode.decode(RawObject {
+            location,
             value,
             list_kind: piece.list_kind.clone(),
         }))
     };
-    let all = |pieces: &[Piece<'_>]| -> Result<Vec<T>, _> {
+    let all = |pieces: &[Piece<'_>]| -> Result<Vec<D::Object>, _> {
         let parsed = on_all_processors(pieces, TURN, parse);
         parsed.into_iter().collect()
     };

@@ -4,7 +4,7 @@
 //! dash in the first item's column are where items begin. What does not look like that is not cut, and what was
 //! cut and cannot be read (an item may use an anchor of another) is for the caller to read whole.
 
-use super::document::{self, Chunk, Document, RawObject};
+use super::document::{self, Chunk, Decode, Document, RawObject};
 use crate::parallel::on_all_processors;
 use crate::problem::Location;
 use crate::yaml;
@@ -29,11 +29,11 @@ struct Item<'t> {
 }
 
 /// The objects of a large list, read on all processors; `None` where `chunk` is none or cannot be read in pieces.
-pub(super) fn read<T: Send>(
+pub(super) fn read<D: Decode>(
     chunk: &Chunk<'_>,
     location: &Location,
-    decode: &(impl Fn(RawObject) -> T + Sync),
-) -> Option<Vec<T>> {
+    decode: &D,
+) -> Option<Vec<D::Object>> {
     if chunk.text.len() < LARGE {
         return None;
     }
@@ -42,7 +42,7 @@ pub(super) fn read<T: Send>(
     let list_kind = head.list_kind();
     on_all_processors(&list.items, document::TURN, |item| {
         let (value, line) = item.read()?;
-        Some(decode(RawObject {
+        Some(decode.decode(RawObject {
             location: Location {
                 line: chunk.lines_before + line,
                 ..location.clone()

@@ -3,17 +3,19 @@
 use super::Snapshot;
 use super::objects::{AddressType, ClusterIp, EndpointSlice, Service, ServiceType};
 use crate::model::Family;
+use crate::parallel::on_all_processors;
 use crate::problem::Problem;
 use std::collections::{BTreeMap, HashSet};
 
+/// Objects that a processor looks at before it asks for more.
+const TURN: usize = 512;
+
 /// Every oddity of the snapshot.
 pub(super) fn all(snapshot: &Snapshot) -> Vec<Problem> {
-    let services = snapshot.services.iter().flat_map(service);
-    let slices = snapshot.endpoint_slices.iter().flat_map(slice);
-    services
-        .chain(slices)
-        .chain(unknown_nodes(snapshot))
-        .collect()
+    let services = on_all_processors(&snapshot.services, TURN, service);
+    let slices = on_all_processors(&snapshot.endpoint_slices, TURN, slice);
+    let single = services.into_iter().chain(slices).flatten();
+    single.chain(unknown_nodes(snapshot)).collect()
 }
 
 fn service(service: &Service) -> Vec<Problem> {
@@ -103,11 +105,9 @@ fn unknown_nodes(snapshot: &Snapshot) -> Vec<Problem> {
     if snapshot.nodes.is_empty() {
         return Vec::new();
     }
-    let known: HashSet<&str> = snapshot
-        .nodes
-        .iter()
-        .map(|node| node.metadata.name.as_str())
-        .collect();
+    let mut known: HashSet<&str, _> = HashSet::with_hasher(ahash::RandomState::new());
+    let nodes = snapshot.nodes.iter();
+    known.extend(nodes.map(|node| node.metadata.name.as_str()));
     // One note for each node, however many slices name it.
     let mut unknown: BTreeMap<&str, (&EndpointSlice, usize, usize)> = BTreeMap::new();
     for slice in &snapshot.endpoint_slices {

@@ -1,8 +1,9 @@
 //! Untyped objects to those that kube-proxy reads, by their kind.
 
-use super::document::RawObject;
+use super::direct;
+use super::document::{Decode, RawObject};
 use super::objects::{EndpointSlice, Endpoints, Node, Object, Service};
-use crate::problem::{ObjectName, Problem, did_you_mean};
+use crate::problem::{Location, ObjectName, Problem, did_you_mean};
 use crate::strict::{self, Strict};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -10,23 +11,39 @@ use serde_json::Value;
 /// The kinds that are read.
 const KINDS: [&str; 4] = ["Service", "EndpointSlice", "Endpoints", "Node"];
 
-/// An object of a kind that is read, or another's kind.
+/// An object of a kind that is read, or another's kind. They are large, and moved about until all are there.
+#[derive(Debug, PartialEq)]
 pub(super) enum Typed {
-    Service(Service),
-    EndpointSlice(EndpointSlice),
-    Endpoints(Endpoints),
-    Node(Node),
+    Service(Box<Service>),
+    EndpointSlice(Box<EndpointSlice>),
+    Endpoints(Box<Endpoints>),
+    Node(Box<Node>),
     Skipped(String),
+}
+
+/// Makes typed objects, or says what is wrong with them.
+pub(super) struct AsTyped;
+
+impl Decode for AsTyped {
+    type Object = Result<Typed, Vec<Problem>>;
+
+    fn decode(&self, object: RawObject) -> Self::Object {
+        typed(object)
+    }
+
+    fn decode_json(&self, text: &str, location: &Location) -> Option<Self::Object> {
+        direct::typed(text, location).map(Ok)
+    }
 }
 
 /// What `raw` is, or what is wrong with it.
 pub(super) fn typed(raw: RawObject) -> Result<Typed, Vec<Problem>> {
     let kind = kind_of(&raw).map_err(|problem| vec![problem])?;
     Ok(match kind.as_str() {
-        "Service" => Typed::Service(decode(raw)?),
-        "EndpointSlice" => Typed::EndpointSlice(decode(raw)?),
-        "Endpoints" => Typed::Endpoints(decode(raw)?),
-        "Node" => Typed::Node(decode(raw)?),
+        "Service" => Typed::Service(Box::new(decode(raw)?)),
+        "EndpointSlice" => Typed::EndpointSlice(Box::new(decode(raw)?)),
+        "Endpoints" => Typed::Endpoints(Box::new(decode(raw)?)),
+        "Node" => Typed::Node(Box::new(decode(raw)?)),
         _ => Typed::Skipped(kind),
     })
 }
@@ -119,20 +136,24 @@ fn problem(raw: &RawObject, kind: Option<&str>, field: &str, message: &str) -> P
 
 /// Typed, with its place and namespace filled in.
 fn decode<T: Object + DeserializeOwned>(raw: RawObject) -> Result<T, Vec<Problem>> {
-    let mut object =
-        T::deserialize(Strict(&raw.value)).map_err(|_| vec![undecodable::<T>(&raw)])?;
+    let object = T::deserialize(Strict(&raw.value)).map_err(|_| vec![undecodable::<T>(&raw)])?;
     let broken = object.broken();
     if !broken.is_empty() {
         let of_object =
             |(field, message): (String, String)| problem(&raw, Some(T::KIND), &field, &message);
         return Err(broken.into_iter().map(of_object).collect());
     }
+    Ok(placed(object, raw.location))
+}
+
+/// With its place, and its namespace where it does not say.
+pub(super) fn placed<T: Object>(mut object: T, location: Location) -> T {
     let metadata = object.metadata_mut();
-    metadata.location = raw.location;
+    metadata.location = location;
     if T::NAMESPACED && metadata.namespace.is_empty() {
         "default".clone_into(&mut metadata.namespace);
     }
-    Ok(object)
+    object
 }
 
 /// Decodes again, with the path of the field that is wrong.

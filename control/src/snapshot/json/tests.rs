@@ -1,4 +1,5 @@
-use super::super::{Snapshot, document};
+use super::super::Snapshot;
+use super::super::document::{self, RawObject};
 use serde_json::{Value, json};
 
 /// A Service whose port has this name, by which it is told apart.
@@ -23,7 +24,7 @@ fn indented(value: &Value, by: usize) -> String {
 
 /// Name and line of each object.
 fn objects(text: &str) -> Vec<(String, usize)> {
-    let (objects, problems) = document::read("x.json", text, |object| {
+    let (objects, problems) = document::read("x.json", text, |object: RawObject| {
         let name = object.value["metadata"]["name"].as_str().unwrap();
         assert_eq!(object.value, service(name));
         (name.to_owned(), object.location.line)

@@ -74,8 +74,8 @@ pub struct Shared {
 /// Frames that a worker takes at once. More do not help: the caches are full.
 pub const BATCH: usize = 64;
 
-/// Frames after which the other devices have their turn.
-const SHARE: usize = BATCH;
+/// The fewest frames of a turn, however many devices there are.
+const SMALLEST_SHARE: usize = 8;
 
 /// After a rest of this long a frame is probably alone, as a question or an answer is.
 const REST: Duration = Duration::from_micros(5);
@@ -161,15 +161,23 @@ impl<'a, D: Device> Worker<'a, D> {
     /// before the device is asked for another one; while there are more, batches double, and where a turn ended before the
     /// device was empty the next one goes on with whole batches.
     ///
+    /// `of` is how many devices have their turns now: all turns together are about a batch, so that one of them that
+    /// floods lets the others wait no longer for having many queues.
+    ///
     /// After a rest the first frame is all: who waits for the device learns of a second one as well, and else asking
     /// would be in vain.
     ///
     /// # Errors
     /// As [`Self::drain`].
-    pub fn drain_one(&mut self, device: usize, clock: impl Fn() -> Timestamp) -> io::Result<()> {
+    pub fn drain_one(
+        &mut self,
+        (device, of): (usize, usize),
+        clock: impl Fn() -> Timestamp,
+    ) -> io::Result<()> {
+        let share = (BATCH / of.max(1)).max(SMALLEST_SHARE);
         let mut received = 0;
-        while received < SHARE {
-            let size = self.sizes[device];
+        while received < share {
+            let size = self.sizes[device].min(share);
             let count = self.receive_batch(device, size)?;
             let now = clock();
             if count > 0 {

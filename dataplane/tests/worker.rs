@@ -56,6 +56,11 @@ impl Device for Diary {
 
 /// What becomes of so many frames when the worker is told at these times, in microseconds, that there are some.
 fn diary_of(frames: usize, owe_checksum: bool, times: &[u64]) -> String {
+    diary_among(1, frames, owe_checksum, times)
+}
+
+/// The same where so many devices have their turns.
+fn diary_among(devices_ready: usize, frames: usize, owe_checksum: bool, times: &[u64]) -> String {
     let shared = Shared {
         conntrack: Conntrack::new(Settings::kernel(64), [1, 2, 3, 4]),
         services: ArcSwap::from_pointee(ServiceTable::empty()),
@@ -78,7 +83,7 @@ fn diary_of(frames: usize, owe_checksum: bool, times: &[u64]) -> String {
     for &microseconds in times {
         let now = Timestamp::from_seconds(1).after(Duration::from_micros(microseconds));
         worker
-            .drain_one(0, || now)
+            .drain_one((0, devices_ready), || now)
             .expect("a device without errors");
         worker.devices_mut()[0].1.written.push(' ');
     }
@@ -123,4 +128,13 @@ fn a_device_that_had_its_share_goes_on_with_whole_batches() {
     assert_eq!(turns[2], format!("{}t", "r".repeat(BATCH)));
     // Empty in the end, so that the first frame of the next turn goes first again.
     assert!(turns[3].contains('-'), "{}", turns[3]);
+}
+
+#[test]
+fn the_more_devices_have_something_the_shorter_are_their_turns() {
+    for (devices, share) in [(1, 64), (4, 16), (8, 8), (192, 8)] {
+        let written = diary_among(devices, 1000, true, &[0, 1, 2, 3]);
+        let turns: Vec<&str> = written.split(' ').collect();
+        assert_eq!(turns[3], format!("{}t", "r".repeat(share)), "{devices}");
+    }
 }

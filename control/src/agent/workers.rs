@@ -176,8 +176,9 @@ fn run(
 ) -> io::Result<()> {
     let mut arrivals = Arrivals::of(worker.devices(), stop, waiting)?;
     while let Some(devices) = arrivals.wait()? {
+        let count = devices.len();
         for device in devices {
-            worker.drain_one(device, || clock.now())?;
+            worker.drain_one((device, count), || clock.now())?;
         }
     }
     Ok(())
@@ -238,7 +239,7 @@ impl Arrivals {
     }
 
     /// The devices that have something to receive; none when asked not to sleep. Nothing at the end.
-    fn wait(&mut self) -> io::Result<Option<impl Iterator<Item = usize>>> {
+    fn wait(&mut self) -> io::Result<Option<impl ExactSizeIterator<Item = usize>>> {
         let count = match epoll::wait(&self.epoll, &mut self.events[..], self.timeout.as_ref()) {
             Err(rustix::io::Errno::INTR) => 0,
             other => other?,

@@ -7,7 +7,7 @@ use std::process::Command;
 const FILE_BYTES: usize = 100_000_000;
 
 fn iperf(lab: &Lab, address: &str, more: &[&str]) -> Value {
-    let command = ["iperf3", "--json", "--time", "2", "--client", address];
+    let command = ["iperf3", "--json", "--client", address];
     let output = lab.exec("client", &[&command[..], more].concat());
     let text = stdout(&output);
     assert!(output.status.success(), "{address} {more:?}: {text}");
@@ -25,17 +25,19 @@ fn streams(name: &str, more: &[&str]) {
         assert_eq!(stdout(&got), made, "{address} {more:?}");
     }
     for address in ["203.0.113.30", "2001:db8::30"] {
-        for direction in [&[][..], &["--reverse"]] {
+        let amount = ["--bytes", "100M"];
+        for direction in [&amount[..], &[&amount[..], &["--reverse"]].concat()] {
             let tcp = iperf(&streams, address, direction);
             let bytes = tcp["end"]["sum_received"]["bytes"].as_u64();
             assert!(
-                bytes > Some(1_000_000),
+                bytes >= Some(100_000_000),
                 "{address} {direction:?}: {bytes:?}"
             );
         }
-        let udp = iperf(&streams, address, &["--udp", "--bitrate", "20M"]);
+        let some = ["--udp", "--bitrate", "20M", "--blockcount", "3000"];
+        let udp = iperf(&streams, address, &some);
         let sum = &udp["end"]["sum"];
-        assert!(sum["packets"].as_u64() > Some(1000), "{address}: {sum}");
+        assert!(sum["packets"].as_u64() >= Some(3000), "{address}: {sum}");
         assert!(
             sum["lost_percent"].as_f64() < Some(50.0),
             "{address}: {sum}"

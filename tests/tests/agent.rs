@@ -5,7 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 use control::agent::socket::{Status, ask};
-use control::netlink::{Netlink, VethEnd};
+use control::netlink::{Netlink, VethEnd, write_sysctl};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -422,5 +422,25 @@ fn root_files_of_a_folder_and_links_are_followed() {
         std::os::unix::fs::symlink("v2", agent.folder.join("..new")).unwrap();
         std::fs::rename(agent.folder.join("..new"), agent.folder.join("..data")).unwrap();
         agent.wait_until(|status| status.services == 1);
+    });
+}
+
+#[test]
+fn root_news_of_links_count_when_they_change_something() {
+    in_fresh_namespace(|| {
+        // Its addresses come and change by themselves.
+        write_sysctl("ipv6/conf/default/disable_ipv6", "1").unwrap();
+        let agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
+        let before = agent.status().generation;
+        let mut netlink = Netlink::open().unwrap();
+        let peer = netlink.link_index("peer").unwrap();
+        for mtu in 1400..1410 {
+            netlink.set_mtu(peer, mtu).unwrap();
+        }
+        let uplink = netlink.link_index("eth0").unwrap();
+        let address = "172.19.0.2/16".parse().unwrap();
+        netlink.add_address(uplink, address).unwrap();
+        let after = agent.wait_until(|status| status.generation > before);
+        assert_eq!(after.generation, before + 1);
     });
 }

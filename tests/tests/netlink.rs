@@ -4,8 +4,8 @@
 
 use control::model::Family;
 use control::netlink::{
-    Monitor, Netlink, Route, RouteKind, Rule, RuleAction, Scope, TABLE_LOCAL, VethEnd, read_sysctl,
-    write_sysctl,
+    Monitor, Netlink, Route, RouteKind, Rule, RuleAction, Scope, TABLE_LOCAL, TABLE_MAIN, VethEnd,
+    read_sysctl, write_sysctl,
 };
 use std::fs::File;
 use std::net::IpAddr;
@@ -174,6 +174,13 @@ fn root_routes_come_back_as_they_were_given() {
                 ..*route
             };
             assert_eq!(*found.unwrap(), expected);
+        }
+
+        let tables = [(1000, 1), (TABLE_LOCAL, 2), (TABLE_MAIN, 2), (4711, 0)];
+        for (table, at_least) in tables {
+            let of_table = netlink.routes_in(table, Family::V4).unwrap();
+            assert!(of_table.len() >= at_least, "{table}: {of_table:?}");
+            assert!(of_table.iter().all(|route| route.table == table));
         }
 
         let error = netlink.add_route(&routes[0]).unwrap_err();

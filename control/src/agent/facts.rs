@@ -34,10 +34,8 @@ pub fn node_network(netlink: &mut Netlink) -> netlink::Result<NodeNetwork> {
     let addresses = addresses.collect();
     let mut routes = Vec::new();
     for family in [Family::V4, Family::V6] {
-        for route in netlink.routes(family)? {
-            if let (TABLE_MAIN, RouteKind::Unicast, Some(interface)) =
-                (route.table, route.kind, route.oif)
-            {
+        for route in netlink.routes_in(TABLE_MAIN, family)? {
+            if let (RouteKind::Unicast, Some(interface)) = (route.kind, route.oif) {
                 let (destination, gateway) = (route.destination, route.gateway);
                 let metric = route.metric.unwrap_or(0);
                 routes.push(Route {

@@ -1,7 +1,8 @@
-//! The links of a node: which lead outside, which lead to pods.
+//! The links of a node: which lead outside, which lead to pods; and all of the kernel that the table depends on.
 
-use super::Settings;
-use crate::netlink::{Link, Netlink};
+use super::{Settings, node_network};
+use crate::netlink::{self, Link, Netlink};
+use crate::node_network::NodeNetwork;
 use anyhow::{Result, bail};
 use dataplane::tuple::Origin;
 use std::fmt;
@@ -46,15 +47,44 @@ impl fmt::Display for LinkPattern {
     }
 }
 
-/// Names of the links that match a pattern, in the kernel's order.
-pub(super) fn matching(links: &[Link], patterns: &[LinkPattern]) -> Vec<String> {
-    let wanted = wanted(links, patterns);
-    wanted.map(|link| link.name.clone()).collect()
+/// What the table and the routing depend on in the node's network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Surroundings {
+    /// Addresses and routes.
+    pub(super) network: NodeNetwork,
+    /// Links to the outside, in the kernel's order.
+    pub(super) uplinks: Vec<NamedLink>,
+    /// Links of pods.
+    pub(super) pods: Vec<NamedLink>,
 }
 
-/// Indexes of the links that match a pattern.
-pub(super) fn indexes(links: &[Link], patterns: &[LinkPattern]) -> Vec<u32> {
-    wanted(links, patterns).map(|link| link.index).collect()
+impl Surroundings {
+    /// As they are now.
+    pub(super) fn read(netlink: &mut Netlink, settings: &Settings) -> netlink::Result<Self> {
+        let links = netlink.links()?;
+        let named = |patterns| wanted(&links, patterns).map(NamedLink::of).collect();
+        Ok(Self {
+            network: node_network(netlink)?,
+            uplinks: named(&settings.uplinks),
+            pods: named(&settings.pods),
+        })
+    }
+}
+
+/// What is remembered of a link: whatever else is told of it changes nothing here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NamedLink {
+    pub(super) index: u32,
+    pub(super) name: String,
+}
+
+impl NamedLink {
+    fn of(link: &Link) -> Self {
+        Self {
+            index: link.index,
+            name: link.name.clone(),
+        }
+    }
 }
 
 fn wanted<'a>(links: &'a [Link], patterns: &'a [LinkPattern]) -> impl Iterator<Item = &'a Link> {

@@ -74,14 +74,21 @@ impl Agent {
         // Answers of pods on the node's own network must be led back here: routing follows them.
         let is_on_node = |slice: &EndpointSlice| {
             let mut addresses = slice.endpoints.iter().filter_map(|at| at.address());
-            addresses.any(|address| self.network.is_own(address))
+            addresses.any(|address| self.surroundings.network.is_own(address))
         };
         if slices.any(is_on_node) || part.services.iter().any(has_policy_local) {
             return None;
         }
         let generation = Generation(self.generation.0 + 1);
         let node = &self.settings.node;
-        let compiled = compile(&part, &self.config, &self.network, node, generation).ok()?;
+        let compiled = compile(
+            &part,
+            &self.config,
+            &self.surroundings.network,
+            node,
+            generation,
+        )
+        .ok()?;
         let table = Arc::new(self.shared.services.load().with_changed(compiled)?);
         self.shared.services.store(Arc::clone(&table));
         self.shared.affinity.follow(&table);

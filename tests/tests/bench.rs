@@ -109,7 +109,11 @@ fn root_a_changed_endpoint_takes_effect_everywhere() {
     for endpoints in [1, 10] {
         assert!(rows.iter().any(|row| row["endpoints"] == endpoints));
     }
-    for metric in ["cold_load_json", "read_objects_json"] {
+    for metric in [
+        "cold_load_json",
+        "change_to_effect_json",
+        "read_objects_json",
+    ] {
         let row = rows.iter().find(|row| row["metric"] == metric).unwrap();
         assert!(value(row, "median") > 0.0, "{row}");
     }

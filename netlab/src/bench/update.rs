@@ -77,9 +77,8 @@ impl Updated {
     fn of(bed: Bed, (services, endpoints): (u32, u32)) -> Result<Self, Error> {
         let objects = objects::many(services, endpoints);
         if !bed.subject.is_kernel() {
-            let all = objects.clone() + &objects::probed_slice(PODS_ELSEWHERE[0]);
-            let list = objects::as_json(&all)?;
-            return Ok(Self::Agent(Box::new(ByAgent { bed, objects, list })));
+            let forms = Form::both(objects)?;
+            return Ok(Self::Agent(Box::new(ByAgent { bed, forms })));
         }
         let [old, new] = PODS_ELSEWHERE.map(|pod| objects.clone() + &objects::probed_slice(pod));
         let rules = bed.target().rules(&old)?;
@@ -126,39 +125,73 @@ fn change_to_effect(
 /// Our agent.
 struct ByAgent {
     bed: Bed,
+    forms: [Form; 2],
+}
+
+/// A way to write the objects down.
+struct Form {
+    extension: &'static str,
     /// All but the slice of the probed Service.
     objects: String,
-    /// All of them, as `kubectl -o json` prints them.
-    list: String,
+    /// That slice, with the first and the second endpoint.
+    slices: [String; 2],
+    /// What the cold load and the change are called.
+    metrics: [&'static str; 2],
+}
+
+impl Form {
+    /// Documents in YAML, as people write them, and lists in JSON, as `kubectl -o json` prints them.
+    fn both(objects: String) -> Result<[Self; 2], Error> {
+        let slices = PODS_ELSEWHERE.map(objects::probed_slice);
+        let [old, new] = &slices;
+        Ok([
+            Self {
+                extension: "json",
+                objects: objects::as_json(&objects)?,
+                slices: [objects::as_json(old)?, objects::as_json(new)?],
+                metrics: ["cold_load_json", "change_to_effect_json"],
+            },
+            Self {
+                extension: "yaml",
+                objects,
+                slices,
+                metrics: ["cold_load", "change_to_effect"],
+            },
+        ])
+    }
 }
 
 impl ByAgent {
-    /// An agent over one list in JSON, from its start until packets flow. Then one over a folder of YAML in which the slice
-    /// that changes has a file of its own: the same, and from the new file until a packet goes the new way.
     fn round(&self) -> Result<Figures, Error> {
-        let of_lab = state::folder(self.bed.target().lab);
-        let list = of_lab.join("list.json");
-        std::fs::write(&list, &self.list).map_err(io_error(list.display().to_string()))?;
-        let from_json = Agent::start(self.bed.target().node, &list)?.ready_after;
-        let folder = of_lab.join("objects");
+        let [first, second] = &self.forms;
+        let mut figures = self.measure(first)?;
+        figures.extend(self.measure(second)?);
+        Ok(figures)
+    }
+
+    /// An agent over a folder in which the slice that changes has a file of its own: from its start until packets flow, and
+    /// from the new file until a packet goes the new way.
+    fn measure(&self, form: &Form) -> Result<Figures, Error> {
+        let folder = state::folder(self.bed.target().lab).join(form.extension);
         let next = folder.with_extension("next");
         let ready = |text: &str| std::fs::write(&next, text).map_err(io_error("the next objects"));
         let put = |name: &str| {
-            std::fs::rename(&next, folder.join(name)).map_err(io_error(name.to_owned()))
+            let file = folder.join(name).with_extension(form.extension);
+            std::fs::rename(&next, file).map_err(io_error(name.to_owned()))
         };
         std::fs::create_dir_all(&folder).map_err(io_error(folder.display().to_string()))?;
-        let [old, new] = PODS_ELSEWHERE.map(objects::probed_slice);
-        for (name, text) in [("services.yaml", &self.objects), ("probed.yaml", &old)] {
+        let [old, new] = &form.slices;
+        for (name, text) in [("services", &form.objects), ("probed", old)] {
             ready(text)?;
             put(name)?;
         }
         let agent = Agent::start(self.bed.target().node, &folder)?;
-        ready(&new)?;
-        let effect = change_to_effect(&self.bed, || put("probed.yaml"))?;
+        ready(new)?;
+        let effect = change_to_effect(&self.bed, || put("probed"))?;
+        let [cold_load, change] = form.metrics;
         Ok(vec![
-            ("cold_load", "ms", milliseconds(agent.ready_after)),
-            ("cold_load_json", "ms", milliseconds(from_json)),
-            ("change_to_effect", "ms", effect),
+            (cold_load, "ms", milliseconds(agent.ready_after)),
+            (change, "ms", effect),
         ])
     }
 }

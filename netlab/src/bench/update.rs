@@ -169,8 +169,8 @@ impl ByAgent {
         Ok(figures)
     }
 
-    /// An agent over a folder in which the slice that changes has a file of its own: from its start until packets flow, and
-    /// from the new file until a packet goes the new way.
+    /// An agent over a folder in which the slice that changes has a file of its own: from its start until packets flow; then
+    /// from a new file until a packet goes the new way, there and back and there again.
     fn measure(&self, form: &Form) -> Result<Figures, Error> {
         let folder = state::folder(self.bed.target().lab).join(form.extension);
         let next = folder.with_extension("next");
@@ -186,13 +186,14 @@ impl ByAgent {
             put(name)?;
         }
         let agent = Agent::start(self.bed.target().node, &folder)?;
-        ready(new)?;
-        let effect = change_to_effect(&self.bed, || put("probed"))?;
         let [cold_load, change] = form.metrics;
-        Ok(vec![
-            (cold_load, "ms", milliseconds(agent.ready_after)),
-            (change, "ms", effect),
-        ])
+        let mut figures = vec![(cold_load, "ms", milliseconds(agent.ready_after))];
+        for slice in [new, old, new, old, new] {
+            ready(slice)?;
+            let effect = change_to_effect(&self.bed, || put("probed"))?;
+            figures.push((change, "ms", effect));
+        }
+        Ok(figures)
     }
 }
 

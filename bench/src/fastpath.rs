@@ -2,14 +2,18 @@
 //! same process; new flows per second; ports of nearly full destinations; memory per flow.
 //!
 //! Every figure is the median over rounds in which path and limit take turns; a round's is the median over chunks of
-//! 256 packets, so that chunks in which another program had the processor do not count.
+//! 256 packets, so that chunks in which another program had the processor do not count. Rounds are short and many: what
+//! the machine does beside changes within a second, and a ratio of the two must not be of two states of it.
 
+mod calm;
 mod flows;
 mod limit;
 mod measures;
 mod subject;
 mod tables;
 
+use calm::Calm;
+pub use calm::Waited;
 pub(crate) use flows::{Ends, Flow, MASQUERADED, Stage};
 pub use flows::{Family, Traffic, Transport};
 pub use measures::{Churn, Kind, Memory, NewFlows, Ports};
@@ -35,6 +39,8 @@ pub struct Size {
     pub rounds: usize,
     /// Chunks of 256 packets in a round.
     pub chunks: usize,
+    /// How long to wait, in all, for others to leave the processor.
+    pub patience: Duration,
 }
 
 impl Size {
@@ -42,8 +48,9 @@ impl Size {
     pub fn full() -> Self {
         Self {
             flows: vec![1_000, 100_000, 1_000_000, 10_000_000],
-            rounds: 7,
-            chunks: 1000,
+            rounds: 31,
+            chunks: 250,
+            patience: Duration::from_secs(120),
         }
     }
 
@@ -53,6 +60,7 @@ impl Size {
             flows: vec![1_000, 100_000],
             rounds: 2,
             chunks: 20,
+            patience: Duration::ZERO,
         }
     }
 
@@ -83,6 +91,8 @@ pub struct Report {
     pub ports: Vec<Ports>,
     /// Memory.
     pub memory: Memory,
+    /// Whether the processor was ours alone.
+    pub waited: Waited,
 }
 
 /// Packets of established flows.
@@ -98,7 +108,7 @@ pub struct Row {
     pub ns_per_packet: f64,
     /// The same of the bare loop.
     pub limit_ns_per_packet: f64,
-    /// The former by the latter.
+    /// The former by the latter, in the same round.
     pub ratio: f64,
     /// Least and most of the rounds' ratios.
     pub ratio_spread: [f64; 2],
@@ -109,21 +119,23 @@ pub struct Row {
 /// Measures all. `progress` hears what comes next.
 pub fn run(size: &Size, mut progress: impl FnMut(&str)) -> Report {
     let mut rows = Vec::new();
+    let mut calm = Calm::new(size.patience);
     for &flows in &size.flows {
         progress(&format!("{flows} flows"));
-        rows.extend(established(size, flows));
+        rows.extend(established(size, flows, &mut calm));
     }
     let many = size.most().min(1_000_000);
     progress("memory");
     let memory = measures::memory(many);
     progress("TCP, IPv6");
-    let kinds = measures::kinds(size, many);
+    let kinds = measures::kinds(size, many, &mut calm);
     progress("churn");
-    let churn = measures::churn(size, many);
+    let churn = measures::churn(size, many, &mut calm);
     progress("other tables");
-    let tables = tables::tables(size, many);
+    let tables = tables::tables(size, many, &mut calm);
     progress("new flows");
-    let new_flows = [false, true].map(|masquerade| measures::new_flows(many, masquerade));
+    let new_flows =
+        [false, true].map(|masquerade| measures::new_flows(many, masquerade, &mut calm));
     progress("ports");
     let ports = [0.5, 0.9, 0.99, 0.999].map(measures::ports);
     Report {
@@ -136,13 +148,14 @@ pub fn run(size: &Size, mut progress: impl FnMut(&str)) -> Report {
         new_flows: new_flows.into(),
         ports: ports.into(),
         memory,
+        waited: calm.waited(),
     }
 }
 
 /// Time of the packets that are measured: late enough that all flows are assured.
 const MEASURED_AT: Timestamp = Timestamp::from_seconds(110);
 
-fn established(size: &Size, flows: u32) -> Vec<Row> {
+fn established(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Row> {
     let settings = Settings::kernel(flows as usize);
     let shared = shared(settings, (Traffic::UDP_V4, false), 1);
     establish(&shared, Traffic::UDP_V4, flows);
@@ -150,35 +163,26 @@ fn established(size: &Size, flows: u32) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for threads in [1, 2] {
         for batch in [1, 16, 64] {
-            let (ours, bare) = (0..size.rounds as u64)
-                .map(|round| {
-                    let chunks = |thread| (batch, size.chunks, round * 64 + thread);
-                    let ours = together(threads, |thread| {
-                        measures::established_chunks(
-                            &shared,
-                            Traffic::UDP_V4,
-                            flows,
-                            chunks(thread),
-                        )
-                    });
-                    let bare = together(threads, |thread| {
-                        limit_chunks(&limit, flows, chunks(thread))
-                    });
-                    (ours, bare)
-                })
-                .unzip::<f64, f64, Vec<f64>, Vec<f64>>();
-            let ratio_spread = spread(&ours, &bare);
-            let (ns_per_packet, limit_ns_per_packet) = (median(ours), median(bare));
+            let turns = Turns::take(size.rounds, calm, |round| {
+                let chunks = |thread| (batch, size.chunks, round * 64 + thread);
+                let ours = together(threads, |thread| {
+                    measures::established_chunks(&shared, Traffic::UDP_V4, flows, chunks(thread))
+                });
+                let bare = together(threads, |thread| {
+                    limit_chunks(&limit, flows, chunks(thread))
+                });
+                (ours, bare)
+            });
             let alone = rows.iter().find(|row| row.batch == batch);
-            let scaling = alone.map_or(1.0, |alone| alone.ns_per_packet / ns_per_packet);
+            let scaling = alone.map_or(1.0, |alone| alone.ns_per_packet / turns.ns_per_packet);
             rows.push(Row {
                 flows,
                 threads,
                 batch,
-                ns_per_packet,
-                limit_ns_per_packet,
-                ratio: ns_per_packet / limit_ns_per_packet,
-                ratio_spread,
+                ns_per_packet: turns.ns_per_packet,
+                limit_ns_per_packet: turns.limit_ns_per_packet,
+                ratio: turns.ratio,
+                ratio_spread: turns.ratio_spread,
                 scaling,
             });
         }
@@ -258,13 +262,33 @@ fn random_packets(flows: u32, seed: u64) -> impl Iterator<Item = (Flow, Directio
     })
 }
 
-/// Least and most of the ratios of two lists.
-fn spread(ours: &[f64], bare: &[f64]) -> [f64; 2] {
-    let ratios = || ours.iter().zip(bare).map(|(path, limit)| path / limit);
-    [
-        ratios().fold(f64::MAX, f64::min),
-        ratios().fold(0.0, f64::max),
-    ]
+/// What rounds found in which path and limit took turns.
+struct Turns {
+    ns_per_packet: f64,
+    limit_ns_per_packet: f64,
+    ratio: f64,
+    ratio_spread: [f64; 2],
+}
+
+impl Turns {
+    /// `of_round` measures path and limit.
+    fn take(rounds: usize, calm: &mut Calm, of_round: impl Fn(u64) -> (f64, f64)) -> Self {
+        let taken = (0..rounds as u64).map(|round| {
+            calm.wait();
+            of_round(round)
+        });
+        let (ours, bare): (Vec<f64>, Vec<f64>) = taken.unzip();
+        let ratios = ours.iter().zip(&bare).map(|(path, limit)| path / limit);
+        let ratios: Vec<f64> = ratios.collect();
+        let least = ratios.iter().copied().fold(f64::MAX, f64::min);
+        let most = ratios.iter().copied().fold(0.0, f64::max);
+        Self {
+            ns_per_packet: median(ours),
+            limit_ns_per_packet: median(bare),
+            ratio: median(ratios),
+            ratio_spread: [least, most],
+        }
+    }
 }
 
 /// The value in the middle; 0 of none.

@@ -4,7 +4,9 @@
 use super::flows::{Family, Flow, Traffic};
 use super::limit::{self, Limit};
 use super::subject::{self, CHUNK, Subject, Wanted, of_flow, opening};
-use super::{MEASURED_AT, Size, establish, limit_chunks, median, random_packets, spread, together};
+use super::{
+    Calm, MEASURED_AT, Size, Turns, establish, limit_chunks, median, random_packets, together,
+};
 use dataplane::conntrack::{Confirmed, Conntrack, Headers, Settings, Transport};
 use dataplane::ports::{self, ReservedPorts};
 use dataplane::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
@@ -25,7 +27,7 @@ pub struct Kind {
     pub ns_per_packet: f64,
     /// The same of the bare loop over packets of this kind.
     pub limit_ns_per_packet: f64,
-    /// The former by the latter.
+    /// The former by the latter, in the same round.
     pub ratio: f64,
     /// Least and most of the rounds' ratios.
     pub ratio_spread: [f64; 2],
@@ -33,12 +35,12 @@ pub struct Kind {
     pub ratio_to_udp_ipv4: f64,
 }
 
-pub(super) fn kinds(size: &Size, flows: u32) -> Vec<Kind> {
+pub(super) fn kinds(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Kind> {
     let mut kinds: Vec<Kind> = Vec::new();
     for traffic in std::iter::once(Traffic::UDP_V4).chain(Traffic::OTHERS) {
         let mut kind = match traffic.family {
-            Family::Ipv4 => kind::<{ limit::V4 }>(size, traffic, flows),
-            Family::Ipv6 => kind::<{ limit::V6 }>(size, traffic, flows),
+            Family::Ipv4 => kind::<{ limit::V4 }>(size, (traffic, flows), calm),
+            Family::Ipv6 => kind::<{ limit::V6 }>(size, (traffic, flows), calm),
         };
         if let Some(udp_ipv4) = kinds.first() {
             kind.ratio_to_udp_ipv4 = kind.ns_per_packet / udp_ipv4.ns_per_packet;
@@ -48,29 +50,28 @@ pub(super) fn kinds(size: &Size, flows: u32) -> Vec<Kind> {
     kinds
 }
 
-fn kind<const WORDS: usize>(size: &Size, traffic: Traffic, flows: u32) -> Kind {
+fn kind<const WORDS: usize>(
+    size: &Size,
+    (traffic, flows): (Traffic, u32),
+    calm: &mut Calm,
+) -> Kind {
     let settings = Settings::kernel(flows as usize);
     let shared = subject::shared(settings, (traffic, false), 1);
     establish(&shared, traffic, flows);
     let limit = Limit::<WORDS>::new(traffic, flows, 1);
-    let of_round = |round| {
+    let turns = Turns::take(size.rounds, calm, |round| {
         let chunks = (64, size.chunks, round);
         let ours = together(1, |_| established_chunks(&shared, traffic, flows, chunks));
         let bare = together(1, |_| limit_chunks(&limit, flows, chunks));
         (ours, bare)
-    };
-    let (ours, bare) = (0..size.rounds as u64)
-        .map(of_round)
-        .unzip::<f64, f64, Vec<f64>, Vec<f64>>();
-    let ratio_spread = spread(&ours, &bare);
-    let (ns_per_packet, limit_ns_per_packet) = (median(ours), median(bare));
+    });
     Kind {
         traffic,
         flows,
-        ns_per_packet,
-        limit_ns_per_packet,
-        ratio: ns_per_packet / limit_ns_per_packet,
-        ratio_spread,
+        ns_per_packet: turns.ns_per_packet,
+        limit_ns_per_packet: turns.limit_ns_per_packet,
+        ratio: turns.ratio,
+        ratio_spread: turns.ratio_spread,
         ratio_to_udp_ipv4: 1.0,
     }
 }
@@ -116,12 +117,13 @@ pub struct Churn {
 /// Of packets in the mix. At ten million packets per second that is more than 50,000 new flows per second and thread.
 const PACKETS_PER_NEW_FLOW: usize = 64;
 
-pub(super) fn churn(size: &Size, flows: u32) -> Vec<Churn> {
+pub(super) fn churn(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Churn> {
     let room = flows as usize * 5 / 4 + 100_000;
     let shared = subject::shared(Settings::kernel(room), (Traffic::UDP_V4, false), 5);
     establish(&shared, Traffic::UDP_V4, flows);
     let mut rounds = [Vec::new(), Vec::new()];
     for round in 0..size.rounds as u64 {
+        calm.wait();
         for (figures, threads) in rounds.iter_mut().zip([1, 2]) {
             figures.push(together(threads, |thread| {
                 churn_chunks(&shared, flows, (size.chunks, round * 2 + thread))
@@ -183,7 +185,8 @@ pub struct NewFlows {
 const LIFETIME: Duration = Duration::from_secs(30);
 
 /// Flows come at a rate at which `flows` are alive at once.
-pub(super) fn new_flows(flows: u32, masquerade: bool) -> NewFlows {
+pub(super) fn new_flows(flows: u32, masquerade: bool, calm: &mut Calm) -> NewFlows {
+    const CHUNKS_OF_A_ROUND: usize = 64;
     // The sweep comes by once in a lifetime: at the most two lifetimes' flows are there at once.
     let settings = Settings::kernel(flows as usize * 2);
     let shared = subject::shared(settings, (Traffic::UDP_V4, masquerade), 2);
@@ -194,6 +197,9 @@ pub(super) fn new_flows(flows: u32, masquerade: bool) -> NewFlows {
     let (mut sweep_time, mut expired) = (Duration::ZERO, 0);
     let mut next = 0;
     for chunk in 0..4 * flows as usize / CHUNK {
+        if chunk % CHUNKS_OF_A_ROUND == 0 {
+            calm.wait();
+        }
         let packets = (next..).map(|number| opening((Flow(number), Direction::Original)));
         let elapsed = subject.handle(packets.take(CHUNK), now);
         next += CHUNK as u32;

@@ -5,7 +5,7 @@
 
 use super::flows::{Ends, Flow, Traffic};
 use super::subject::{self, CHUNK};
-use super::{MEASURED_AT, Size, establish, median, random_packets, together};
+use super::{Calm, MEASURED_AT, Size, establish, median, random_packets, together};
 use dashmap::DashMap;
 use dataplane::conntrack::{Conntrack, Headers, Settings, Transport};
 use dataplane::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
@@ -97,7 +97,7 @@ impl Lookup for Mutex<HashMap<Tuple, Entry, ahash::RandomState>> {
     }
 }
 
-pub(super) fn tables(size: &Size, flows: u32) -> Vec<Table> {
+pub(super) fn tables(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Table> {
     let settings = Settings::kernel(flows as usize);
     let shared = subject::shared(settings, (Traffic::UDP_V4, false), 1);
     establish(&shared, Traffic::UDP_V4, flows);
@@ -125,6 +125,7 @@ pub(super) fn tables(size: &Size, flows: u32) -> Vec<Table> {
     for threads in [1, 2] {
         let mut rounds = [const { Vec::new() }; 3];
         for round in 0..size.rounds as u64 {
+            calm.wait();
             for (figures, (_, table)) in rounds.iter_mut().zip(&all) {
                 figures.push(together(threads, |thread| {
                     chunks(*table, flows, (size.chunks, 2 * round + thread))

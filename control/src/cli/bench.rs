@@ -131,6 +131,11 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
         "Memory: {:.0} bytes per flow, {:.0} resident, at {} flows",
         memory.bytes_per_flow, memory.resident_bytes_per_flow, memory.flows
     )?;
+    writeln!(
+        text,
+        "Waited {:.0} s for others to leave the processor; {} rounds were measured beside them",
+        report.waited.seconds, report.waited.rounds_disturbed
+    )?;
     Ok(text)
 }
 

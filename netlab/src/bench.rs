@@ -28,7 +28,7 @@ use bed::Bed;
 use clap::ValueEnum;
 use machine::{Placement, Settings};
 use objects::Position;
-use report::{Key, Report, Row};
+use report::{Key, Report, Row, counted};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -249,18 +249,17 @@ fn side_by_side(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
     let Arguments {
         benchmark, time, ..
     } = *run.arguments;
+    let size = counted(services, "Service");
     let mut beds = Vec::new();
     for subject in run.subjects() {
-        eprintln!("bench: {} with {services} Services", subject.name());
+        eprintln!("bench: {} with {size}", subject.name());
         beds.push(Bed::make(subject, (services, benchmark), run.interrupted)?);
     }
     let mut rows = Vec::new();
     for placement in Placement::of_this_machine() {
         let name = placement.name();
-        eprintln!(
-            "bench: {services} Services, {name}, {} rounds",
-            run.arguments.rounds()
-        );
+        let rounds = counted(run.arguments.rounds(), "round");
+        eprintln!("bench: {size}, {name}, {rounds}");
         let mut all = Vec::new();
         for position in &run.arguments.probed {
             let probed = beds.iter().filter(|bed| bed.has(*position));

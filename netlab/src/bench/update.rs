@@ -11,7 +11,7 @@
 use super::bed::Bed;
 use super::load::Figures;
 use super::objects::{self, CONFIG, NODE_NAME, PODS_ELSEWHERE, Position};
-use super::report::{Key, Row};
+use super::report::{Key, Row, counted};
 use super::server::moment;
 use super::{Benchmark, Run, Subject, ask, io_error, turns};
 use crate::lab::Error;
@@ -37,6 +37,7 @@ const ONCE: Duration = Duration::from_secs(15);
 pub(super) fn rows(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
     let mut rows = Vec::new();
     for &endpoints in &run.arguments.endpoints {
+        let size = counted(services, "Service") + " of " + &counted(endpoints, "endpoint");
         let mut all = Vec::new();
         for subject in run.with_services() {
             let bed = Bed::make(subject, (1, Benchmark::Update), run.interrupted)?;
@@ -47,16 +48,13 @@ pub(super) fn rows(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
         let patience = Duration::from_secs(run.arguments.patience.into());
         rows.extend(turns::take(run, all, |updated, round| {
             let name = updated.bed().subject.name();
-            eprintln!(
-                "bench: {name}, {services} Services of {endpoints} endpoints, round {}",
-                round + 1
-            );
+            eprintln!("bench: {name}, {size}, round {}", round + 1);
             match updated {
                 Updated::Agent(agent) => agent.round(),
                 Updated::Kernel(kernel) => kernel.round(patience),
             }
         })?);
-        eprintln!("bench: {services} Services of {endpoints} endpoints in this process");
+        eprintln!("bench: {size} in this process");
         let key = Key::of(services, Subject::Penstock, "in-process").with_endpoints(endpoints);
         let text = objects::many(services, endpoints) + &objects::probed_slice(PODS_ELSEWHERE[0]);
         let texts = (objects::as_json(&text)?, text);

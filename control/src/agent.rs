@@ -137,7 +137,6 @@ const MAINTENANCE_BUDGET: usize = 20_000;
 
 impl Agent {
     fn start(settings: Settings, events: &Sender<Event>) -> Result<Self> {
-        let ports = thread::spawn(facts::listening_ports);
         let texts = Texts::read(&settings.snapshot)?;
         let snapshot = Snapshot::of(&texts)?;
         let config = match &settings.config {
@@ -145,8 +144,7 @@ impl Agent {
             None => KubeProxyConfig::default(),
         };
         settings::follow_host(&settings, &config);
-        let ports = or_its_panic(ports.join());
-        let mut agent = Self::prepare(settings, snapshot, config, ports)?;
+        let mut agent = Self::prepare(settings, snapshot, config)?;
         // The text of many objects takes as long to give back as to hash.
         let digests = agent.digests.clone();
         let seen = thread::spawn(move || digests.hash_one(&texts));
@@ -163,14 +161,10 @@ impl Agent {
     }
 
     /// An agent with its first table. Nothing is made when the objects do not compile.
-    fn prepare(
-        settings: Settings,
-        snapshot: Snapshot,
-        config: KubeProxyConfig,
-        ports: ReservedPorts,
-    ) -> Result<Self> {
+    fn prepare(settings: Settings, snapshot: Snapshot, config: KubeProxyConfig) -> Result<Self> {
         let mut netlink = Netlink::open().context("cannot open rtnetlink")?;
         links::require(&mut netlink, &settings.uplinks)?;
+        let ports = facts::listening_ports().context("cannot list the sockets that listen")?;
         let clock = Clock::start();
         let shared = Arc::new(settings::shared(&settings, &config));
         let telemetry = Arc::new(Telemetry::new(&config, Arc::clone(&shared), clock));

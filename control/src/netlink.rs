@@ -6,7 +6,7 @@
 //! the last of a batch asks for an acknowledgement, the others answer only when they fail.
 //!
 //! Read first: [`Netlink`], [`Error`]; then one file per kind of object. [`Monitor`] tells of changes that
-//! others made.
+//! others made; [`Sockets`] lists sockets.
 
 mod address;
 mod link;
@@ -14,6 +14,7 @@ mod monitor;
 mod neighbour;
 mod route;
 mod rule;
+mod socket;
 mod sysctl;
 
 pub use address::Address;
@@ -21,12 +22,13 @@ pub use link::{Link, VethEnd};
 pub use monitor::{Changes, Monitor};
 pub use route::{Route, RouteKind, Scope, TABLE_LOCAL, TABLE_MAIN};
 pub use rule::{Rule, RuleAction};
+pub use socket::Sockets;
 pub use sysctl::{read_sysctl, write_sysctl};
 
 use crate::model::Family;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -253,11 +255,13 @@ impl Netlink {
 }
 
 /// The first message of `bytes` and its length, or `None` at the end.
-fn next_message(bytes: &[u8]) -> io::Result<Option<(NetlinkMessage<RouteNetlinkMessage>, usize)>> {
+fn next_message<M: NetlinkDeserializable>(
+    bytes: &[u8],
+) -> io::Result<Option<(NetlinkMessage<M>, usize)>> {
     if bytes.is_empty() {
         return Ok(None);
     }
-    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes)
+    let message = NetlinkMessage::<M>::deserialize(bytes)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
     let length = message.header.length as usize;
     Ok(Some((message, length)))

@@ -4,11 +4,11 @@
 
 use control::model::Family;
 use control::netlink::{
-    Monitor, Netlink, Route, RouteKind, Rule, RuleAction, Scope, TABLE_LOCAL, TABLE_MAIN, VethEnd,
-    read_sysctl, write_sysctl,
+    Monitor, Netlink, Route, RouteKind, Rule, RuleAction, Scope, Sockets, TABLE_LOCAL, TABLE_MAIN,
+    VethEnd, read_sysctl, write_sysctl,
 };
 use std::fs::File;
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -304,4 +304,32 @@ fn root_sysctls_are_those_of_the_namespace() {
         );
     });
     assert_eq!(read_sysctl("ipv4/ip_forward").unwrap(), forwards);
+}
+
+#[test]
+fn root_sockets_that_take_packets_are_listed() {
+    in_fresh_namespace(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let loopback = netlink.link_index("lo").unwrap();
+        netlink.set_up(loopback, true).unwrap();
+        let mut sockets = Sockets::open().unwrap();
+        assert_eq!(sockets.listening_tcp().unwrap(), [0; 0]);
+        assert_eq!(sockets.bound_udp().unwrap(), [0; 0]);
+
+        let listeners = ["127.0.0.1:0", "[::]:0"].map(|at| TcpListener::bind(at).unwrap());
+        let own = listeners.each_ref().map(|at| at.local_addr().unwrap());
+        let connected = TcpStream::connect(own[0]).unwrap();
+        let mut ports = own.map(|at| at.port());
+        ports.sort_unstable();
+        let mut listed = sockets.listening_tcp().unwrap();
+        listed.sort_unstable();
+        assert_eq!(listed, ports);
+        drop((connected, listeners));
+
+        let bound = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let asking = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = bound.local_addr().unwrap().port();
+        asking.connect(("127.0.0.1", port)).unwrap();
+        assert_eq!(sockets.bound_udp().unwrap(), [port]);
+    });
 }

@@ -60,8 +60,7 @@ pub(super) fn listen(
     listen_to_questions(&settings.control_socket, responder, events.clone())
 }
 
-/// Keeps the ports that the node listens on in mind as long as the agent lives: nothing tells of them, and one look takes
-/// milliseconds where many sockets are open, or could be.
+/// Keeps the ports that the node listens on in mind as long as the agent lives: nothing tells of them.
 pub(super) fn follow_listening_ports(ports: &Arc<ReservedPorts>) -> Result<()> {
     const INTERVAL: Duration = Duration::from_secs(1);
     let ports = Arc::downgrade(ports);
@@ -71,7 +70,9 @@ pub(super) fn follow_listening_ports(ports: &Arc<ReservedPorts>) -> Result<()> {
             let Some(ports) = ports.upgrade() else {
                 return;
             };
-            facts::follow_listening_ports(&ports);
+            if let Err(error) = facts::follow_listening_ports(&ports) {
+                tracing::debug!("cannot look which ports the node listens on: {error}");
+            }
         }
     })
 }

@@ -2,7 +2,7 @@
 
 use super::steering::Plan;
 use crate::model::{Family, Transport};
-use crate::netlink::{self, Netlink, RouteKind, TABLE_MAIN, read_sysctl, write_sysctl};
+use crate::netlink::{self, Netlink, RouteKind, Sockets, TABLE_MAIN, read_sysctl, write_sysctl};
 use crate::node_network::{InterfaceAddress, NodeNetwork, Route, Scope};
 use crate::snapshot::Snapshot;
 use dataplane::ports::ReservedPorts;
@@ -11,8 +11,7 @@ use dataplane::service::{FrontendKind, ServiceTable};
 use dataplane::tuple::{Address, Protocol};
 use dataplane::worker::NodeFacts;
 use std::collections::BTreeSet;
-use std::fs;
-use std::io::Read as _;
+use std::io;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -192,43 +191,25 @@ pub(super) const fn transport(protocol: Protocol) -> Option<Transport> {
     }
 }
 
-/// Ports that sockets of this network namespace listen on or, for UDP, are bound to. Takes milliseconds: the kernel goes
-/// through the connections of all namespaces for it.
-pub(super) fn listening_ports() -> ReservedPorts {
+/// Ports that sockets of this network namespace listen on or, for UDP, are bound to.
+///
+/// # Errors
+/// When the kernel does not list sockets.
+pub(super) fn listening_ports() -> io::Result<ReservedPorts> {
     let ports = ReservedPorts::default();
-    follow_listening_ports(&ports);
-    ports
+    follow_listening_ports(&ports)?;
+    Ok(ports)
 }
 
 /// Takes the ports anew: nothing tells when a socket begins to listen.
-pub(super) fn follow_listening_ports(ports: &ReservedPorts) {
-    for (protocol, files) in [
-        (Protocol::TCP, ["tcp", "tcp6"]),
-        (Protocol::UDP, ["udp", "udp6"]),
-    ] {
-        let tables = files.map(|file| read_table(&format!("/proc/thread-self/net/{file}")));
-        let lines = tables.iter().flat_map(|table| table.lines());
-        ports.replace(protocol, lines.filter_map(listening_port));
-    }
-}
-
-/// A kernel without IPv6 does not have every file. Room from the start: with each reading the kernel goes through its
-/// whole table anew.
-fn read_table(path: &str) -> String {
-    const ROOM: usize = 64 << 10;
-    let mut table = String::with_capacity(ROOM);
-    let read = fs::File::open(path).and_then(|mut file| file.read_to_string(&mut table));
-    read.map_or_else(|_| String::new(), |_| table)
-}
-
-/// The port of a line of `/proc/net/tcp` or `udp` whose socket listens (0A) or is bound (07).
-fn listening_port(line: &str) -> Option<u16> {
-    let mut fields = line.split_whitespace().skip(1);
-    let (local, _remote, state) = (fields.next()?, fields.next()?, fields.next()?);
-    let port = local.rsplit(':').next()?;
-    matches!(state, "0A" | "07")
-        .then(|| u16::from_str_radix(port, 16).ok())
-        .flatten()
+///
+/// # Errors
+/// Those of [`listening_ports`]; the ports are those of before then, or some of them.
+pub(super) fn follow_listening_ports(ports: &ReservedPorts) -> io::Result<()> {
+    let mut sockets = Sockets::open()?;
+    ports.replace(Protocol::TCP, sockets.listening_tcp()?);
+    ports.replace(Protocol::UDP, sockets.bound_udp()?);
+    Ok(())
 }
 
 /// Sets what packets that come out of one of our devices need: their sources and destinations are the node's own
@@ -312,15 +293,6 @@ impl Sysctls {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn listening_ports_are_those_of_listening_and_bound_sockets() {
-        let line = |state| format!("   0: 0100007F:1F90 00000000:0000 {state} 00000000:00000000 0");
-        assert_eq!(listening_port(&line("0A")), Some(8080));
-        assert_eq!(listening_port(&line("07")), Some(8080));
-        assert_eq!(listening_port(&line("01")), None);
-        assert_eq!(listening_port("  sl  local_address rem_address   st"), None);
-    }
 
     #[test]
     fn node_ports_become_the_range_that_holds_them() {

@@ -26,7 +26,7 @@ impl Stepped {
         snapshot: Snapshot,
         config: KubeProxyConfig,
     ) -> Result<(Self, Vec<(Origin, Source)>)> {
-        let mut agent = Agent::prepare(settings, snapshot, config, facts::listening_ports())?;
+        let mut agent = Agent::prepare(settings, snapshot, config)?;
         match agent
             .open()
             .and_then(|queues| agent.steer().map(|()| queues))
@@ -50,7 +50,7 @@ impl Stepped {
     /// When they do not compile; then everything stays as it was.
     pub fn change(&mut self, snapshot: Snapshot) -> Result<()> {
         // Nobody else looks at them.
-        facts::follow_listening_ports(&self.agent.reserved_ports);
+        facts::follow_listening_ports(&self.agent.reserved_ports)?;
         self.agent.take(snapshot)
     }
 

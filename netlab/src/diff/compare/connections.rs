@@ -58,28 +58,42 @@ impl Run<'_> {
         step: usize,
         sides: &mut Sides<'_>,
     ) -> Result<Option<Difference>> {
+        /// The kernel's lists may hide an entry while others come and go. One that is not there is in none of them.
+        const TRIES: usize = 4;
         self.part_by_modes();
-        let (kernel, mut ours) = self.read(sides)?;
-        let seen = |entries| Difference {
+        let mut tried = 1;
+        let (kernel, differing) = loop {
+            let (kernel, differing) = self.tracked(sides)?;
+            if differing.is_none() || tried == TRIES {
+                break (kernel, differing);
+            }
+            tried += 1;
+        };
+        self.tally.entries += kernel.len() as u64;
+        let states = kernel
+            .into_iter()
+            .map(|entry| (entry.protocol, entry.state));
+        self.tally.states.extend(states);
+        Ok(differing.map(|entries| Difference {
             step,
             sent: Vec::new(),
             seen: Seen::Entries(entries),
-        };
+        }))
+    }
+
+    /// What the kernel tracks, and what one side tracks and the other does not.
+    fn tracked(&mut self, sides: &mut Sides<'_>) -> Result<(Vec<Entry>, Option<[Vec<Entry>; 2]>)> {
+        let (kernel, mut ours) = self.read(sides)?;
         let repeated = canonical::repeated(&ours);
         if !repeated.is_empty() {
-            return Ok(Some(seen([Vec::new(), repeated])));
+            return Ok((kernel, Some([Vec::new(), repeated])));
         }
         ours.retain(|entry| !entry.is_stale);
         self.ports.learn_tracked(&kernel, &ours);
         let kernel = canonical::entries(self.case, &self.parted, kernel, &Ports::default());
         let ours = canonical::entries(self.case, &self.parted, ours, &self.ports);
-        self.tally.entries += kernel.len() as u64;
-        for entry in &kernel {
-            self.tally
-                .states
-                .push((entry.protocol, entry.state.clone()));
-        }
-        Ok(canonical::differing(&kernel, &ours).map(seen))
+        let differing = canonical::differing(&kernel, &ours);
+        Ok((kernel, differing))
     }
 
     /// What the sides track at the same time.

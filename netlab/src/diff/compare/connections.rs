@@ -10,6 +10,9 @@ use anyhow::Result;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+/// What one side tracks and the other does not, of each side, if there is any.
+type Differing = Option<[Vec<Entry>; 2]>;
+
 impl Run<'_> {
     /// Compares nothing more of a flow.
     pub(super) fn part(&mut self, flow: usize, why: &'static str) {
@@ -82,7 +85,7 @@ impl Run<'_> {
     }
 
     /// What the kernel tracks, and what one side tracks and the other does not.
-    fn tracked(&mut self, sides: &mut Sides<'_>) -> Result<(Vec<Entry>, Option<[Vec<Entry>; 2]>)> {
+    fn tracked(&mut self, sides: &mut Sides<'_>) -> Result<(Vec<Entry>, Differing)> {
         let (kernel, mut ours) = self.read(sides)?;
         let repeated = canonical::repeated(&ours);
         if !repeated.is_empty() {

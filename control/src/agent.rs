@@ -164,7 +164,12 @@ impl Agent {
     fn prepare(settings: Settings, snapshot: Snapshot, config: KubeProxyConfig) -> Result<Self> {
         let mut netlink = Netlink::open().context("cannot open rtnetlink")?;
         links::require(&mut netlink, &settings.uplinks)?;
-        let ports = facts::listening_ports().context("cannot list the sockets that listen")?;
+        let ports = facts::listening_ports().unwrap_or_else(|error| {
+            tracing::warn!(
+                "cannot list sockets ({error}): masquerading may take ports that the node listens on"
+            );
+            ReservedPorts::default()
+        });
         let clock = Clock::start();
         let shared = Arc::new(settings::shared(&settings, &config));
         let telemetry = Arc::new(Telemetry::new(&config, Arc::clone(&shared), clock));

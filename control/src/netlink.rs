@@ -232,24 +232,32 @@ impl Netlink {
         self.socket.send(datagram, 0).map(|_| ())
     }
 
-    /// Reads datagrams and hands their messages to `take` until that returns true.
     fn receive(
         &mut self,
-        mut take: impl FnMut(NetlinkMessage<RouteNetlinkMessage>) -> io::Result<bool>,
+        take: impl FnMut(NetlinkMessage<RouteNetlinkMessage>) -> io::Result<bool>,
     ) -> io::Result<()> {
-        loop {
-            self.received.clear();
-            match self.socket.recv(&mut self.received, 0) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other?,
-            };
-            let mut rest = self.received.as_slice();
-            while let Some((message, length)) = next_message(rest)? {
-                if take(message)? {
-                    return Ok(());
-                }
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        receive(&self.socket, &mut self.received, take)
+    }
+}
+
+/// Reads datagrams and hands their messages to `take` until that returns true.
+fn receive<M: NetlinkDeserializable>(
+    socket: &Socket,
+    received: &mut Vec<u8>,
+    mut take: impl FnMut(NetlinkMessage<M>) -> io::Result<bool>,
+) -> io::Result<()> {
+    loop {
+        received.clear();
+        match socket.recv(received, 0) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        let mut rest = received.as_slice();
+        while let Some((message, length)) = next_message(rest)? {
+            if take(message)? {
+                return Ok(());
             }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
     }
 }

@@ -3,7 +3,7 @@
 //! `/proc/net/tcp` tells as much, but goes through the connections of all namespaces for it: 5 ms with any number of them.
 //! Asked for sockets that listen, the kernel looks at those alone.
 
-use super::next_message;
+use super::receive;
 use crate::model::Family;
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -80,24 +80,16 @@ impl Sockets {
 
     /// Reads the answer to the end.
     fn take_ports(&mut self, ports: &mut Vec<u16>) -> io::Result<()> {
-        loop {
-            self.received.clear();
-            match self.socket.recv(&mut self.received, 0) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other?,
-            };
-            let mut rest = self.received.as_slice();
-            while let Some((message, length)) = next_message(rest)? {
-                match message.payload {
-                    NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
-                        ports.push(found.header.socket_id.source_port);
-                    }
-                    NetlinkPayload::Done(_) => return Ok(()),
-                    NetlinkPayload::Error(error) => return Err(error.to_io()),
-                    _ => {}
+        receive(&self.socket, &mut self.received, |message| {
+            match message.payload {
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
+                    ports.push(found.header.socket_id.source_port);
                 }
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+                NetlinkPayload::Done(_) => return Ok(true),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                _ => {}
             }
-        }
+            Ok(false)
+        })
     }
 }

@@ -175,7 +175,7 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
     "  With a heap of huge pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`) a start takes a fifth less. Another allocator, mimalloc,",
     "  took a quarter less in some runs and half as much again in others, and twice the memory: it was left out.",
     "- Bulk, by nftables: each frame of 64 KB is copied out of the kernel and into it again, apart on the processor that the server",
-    "  needs too; the bare copy loop is no faster. GRO of the TUN device (`IFF_NAPI`) was measured and makes no difference.",
+    "  needs too; the bare copy loop falls short as well. GRO of the TUN device (`IFF_NAPI`) was measured and makes no difference.",
     "- Change of one endpoint: the slice has a file of its own, which lies ready. Of the time some 0.1 ms go to the notice of",
     "  the file system and to waking the agent's thread, 0.1 (JSON) or 0.25 ms (YAML) to reading and checking the slice, 0.1 ms to its",
     "  Service and the table, the rest to the next packet of the client (one every 100 us, of a new flow) and its way.",

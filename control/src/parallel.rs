@@ -20,17 +20,18 @@ pub(crate) fn on_all_processors<I: Sync, R: Send>(
         }
         done
     };
-    let mut done: Vec<_> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..processors().min(items.len().div_ceil(turn)))
+    let mut done = std::thread::scope(|scope| {
+        let workers: Vec<_> = (1..processors().min(items.len().div_ceil(turn)))
             .map(|_| scope.spawn(worker))
             .collect();
-        workers
-            .into_iter()
-            .flat_map(|worker| match worker.join() {
-                Ok(results) => results,
+        let mut done = worker();
+        for worker in workers {
+            match worker.join() {
+                Ok(results) => done.extend(results),
                 Err(panic) => std::panic::resume_unwind(panic),
-            })
-            .collect()
+            }
+        }
+        done
     });
     done.sort_by_key(|(number, _)| *number);
     done.into_iter().flat_map(|(_, results)| results).collect()

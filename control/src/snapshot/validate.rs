@@ -173,15 +173,14 @@ pub(super) fn slice(slice: &EndpointSlice) -> Vec<Broken> {
         }
     }
     for (index, endpoint) in slice.endpoints.iter().enumerate() {
-        let field = format!("endpoints[{index}].addresses");
+        let field = || format!("endpoints[{index}].addresses");
         let Some(text) = endpoint.addresses.first() else {
-            found.push(broken(field, "is empty; an endpoint needs an address"));
+            found.push(broken(field(), "is empty; an endpoint needs an address"));
             continue;
         };
         if slice.address_type != AddressType::FQDN {
-            found.extend(
-                endpoint_address(text).map(|message| broken(format!("{field}[0]"), message)),
-            );
+            let wrong = endpoint_address(text);
+            found.extend(wrong.map(|message| broken(field() + "[0]", message)));
         }
     }
     found

@@ -4,10 +4,10 @@ use std::sync::{Mutex, OnceLock};
 
 /// What `work` makes of each item, in their order. Items differ in size, so processors take turns at so many of them;
 /// what is no more than one turn is done here and now.
-pub(crate) fn on_all_processors<I: Sync, R: Send>(
-    items: &[I],
+pub(crate) fn on_all_processors<'i, I: Sync, R: Send>(
+    items: &'i [I],
     turn: usize,
-    work: impl Fn(&I) -> R + Sync,
+    work: impl Fn(&'i I) -> R + Sync,
 ) -> Vec<R> {
     if items.len() <= turn {
         return items.iter().map(work).collect();

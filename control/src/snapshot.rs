@@ -44,8 +44,8 @@ pub struct Snapshot {
     pub endpoint_slices: Vec<EndpointSlice>,
     /// Nodes.
     pub nodes: Vec<Node>,
-    /// What was skipped or is odd, for people to read.
-    pub notes: Vec<String>,
+    /// Objects of kinds that kube-proxy does not read.
+    skipped: BTreeMap<String, usize>,
     /// Whether Endpoints objects were among them, which serve where a Service has no slice.
     pub has_endpoints_objects: bool,
 }
@@ -150,6 +150,15 @@ impl Snapshot {
         locate(&mut self.nodes, &read.nodes);
     }
 
+    /// What was skipped or is odd, for people to read. It takes a look at every object.
+    pub fn notes(&self) -> Vec<String> {
+        let skipped = self.skipped.iter().map(|(kind, count)| {
+            format!("{count} {kind} skipped: kube-proxy does not read that kind")
+        });
+        let odd = notes::all(self);
+        skipped.chain(odd.iter().map(Problem::to_string)).collect()
+    }
+
     /// The node of that name.
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.iter().find(|node| node.metadata.name == name)
@@ -189,7 +198,6 @@ struct Reader {
     snapshot: Snapshot,
     endpoints: Vec<Endpoints>,
     problems: Vec<Problem>,
-    skipped: BTreeMap<String, usize>,
 }
 
 /// What is in one text, and what is wrong in it.
@@ -228,17 +236,13 @@ impl Reader {
                 Typed::EndpointSlice(slice) => self.snapshot.endpoint_slices.push(*slice),
                 Typed::Endpoints(endpoints) => self.endpoints.push(*endpoints),
                 Typed::Node(node) => self.snapshot.nodes.push(*node),
-                Typed::Skipped(kind) => *self.skipped.entry(kind).or_default() += 1,
+                Typed::Skipped(kind) => *self.snapshot.skipped.entry(kind).or_default() += 1,
             }
         }
         self.problems.extend(found.problems);
     }
 
     fn finish(mut self, name: &str) -> Result<Snapshot, SnapshotError> {
-        for (kind, count) in &self.skipped {
-            let note = format!("{count} {kind} skipped: kube-proxy does not read that kind");
-            self.snapshot.notes.push(note);
-        }
         let snapshot = &mut self.snapshot;
         self.problems.extend(sort(&mut snapshot.services));
         self.problems.extend(sort(&mut snapshot.nodes));
@@ -257,10 +261,6 @@ impl Reader {
         {
             return Err(SnapshotError::Empty(name.to_owned()));
         }
-        let notes = notes::all(&self.snapshot);
-        self.snapshot
-            .notes
-            .extend(notes.iter().map(Problem::to_string));
         Ok(self.snapshot)
     }
 }

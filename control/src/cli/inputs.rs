@@ -28,7 +28,7 @@ impl Inputs {
             .map(KubeProxyConfig::read)
             .transpose()?;
         let config = config.unwrap_or_default();
-        for note in snapshot.notes.iter().chain(&config.warnings) {
+        for note in snapshot.notes().iter().chain(&config.warnings) {
             eprintln!("note: {note}");
         }
         Ok((snapshot, config))

@@ -1,7 +1,8 @@
 //! Endpoints objects as slices, for Services that have no slice (the EndpointSliceMirroring controller).
 
 use super::objects::{
-    AddressType, Conditions, Endpoint, EndpointSlice, Endpoints, Hints, Subset, SubsetAddress,
+    AddressType, Conditions, Endpoint, EndpointAddress, EndpointSlice, Endpoints, Hints, Subset,
+    SubsetAddress,
 };
 use crate::model::Family;
 use std::collections::HashSet;
@@ -11,6 +12,10 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Adds a slice per subset and family for each Endpoints object whose Service has none, and keeps the order.
 pub(super) fn convert(objects: Vec<Endpoints>, slices: &mut Vec<EndpointSlice>) {
+    // There may be many slices to look through.
+    if objects.is_empty() {
+        return;
+    }
     let with_slices: HashSet<(String, String)> = slices
         .iter()
         .filter_map(|slice| {
@@ -82,7 +87,7 @@ fn endpoints(subset: &Subset, family: Family) -> Vec<Endpoint> {
 
 fn endpoint(address: &SubsetAddress, ready: bool) -> Endpoint {
     Endpoint {
-        addresses: vec![address.ip.to_string()],
+        addresses: vec![EndpointAddress::Ip(address.ip)],
         conditions: Conditions {
             ready: Some(ready),
             serving: Some(ready),

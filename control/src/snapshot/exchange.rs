@@ -272,8 +272,10 @@ mod tests {
                 .endpoint_slices
                 .iter()
                 .flat_map(|slice| &slice.endpoints);
-            let addresses = endpoints.flat_map(|endpoint| endpoint.addresses.clone());
-            addresses.collect::<Vec<String>>()
+            let addresses = endpoints.filter_map(|endpoint| endpoint.address());
+            addresses
+                .map(|address| address.to_string())
+                .collect::<Vec<String>>()
         };
         let mut exchange = |file: &str, text: &str| {
             let new = slices(file, text).unwrap();

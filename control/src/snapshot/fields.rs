@@ -4,7 +4,9 @@
 //! and dropped. The messages become the rule of a [`crate::problem::Problem`].
 
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, de::Error};
+use serde::de::{Error, Visitor};
+use serde::{Deserialize, Deserializer};
+use std::fmt;
 use std::net::IpAddr;
 
 /// Reads an address; leading zeros in IPv4 are dropped (`netutils.ParseIPSloppy`).
@@ -37,8 +39,31 @@ fn without_leading_zeros(text: &str) -> Option<String> {
 
 /// An address.
 pub(super) fn ip<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpAddr, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    parse_ip(&text).ok_or_else(|| not_an_ip(&text))
+    from_text(deserializer, |text| {
+        parse_ip(text).ok_or_else(|| not_an_ip(text))
+    })
+}
+
+/// What a string stands for, or what is wrong with it.
+pub(super) fn from_text<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    read: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<T, D::Error> {
+    deserializer.deserialize_str(Text(read))
+}
+
+struct Text<F>(F);
+
+impl<T, F: FnOnce(&str) -> Result<T, String>> Visitor<'_> for Text<F> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        (self.0)(text).map_err(E::custom)
+    }
 }
 
 /// An address, where absent and empty mean none.
@@ -47,14 +72,16 @@ pub(super) fn optional_ip<'de, D: Deserializer<'de>>(
 ) -> Result<Option<IpAddr>, D::Error> {
     match Option::<String>::deserialize(deserializer)?.as_deref() {
         None | Some("") => Ok(None),
-        Some(text) => parse_ip(text).map(Some).ok_or_else(|| not_an_ip(text)),
+        Some(text) => match parse_ip(text) {
+            None => Err(D::Error::custom(not_an_ip(text))),
+            address => Ok(address),
+        },
     }
 }
 
-fn not_an_ip<E: Error>(text: &str) -> E {
-    E::custom(format!(
-        "`{text}` is not an IP address; write one like 10.0.0.10 or fd00::10"
-    ))
+/// What is wrong with a text that is no address.
+pub(super) fn not_an_ip(text: &str) -> String {
+    format!("`{text}` is not an IP address; write one like 10.0.0.10 or fd00::10")
 }
 
 /// One element of a list of addresses.
@@ -68,11 +95,10 @@ pub(super) struct Cidr(pub(super) IpNet);
 
 impl<'de> Deserialize<'de> for Cidr {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        parse_cidr(text.trim()).map(Self).ok_or_else(|| {
-            D::Error::custom(format!(
-                "`{text}` is not a CIDR; write one like 10.0.0.0/8 or fd00::/48"
-            ))
+        from_text(deserializer, |text| {
+            parse_cidr(text.trim()).map(Self).ok_or_else(|| {
+                format!("`{text}` is not a CIDR; write one like 10.0.0.0/8 or fd00::/48")
+            })
         })
     }
 }

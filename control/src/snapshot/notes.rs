@@ -105,19 +105,16 @@ fn unknown_nodes(snapshot: &Snapshot) -> Vec<Problem> {
     if snapshot.nodes.is_empty() {
         return Vec::new();
     }
-    let mut known: HashSet<&str, _> = HashSet::with_hasher(ahash::RandomState::new());
+    let mut known = HashSet::with_hasher(ahash::RandomState::new());
     let nodes = snapshot.nodes.iter();
     known.extend(nodes.map(|node| node.metadata.name.as_str()));
     // One note for each node, however many slices name it.
     let mut unknown: BTreeMap<&str, (&EndpointSlice, usize, usize)> = BTreeMap::new();
-    for slice in &snapshot.endpoint_slices {
-        for (index, endpoint) in slice.endpoints.iter().enumerate() {
-            let Some(name) = endpoint.node_name.as_deref() else {
-                continue;
-            };
-            if !known.contains(name) {
-                unknown.entry(name).or_insert((slice, index, 0)).2 += 1;
-            }
+    let slices = &snapshot.endpoint_slices;
+    let found = on_all_processors(slices, TURN, |slice| unknown_in(slice, &known));
+    for (slice, names) in slices.iter().zip(found) {
+        for (index, name) in names {
+            unknown.entry(name).or_insert((slice, index, 0)).2 += 1;
         }
     }
     let note = |(name, (slice, index, endpoints)): (&str, (&EndpointSlice, usize, usize))| {
@@ -133,4 +130,16 @@ fn unknown_nodes(snapshot: &Snapshot) -> Vec<Problem> {
         }
     };
     unknown.into_iter().map(note).collect()
+}
+
+/// Endpoints on nodes that are not known, and these nodes' names.
+fn unknown_in<'s>(
+    slice: &'s EndpointSlice,
+    known: &HashSet<&str, ahash::RandomState>,
+) -> Vec<(usize, &'s str)> {
+    let endpoints = slice.endpoints.iter().enumerate();
+    endpoints
+        .filter_map(|(index, endpoint)| Some((index, endpoint.node_name.as_deref()?)))
+        .filter(|(_, name)| !known.contains(name))
+        .collect()
 }

@@ -8,7 +8,8 @@ mod node;
 mod service;
 
 pub use endpoint_slice::{
-    AddressType, Conditions, Endpoint, EndpointPort, EndpointSlice, ForZone, Hints, TargetRef,
+    AddressType, Conditions, Endpoint, EndpointAddress, EndpointPort, EndpointSlice, ForZone,
+    Hints, TargetRef,
 };
 pub(super) use endpoint_slice::{Endpoints, Subset, SubsetAddress};
 pub use node::{Node, NodeAddress, NodeSpec, NodeStatus, Taint};

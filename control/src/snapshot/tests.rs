@@ -222,7 +222,7 @@ fn other_kinds_are_skipped_with_a_note() {
     );
     let snapshot = Snapshot::parse("x", &text).unwrap();
     assert_eq!(snapshot.services.len(), 1);
-    assert_eq!(snapshot.notes.len(), 2, "{:?}", snapshot.notes);
+    assert_eq!(snapshot.notes().len(), 2, "{:?}", snapshot.notes());
 }
 
 #[test]

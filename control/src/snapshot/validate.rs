@@ -5,9 +5,10 @@
 //! family), is let through with a note: objects need not have come from an API server.
 
 use super::Snapshot;
-use super::fields::parse_ip;
+use super::fields::{not_an_ip, parse_ip};
 use super::objects::{
-    AddressType, ClusterIp, EndpointSlice, Node, Service, ServiceSpec, ServiceType, SessionAffinity,
+    AddressType, ClusterIp, EndpointAddress, EndpointSlice, Node, Service, ServiceSpec,
+    ServiceType, SessionAffinity,
 };
 use crate::model::Family;
 use crate::problem::Problem;
@@ -174,23 +175,22 @@ pub(super) fn slice(slice: &EndpointSlice) -> Vec<Broken> {
     }
     for (index, endpoint) in slice.endpoints.iter().enumerate() {
         let field = || format!("endpoints[{index}].addresses");
-        let Some(text) = endpoint.addresses.first() else {
+        let Some(address) = endpoint.addresses.first() else {
             found.push(broken(field(), "is empty; an endpoint needs an address"));
             continue;
         };
         if slice.address_type != AddressType::FQDN {
-            let wrong = endpoint_address(text);
+            let wrong = endpoint_address(address);
             found.extend(wrong.map(|message| broken(field() + "[0]", message)));
         }
     }
     found
 }
 
-fn endpoint_address(text: &str) -> Option<String> {
-    let Some(address) = parse_ip(text) else {
-        return Some(format!(
-            "`{text}` is not an IP address; write one like 10.0.0.10 or fd00::10"
-        ));
+fn endpoint_address(address: &EndpointAddress) -> Option<String> {
+    let address = match address {
+        EndpointAddress::Ip(address) => address,
+        EndpointAddress::Name(name) => return Some(not_an_ip(name)),
     };
     let reason = if address.is_unspecified() {
         "is the unspecified address"

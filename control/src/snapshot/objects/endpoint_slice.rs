@@ -2,7 +2,7 @@
 
 use super::{Metadata, Protocol};
 use crate::snapshot::fields;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::net::IpAddr;
 
 /// An EndpointSlice.
@@ -51,8 +51,8 @@ pub struct EndpointPort {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
-    /// Addresses as written; kube-proxy reads the first only.
-    pub addresses: Vec<String>,
+    /// Its addresses; kube-proxy reads the first only.
+    pub addresses: Vec<EndpointAddress>,
     /// State of the pod.
     #[serde(default)]
     pub conditions: Conditions,
@@ -70,9 +70,28 @@ pub struct Endpoint {
 impl Endpoint {
     /// The address that kube-proxy uses. `None` for host names.
     pub fn address(&self) -> Option<IpAddr> {
-        self.addresses
-            .first()
-            .and_then(|text| fields::parse_ip(text))
+        match self.addresses.first()? {
+            EndpointAddress::Ip(address) => Some(*address),
+            EndpointAddress::Name(_) => None,
+        }
+    }
+}
+
+/// An entry of an endpoint's `addresses`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndpointAddress {
+    /// An IP address.
+    Ip(IpAddr),
+    /// A host name, which only slices of type FQDN may have.
+    Name(String),
+}
+
+impl<'de> Deserialize<'de> for EndpointAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        fields::from_text(deserializer, |text| {
+            let address = fields::parse_ip(text).map(Self::Ip);
+            Ok(address.unwrap_or_else(|| Self::Name(text.to_owned())))
+        })
     }
 }
 

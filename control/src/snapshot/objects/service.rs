@@ -88,16 +88,13 @@ pub enum ClusterIp {
 
 impl<'de> Deserialize<'de> for ClusterIp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        match text.as_str() {
+        fields::from_text(deserializer, |text| match text {
             "" => Ok(Self::Unset),
             "None" => Ok(Self::Headless),
-            _ => fields::parse_ip(&text).map(Self::Address).ok_or_else(|| {
-                serde::de::Error::custom(format!(
-                    "`{text}` is not an IP address; write one, or None for a headless Service"
-                ))
+            _ => fields::parse_ip(text).map(Self::Address).ok_or_else(|| {
+                format!("`{text}` is not an IP address; write one, or None for a headless Service")
             }),
-        }
+        })
     }
 }
 

@@ -226,6 +226,28 @@ fn other_kinds_are_skipped_with_a_note() {
 }
 
 #[test]
+fn each_node_that_is_missing_has_one_note() {
+    let slice = |name: &str, endpoints: &str| {
+        format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\nendpoints: [{endpoints}]\n"
+        )
+    };
+    let on = |address: &str, node: &str| format!("{{addresses: [{address}], nodeName: {node}}}");
+    let first = [on("10.0.0.1", "here"), on("10.0.0.2", "gone")].join(", ");
+    let second = [on("10.0.0.3", "gone"), on("10.0.0.4", "away")].join(", ");
+    let node = "---\napiVersion: v1\nkind: Node\nmetadata: {name: here}\n";
+    let text = format!("{node}{}{}", slice("a", &first), slice("b", &second));
+    let snapshot = Snapshot::parse("x", &text).unwrap();
+    assert_eq!(
+        snapshot.notes(),
+        [
+            "x:12 (document 3): EndpointSlice default/b: endpoints[1].nodeName: there is no Node away here",
+            "x:6 (document 2): EndpointSlice default/a: endpoints[1].nodeName: there is no Node gone here; 2 endpoints are on it",
+        ]
+    );
+}
+
+#[test]
 fn the_order_of_documents_makes_no_difference() {
     let a = SERVICE;
     let b = SERVICE.replace("web", "api").replace("0.10", "0.11");

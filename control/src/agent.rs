@@ -89,6 +89,7 @@ pub struct Settings {
 /// What kept it from starting, or made it stop. Devices, rules and routes are removed in either case.
 pub fn run(settings: Settings, ready: impl FnOnce() -> bool) -> Result<()> {
     let (events, received) = channel();
+    events::listen_to_signals(events.clone())?;
     let mut agent = Agent::start(settings, &events)?;
     // Who does not listen any more to `ready` has ended, so the agent is not needed.
     let result = if ready() {
@@ -125,6 +126,9 @@ struct Agent {
     refused: Option<String>,
     /// What the table was compiled for.
     surroundings: Surroundings,
+    /// Whether table or routing do not follow the links yet.
+    is_behind: bool,
+    has_socket: bool,
     /// Ports that the node listens on.
     reserved_ports: Arc<ReservedPorts>,
     without_local: WithoutLocal,
@@ -137,7 +141,10 @@ const MAINTENANCE_BUDGET: usize = 20_000;
 
 impl Agent {
     fn start(settings: Settings, events: &Sender<Event>) -> Result<Self> {
+        // Watched before they are read, so that no change is missed. Who reads says better what is wrong with a path.
+        let watch = files::Watch::open(&settings.snapshot);
         let texts = Texts::read(&settings.snapshot)?;
+        let watch = watch?;
         let snapshot = Snapshot::of(&texts)?;
         let config = match &settings.config {
             Some(path) => KubeProxyConfig::read(path)?,
@@ -148,7 +155,7 @@ impl Agent {
         // The text of many objects takes as long to give back as to hash.
         let digests = agent.digests.clone();
         let seen = thread::spawn(move || digests.hash_one(&texts));
-        match agent.attach(events) {
+        match agent.attach(watch, events) {
             Ok(()) => {
                 agent.seen = Some(or_its_panic(seen.join()));
                 Ok(agent)
@@ -180,6 +187,8 @@ impl Agent {
             digests: ahash::RandomState::new(),
             refused: None,
             surroundings: Surroundings::default(),
+            is_behind: false,
+            has_socket: false,
             reserved_ports: Arc::new(ports),
             without_local: WithoutLocal::default(),
             shared,
@@ -206,7 +215,7 @@ impl Agent {
     }
 
     /// Devices, workers, routing, and the threads that tell of events.
-    fn attach(&mut self, events: &Sender<Event>) -> Result<()> {
+    fn attach(&mut self, watch: files::Watch, events: &Sender<Event>) -> Result<()> {
         let queues = self.open()?;
         let failed = events.clone();
         let told = move |error| drop(failed.send(Event::WorkerFailed(error)));
@@ -216,16 +225,20 @@ impl Agent {
         self.steer()?;
         events::follow_listening_ports(&self.reserved_ports)?;
         let responder = Responder::new(Arc::clone(&self.shared), self.clock);
-        events::listen(&self.settings, responder, events, &self.telemetry)
+        let sources = (watch, events);
+        events::listen(&self.settings, responder, sources, &self.telemetry)?;
+        self.has_socket = true;
+        Ok(())
     }
 
     /// What the devices need, and the devices themselves; element `i` of the result is what worker `i` receives from.
     fn open(&mut self) -> Result<Vec<Vec<(Origin, Source)>>> {
+        // Fails where another agent has them; what it has set is left alone then.
+        let (devices, queues) = devices::create(&mut self.netlink, &self.settings)?;
+        self.devices = devices;
         let steering = Netlink::open().context("cannot open rtnetlink")?;
         self.steering = Some(Steering::start(steering)?);
         self.sysctls.prepare_node()?;
-        let (devices, queues) = devices::create(&mut self.netlink, &self.settings)?;
-        self.devices = devices;
         Ok(queues)
     }
 
@@ -241,7 +254,7 @@ impl Agent {
                 Ok(Event::Stop) => return Ok(()),
                 Ok(Event::WorkerFailed(error)) => bail!("a worker failed: {error}"),
                 Ok(Event::ObjectsChanged(file)) => self.reread(file.as_deref()),
-                Ok(Event::LinksChanged) => self.relink()?,
+                Ok(Event::LinksChanged) => self.relink(),
                 Ok(Event::Asked(stream)) => socket::answer(stream, self),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("all event sources ended"),
@@ -273,7 +286,7 @@ impl Agent {
     }
 
     fn try_reread(&mut self) -> Result<Reread> {
-        let texts = Texts::read(&self.settings.snapshot)?;
+        let texts = Texts::read(&self.settings.snapshot).inspect_err(|_| self.seen = None)?;
         // One change of a file makes several events.
         let seen = self.digests.hash_one(&texts);
         if self.seen == Some(seen) {
@@ -288,19 +301,36 @@ impl Agent {
     fn take(&mut self, snapshot: Snapshot) -> Result<()> {
         let changes = Changes::between(self.objects.snapshot(), &snapshot);
         let old = std::mem::replace(&mut self.objects, Followed::new(snapshot));
-        self.publish(&changes)
-            .and_then(|()| self.steer())
-            .inspect_err(|_| self.objects = old)
+        self.publish(&changes).inspect_err(|_| self.objects = old)?;
+        let steered = self.steer();
+        self.catch_up_later(steered);
+        Ok(())
     }
 
-    /// Links or addresses changed: masquerade addresses, local addresses and rules depend on them. Most news change
-    /// nothing here: of one link there are several while it comes up.
-    fn relink(&mut self) -> Result<()> {
-        if Surroundings::read(&mut self.netlink, &self.settings)? == self.surroundings {
+    /// Links, addresses or routes changed: masquerade addresses, local addresses and rules depend on them.
+    fn relink(&mut self) {
+        let relinked = self.try_relink();
+        self.catch_up_later(relinked);
+    }
+
+    /// Most news change nothing here: of one link there are several while it comes up.
+    fn try_relink(&mut self) -> Result<()> {
+        let is_same = Surroundings::read(&mut self.netlink, &self.settings)? == self.surroundings;
+        if is_same && !self.is_behind {
             return Ok(());
         }
-        self.publish(&Changes::default())?;
+        if !is_same {
+            self.publish(&Changes::default())?;
+        }
         self.steer()
+    }
+
+    /// What the kernel refuses now, because a link has just gone or an address is not ready, is tried again.
+    fn catch_up_later(&mut self, done: Result<()>) {
+        if let (Err(error), false) = (&done, self.is_behind) {
+            tracing::error!("the node's links are not followed yet: {}", in_words(error));
+        }
+        self.is_behind = done.is_err();
     }
 
     /// Compiles and publishes a whole table.
@@ -363,6 +393,9 @@ impl Agent {
     }
 
     fn maintain(&mut self) {
+        if self.is_behind {
+            self.relink();
+        }
         self.objects.prepare();
         let now = self.clock.now();
         self.shared.conntrack.expire(now, MAINTENANCE_BUDGET);
@@ -399,8 +432,10 @@ impl Agent {
             workers.join();
         }
         self.sysctls.restore();
-        // The socket may never have been made.
-        let _ = std::fs::remove_file(&self.settings.control_socket);
+        if self.has_socket {
+            // Somebody may have removed it.
+            let _ = std::fs::remove_file(&self.settings.control_socket);
+        }
         Ok(steering.unwrap_or(Ok(()))?)
     }
 }

@@ -20,7 +20,9 @@ const HEAD_LENGTH: usize = 16 * 1024;
 /// For the request, and again for the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How much of a body is read and thrown away, so that closing the connection does not take the answer with it.
-const IGNORED_BODY: u64 = 64 * 1024;
+const IGNORED_BODY: usize = 64 * 1024;
+/// How long that may take.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -215,9 +217,30 @@ fn serve(mut stream: TcpStream, answer: &impl Fn(&Request) -> Response) -> io::R
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.write_all(&response.bytes(method, Timestamp::now()))?;
     stream.shutdown(std::net::Shutdown::Write)?;
-    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    io::copy(&mut stream.take(IGNORED_BODY), &mut io::sink())?;
+    ignore_rest(&mut stream, Instant::now() + LINGER)
+}
+
+/// Reads what a client still sends: it would lose the answer if the connection were closed before.
+fn ignore_rest(stream: &mut TcpStream, deadline: Instant) -> io::Result<()> {
+    let mut ignored = 0;
+    let mut buffer = [0; 4096];
+    while ignored < IGNORED_BODY {
+        match read_until(stream, &mut buffer, deadline)? {
+            0 => break,
+            count => ignored += count,
+        }
+    }
     Ok(())
+}
+
+/// Reads what there is, once there is something.
+fn read_until(stream: &mut TcpStream, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    stream.set_read_timeout(Some(left))?;
+    stream.read(buffer)
 }
 
 /// The request; `None` when it is not one of HTTP/1.
@@ -225,12 +248,7 @@ fn read_request(stream: &mut TcpStream, deadline: Instant) -> io::Result<Option<
     let mut head = Vec::new();
     let mut buffer = [0; 4096];
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        let count = stream.read(&mut buffer)?;
+        let count = read_until(stream, &mut buffer, deadline)?;
         head.extend_from_slice(&buffer[..count]);
         match parse(&head) {
             Ok(Some(request)) => return Ok(Some(request)),

@@ -5,7 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 use control::agent::socket::{Status, ask};
-use control::netlink::{Netlink, VethEnd, write_sysctl};
+use control::model::Family;
+use control::netlink::{Netlink, Route, RuleAction, TABLE_LOCAL, VethEnd, write_sysctl};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -75,13 +76,7 @@ impl Agent {
         let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
         std::fs::write(folder.join("kube-proxy.yaml"), format!("{head}{config}")).unwrap();
         links();
-        let mut command = Command::new(program());
-        command
-            .arg("node")
-            .args(["--node", "node-a", "--uplink", "eth0"]);
-        command.arg("--snapshot").arg(folder.join(snapshot));
-        command.arg("--config").arg(folder.join("kube-proxy.yaml"));
-        command.arg("--control-socket").arg(folder.join("socket"));
+        let mut command = command(&folder, snapshot);
         command.stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
@@ -122,6 +117,17 @@ impl Agent {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+fn command(folder: &Path, snapshot: &str) -> Command {
+    let mut command = Command::new(program());
+    command
+        .arg("node")
+        .args(["--node", "node-a", "--uplink", "eth0"]);
+    command.arg("--snapshot").arg(folder.join(snapshot));
+    command.arg("--config").arg(folder.join("kube-proxy.yaml"));
+    command.arg("--control-socket").arg(folder.join("socket"));
+    command
 }
 
 fn links() {
@@ -301,6 +307,8 @@ fn root_a_bad_file_changes_nothing_and_is_told_of() {
                 .as_ref()
                 .is_some_and(|text| text.contains("No such file"))
         });
+        agent.replace(&format!("{NODE}{SERVICE}"));
+        agent.wait_until(|status| status.refused.is_none());
         agent.replace(&NODE.replace("node-a", "node-b"));
         agent.wait_until(|status| {
             status
@@ -310,7 +318,7 @@ fn root_a_bad_file_changes_nothing_and_is_told_of() {
         });
         agent.replace(&format!("{NODE}{SERVICE}# the end\n"));
         let status = agent.wait_until(|status| status.refused.is_none());
-        assert_eq!(status.generation, before.generation + 1);
+        assert_eq!(status.generation, before.generation + 2);
     });
 }
 
@@ -442,5 +450,105 @@ fn root_news_of_links_count_when_they_change_something() {
         netlink.add_address(uplink, address).unwrap();
         let after = agent.wait_until(|status| status.generation > before);
         assert_eq!(after.generation, before + 1);
+    });
+}
+
+/// Whether the rules of IPv4 lead to the local table first, as they do where no agent runs.
+fn has_local_rule_first(netlink: &mut Netlink) -> bool {
+    let rules = netlink.rules(Family::V4).unwrap();
+    let first = rules.iter().min_by_key(|rule| rule.priority);
+    first.is_some_and(|rule| rule.priority == 0 && rule.action == RuleAction::Table(TABLE_LOCAL))
+}
+
+#[track_caller]
+fn wait_for(what: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !what() {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn root_a_node_without_an_address_has_its_local_table() {
+    in_fresh_namespace(|| {
+        let agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
+        let mut netlink = Netlink::open().unwrap();
+        assert!(!has_local_rule_first(&mut netlink));
+        let uplink = netlink.link_index("eth0").unwrap();
+        let address = "172.18.0.2/16".parse().unwrap();
+        netlink.delete_address(uplink, address).unwrap();
+        wait_for(|| has_local_rule_first(&mut Netlink::open().unwrap()));
+        assert_eq!(get("127.0.0.1:10256", "/livez").0, 200);
+        netlink.add_address(uplink, address).unwrap();
+        wait_for(|| !has_local_rule_first(&mut Netlink::open().unwrap()));
+        assert_eq!(agent.status().refused, None);
+    });
+}
+
+#[test]
+fn root_an_address_may_take_its_time() {
+    in_fresh_namespace(|| {
+        let agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
+        let before = agent.status().generation;
+        // Without `nodad`: it is nobody's for a second or so.
+        let arguments = ["-6", "addr", "add", "2001:db8::5/64", "dev", "eth0"];
+        assert!(
+            Command::new("ip")
+                .args(arguments)
+                .status()
+                .unwrap()
+                .success()
+        );
+        agent.wait_until(|status| status.generation > before);
+        let has_route = || {
+            let mut netlink = Netlink::open().unwrap();
+            let routes = netlink.routes(Family::V6).unwrap();
+            let source = "2001:db8::5".parse::<IpAddr>().unwrap();
+            routes
+                .iter()
+                .any(|route| route.table != TABLE_LOCAL && route.preferred_source == Some(source))
+        };
+        wait_for(has_route);
+        assert_eq!(get("127.0.0.1:10256", "/livez").0, 200);
+    });
+}
+
+#[test]
+fn root_routes_are_followed() {
+    in_fresh_namespace(|| {
+        let agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
+        let mut netlink = Netlink::open().unwrap();
+        let uplink = netlink.link_index("eth0").unwrap();
+        let settled = agent.status().generation;
+        let route = Route {
+            oif: Some(uplink),
+            ..Route::new("10.244.2.0/24".parse().unwrap())
+        };
+        netlink.add_route(&route).unwrap();
+        agent.wait_until(|status| status.generation > settled);
+    });
+}
+
+#[test]
+fn root_a_second_agent_leaves_the_first_alone() {
+    in_fresh_namespace(|| {
+        let agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
+        let mut netlink = Netlink::open().unwrap();
+        let rules = netlink.rules(Family::V4).unwrap();
+        // Its health servers listen on ports of their own.
+        let config = agent.folder.join("kube-proxy.yaml");
+        let text = std::fs::read_to_string(&config).unwrap();
+        let ports = "healthzBindAddress: 127.0.0.1:10300\nmetricsBindAddress: 127.0.0.1:10301\n";
+        std::fs::write(config, text + ports).unwrap();
+        let output = command(&agent.folder, "objects.yaml").output().unwrap();
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        assert!(
+            words.contains("another agent runs in this network namespace"),
+            "{words}"
+        );
+        assert_eq!(netlink.rules(Family::V4).unwrap(), rules);
+        assert_eq!(agent.status().services, 1);
     });
 }

@@ -23,7 +23,7 @@ pub(super) fn create(netlink: &mut Netlink, settings: &Settings) -> Result<([u32
     let each = choice.as_ref().map_or(1, QueueChoice::queues_per_worker);
     for (position, (name, origin)) in DEVICES.iter().zip(origins).enumerate() {
         let queues = tun::create(name, settings.workers * each, settings.offloads);
-        let queues = queues.with_context(|| facts::cannot_create(name))?;
+        let queues = queues.map_err(|error| facts::cannot_create(name, error))?;
         if let (Some(choice), Some(first)) = (&choice, queues.first()) {
             let chosen = choice.attach_to(first);
             chosen.with_context(|| format!("cannot let a program choose the queues of {name}"))?;

@@ -4,7 +4,7 @@ use super::servers::Telemetry;
 use super::socket::{self, Question};
 use super::{Settings, facts, files};
 use crate::conntrack::{self, Responder};
-use crate::netlink::Monitor;
+use crate::netlink::{Changes, Monitor};
 use anyhow::{Context as _, Result};
 use dataplane::ports::ReservedPorts;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -27,7 +27,7 @@ pub enum Event {
     WorkerFailed(io::Error),
     /// The files with the objects changed: this one of the folder, or nobody knows which.
     ObjectsChanged(Option<OsString>),
-    /// Links or addresses changed.
+    /// Links, addresses or routes changed.
     LinksChanged,
     /// Somebody asks on the control socket how the node is.
     Asked(UnixStream),
@@ -40,13 +40,13 @@ pub enum Event {
 pub(super) fn listen(
     settings: &Settings,
     responder: Responder,
-    events: &Sender<Event>,
+    (mut files, events): (files::Watch, &Sender<Event>),
     telemetry: &Arc<Telemetry>,
 ) -> Result<()> {
-    listen_to_signals(events.clone())?;
     listen_to_links(events.clone())?;
+    // They may have changed since they were read.
+    events.send(Event::LinksChanged)?;
     let (told, telemetry) = (events.clone(), Arc::clone(telemetry));
-    let mut files = files::Watch::open(&settings.snapshot)?;
     spawn("files", move || {
         loop {
             for changed in files.wait() {
@@ -77,7 +77,11 @@ pub(super) fn follow_listening_ports(ports: &Arc<ReservedPorts>) -> Result<()> {
     })
 }
 
-fn listen_to_signals(events: Sender<Event>) -> Result<()> {
+/// From here on a signal no longer ends the process, but tells the agent to stop once it runs.
+///
+/// # Errors
+/// When the process cannot listen to signals.
+pub(super) fn listen_to_signals(events: Sender<Event>) -> Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot listen to signals")?;
     spawn("signals", move || {
         for _ in signals.forever() {
@@ -95,7 +99,7 @@ fn listen_to_links(events: Sender<Event>) -> Result<()> {
             // An error of the socket is a lost message: everything may have changed.
             let changed = monitor
                 .wait(Duration::from_secs(3600))
-                .map_or(true, |changes| changes.links || changes.addresses);
+                .map_or(true, Changes::any);
             if changed && events.send(Event::LinksChanged).is_err() {
                 return;
             }

@@ -16,7 +16,8 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-/// Addresses and routes of this network namespace, those of our own devices apart.
+/// Addresses and routes of this network namespace, those of our own devices apart. An address of which it is not known yet
+/// whether another machine has it (duplicate address detection) is none: the kernel takes it for no source.
 ///
 /// # Errors
 /// Those of netlink.
@@ -24,6 +25,7 @@ pub fn node_network(netlink: &mut Netlink) -> netlink::Result<NodeNetwork> {
     let addresses = netlink
         .addresses()?
         .into_iter()
+        .filter(|address| !address.tentative)
         .map(|address| InterfaceAddress {
             interface: address.index,
             network: address.address,
@@ -239,8 +241,12 @@ pub(super) fn prepare_device(name: &str) -> netlink::Result<()> {
 }
 
 /// What to say when a device cannot be made.
-pub(super) fn cannot_create(name: &str) -> String {
-    format!("cannot make the device {name}: is another agent running in this network namespace?")
+pub(super) fn cannot_create(name: &str, error: io::Error) -> anyhow::Error {
+    let hint = match error.kind() {
+        io::ErrorKind::ResourceBusy => ": another agent runs in this network namespace",
+        _ => "",
+    };
+    anyhow::Error::new(error).context(format!("cannot make the device {name}{hint}"))
 }
 
 /// Settings of the whole network namespace that were changed, with what they were.

@@ -58,12 +58,12 @@ pub(super) fn shared(settings: &Settings, config: &KubeProxyConfig) -> Shared {
 fn conntrack_settings(config: &KubeProxyConfig) -> conntrack::Settings {
     let limits = &config.conntrack;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let capacity = (limits.max_per_core as usize * processors).max(limits.min as usize);
-    let mut settings = conntrack::Settings::kernel(if capacity == 0 {
-        KERNEL_CAPACITY
-    } else {
-        capacity
-    });
+    // Zero leaves the kernel's limit alone, whatever `min` says (`getConntrackMax`).
+    let capacity = match limits.max_per_core as usize {
+        0 => KERNEL_CAPACITY,
+        per_core => (per_core * processors).max(limits.min as usize),
+    };
+    let mut settings = conntrack::Settings::kernel(capacity);
     let set = |timeout: &mut Duration, wanted: Option<Duration>| {
         *timeout = wanted
             .filter(|wanted| !wanted.is_zero())

@@ -291,10 +291,11 @@ impl Steering {
         &self.plan
     }
 
-    /// Makes the kernel follow `plan`: first routes, then rules, and what is no longer wanted last.
+    /// Makes the kernel follow `plan`: first routes, then rules, and what is no longer wanted last. What is done already is
+    /// no error, so the same call may be tried again.
     ///
     /// # Errors
-    /// Those of netlink; the same call may be tried again.
+    /// Those of netlink; the plan is then the one before, and the kernel follows some of either.
     pub fn follow(&mut self, plan: Plan) -> Result<()> {
         for family in FAMILIES {
             let (old, new) = (self.plan.routes(family), plan.routes(family));
@@ -320,8 +321,11 @@ impl Steering {
             .cloned()
             .collect();
         self.netlink.add_rules(&added)?;
+        if new.is_empty() && !old.is_empty() {
+            put_back_local_rule(&mut self.netlink, family)?;
+        }
         for rule in old.iter().filter(|rule| !new.contains(rule)) {
-            self.netlink.delete_rule(rule)?;
+            delete(&mut self.netlink, rule)?;
         }
         if !new.is_empty() {
             delete_first_local_rule(&mut self.netlink, family)?;
@@ -341,26 +345,37 @@ impl Steering {
 /// The rule of the local table at its usual place, and none of ours.
 fn restore(netlink: &mut Netlink) -> Result<()> {
     for family in FAMILIES {
+        put_back_local_rule(netlink, family)?;
         let rules = netlink.rules(family)?;
-        let ours: Vec<&Rule> = rules
-            .iter()
-            .filter(|rule| rule.protocol == PROTOCOL)
-            .collect();
-        if ours.is_empty() {
-            continue;
-        }
-        if !rules.iter().any(is_first_local_rule) {
-            let local = Rule::new(family, 0, RuleAction::Table(TABLE_LOCAL));
-            netlink.add_rule(&Rule {
-                protocol: KERNEL,
-                ..local
-            })?;
-        }
-        for rule in ours {
-            netlink.delete_rule(rule)?;
+        for rule in rules.iter().filter(|rule| rule.protocol == PROTOCOL) {
+            delete(netlink, rule)?;
         }
     }
     Ok(())
+}
+
+/// The rule of the local table at its usual place, unless somebody else has one. A family that the kernel does not know
+/// has no rules at all.
+fn put_back_local_rule(netlink: &mut Netlink, family: Family) -> Result<()> {
+    let rules = netlink.rules(family)?;
+    let is_of_others =
+        |rule: &Rule| rule.protocol != PROTOCOL && rule.action == RuleAction::Table(TABLE_LOCAL);
+    if rules.is_empty() || rules.iter().any(is_of_others) {
+        return Ok(());
+    }
+    let local = Rule::new(family, 0, RuleAction::Table(TABLE_LOCAL));
+    netlink.add_rule(&Rule {
+        protocol: KERNEL,
+        ..local
+    })
+}
+
+/// Deletes a rule, unless it is gone already.
+fn delete(netlink: &mut Netlink, rule: &Rule) -> Result<()> {
+    match netlink.delete_rule(rule) {
+        Err(error) if error.is_missing() => Ok(()),
+        other => other,
+    }
 }
 
 /// `RTPROT_KERNEL`.

@@ -4,9 +4,10 @@ use super::{Failure, print};
 use clap::Args;
 use control::agent::{self, LinkPattern, Settings, Waiting, Work};
 use control::compile::CompileError;
+use control::netlink;
 use control::problem::in_words;
 use dataplane::sys::tun::Offloads;
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 
 /// Arguments of `penstock node`.
@@ -53,10 +54,10 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     require_privileges()?;
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
         .with_target(false)
         .with_ansi(
-            std::io::stderr().is_terminal()
+            io::stderr().is_terminal()
                 && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
         )
         .init();
@@ -85,12 +86,22 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     agent::run(settings, || print("ready\n").is_ok()).map_err(failure)
 }
 
-/// A name that no Node has is wrong usage, as it is to the other commands.
+/// A name that no Node has is wrong usage, as it is to the other commands. Root may lack the privilege, too.
 fn failure(error: anyhow::Error) -> Failure {
     match error.downcast_ref::<CompileError>() {
         Some(CompileError::NoSuchNode { .. }) => Failure::Usage(in_words(&error)),
+        _ if is_refused_privilege(&error) => Failure::Unavailable(in_words(&error)),
         _ => Failure::Failed(error),
     }
+}
+
+fn is_refused_privilege(error: &anyhow::Error) -> bool {
+    let is_refused = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    error.chain().any(|cause| {
+        let of_netlink = cause.downcast_ref::<netlink::Error>();
+        cause.downcast_ref().is_some_and(is_refused)
+            || of_netlink.is_some_and(|error| is_refused(&error.refusal))
+    })
 }
 
 /// On few processors a second worker takes from the programs that packets are for.

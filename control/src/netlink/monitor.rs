@@ -1,5 +1,6 @@
 //! Changes of links, addresses and routes that anybody makes.
 
+use super::TABLE_MAIN;
 use netlink_packet_core::NetlinkBuffer;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -10,6 +11,10 @@ use std::time::Duration;
 /// Bits of `RTMGRP_*`: link, IPv4 and IPv6 addresses, IPv4 and IPv6 routes.
 const GROUPS: u32 = 0x1 | 0x10 | 0x100 | 0x40 | 0x400;
 
+/// Where `struct rtmsg` has the table: `RT_TABLE_MAIN`, or another one.
+const ROUTE_TABLE: usize = 4;
+const MAIN: u8 = TABLE_MAIN as u8;
+
 /// What changed since the last look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -17,7 +22,7 @@ pub struct Changes {
     pub links: bool,
     /// Addresses came, went or changed.
     pub addresses: bool,
-    /// Routes came, went or changed.
+    /// Routes of the main table came, went or changed.
     pub routes: bool,
 }
 
@@ -27,12 +32,12 @@ impl Changes {
         self.links || self.addresses || self.routes
     }
 
-    const fn note(&mut self, message_type: u16) {
+    fn note(&mut self, message_type: u16, payload: &[u8]) {
         match message_type {
             // RTM_NEWLINK to RTM_SETLINK, RTM_NEWADDR and RTM_DELADDR, RTM_NEWROUTE and RTM_DELROUTE.
             16..=19 => self.links = true,
             20 | 21 => self.addresses = true,
-            24 | 25 => self.routes = true,
+            24 | 25 => self.routes |= payload.get(ROUTE_TABLE) == Some(&MAIN),
             _ => {}
         }
     }
@@ -96,7 +101,7 @@ impl Monitor {
 
 fn note_all(changes: &mut Changes, mut bytes: &[u8]) {
     while let Ok(message) = NetlinkBuffer::new_checked(bytes) {
-        changes.note(message.message_type());
+        changes.note(message.message_type(), message.payload());
         let length = (message.length() as usize).next_multiple_of(4);
         bytes = bytes.get(length..).unwrap_or_default();
     }

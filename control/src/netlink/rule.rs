@@ -128,13 +128,18 @@ impl Netlink {
         self.request(request, || format!("add rule {rule}"))
     }
 
-    /// Adds rules that are not there yet, many at once. All are tried; the first refusal is the error.
+    /// Adds rules, many at once; those that are there already are no error. All are tried; the first refusal is the error.
     pub fn add_rules(&mut self, rules: &[Rule]) -> Result<()> {
         let make = |rule: &Rule| Request {
             message: RouteNetlinkMessage::NewRule(message(rule)),
             flags: NLM_F_CREATE | NLM_F_EXCL,
         };
-        self.request_all(rules, make, |rule| format!("add rule {rule}"), |_| false)
+        self.request_all(
+            rules,
+            make,
+            |rule| format!("add rule {rule}"),
+            super::Error::is_exists,
+        )
     }
 
     /// Deletes the first rule that has all that `rule` names.

@@ -28,16 +28,18 @@ pub enum Offloads {
 /// Creates the device `name` in the calling thread's network namespace, with `queues` queues.
 ///
 /// # Errors
-/// Those of `/dev/net/tun`: it is missing, one has no privilege, or the name is taken.
+/// Those of `/dev/net/tun`: it is missing, one has no privilege, or the name is taken (`EBUSY`).
 pub fn create(name: &str, queues: usize, offloads: Offloads) -> io::Result<Vec<Queue>> {
-    (0..queues).map(|_| open_queue(name, offloads)).collect()
+    let queue = |number| open_queue(name, number == 0, offloads);
+    (0..queues).map(queue).collect()
 }
 
-fn open_queue(name: &str, offloads: Offloads) -> io::Result<Queue> {
+/// The first queue makes the device; further ones are of the device that is there.
+fn open_queue(name: &str, is_first: bool, offloads: Offloads) -> io::Result<Queue> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::open("/dev/net/tun", flags, Mode::empty())?;
     let queue = Queue { file };
-    queue.attach(name)?;
+    queue.attach(name, is_first)?;
     queue.set_header_length()?;
     queue.set_offloads(offloads)?;
     Ok(queue)
@@ -53,7 +55,7 @@ impl Queue {
         Ok(Self { file })
     }
 
-    fn attach(&self, name: &str) -> io::Result<()> {
+    fn attach(&self, name: &str, is_first: bool) -> io::Result<()> {
         let mut bytes = [0; libc::IFNAMSIZ];
         if name.len() >= bytes.len() {
             return Err(io::Error::new(
@@ -64,7 +66,9 @@ impl Queue {
         for (to, from) in bytes.iter_mut().zip(name.bytes()) {
             *to = from as libc::c_char;
         }
-        let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+        let exclusive = if is_first { libc::IFF_TUN_EXCL } else { 0 };
+        let shared = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+        let flags = shared | exclusive;
         let mut request = libc::ifreq {
             ifr_name: bytes,
             ifr_ifru: libc::__c_anonymous_ifr_ifru {

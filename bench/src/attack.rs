@@ -3,7 +3,7 @@
 //! costs is held against the same table without the attack.
 
 use crate::fastpath::{
-    CHUNK, Ends, Flow, MASQUERADED, Stage, Subject, Traffic, establish, of_flow, opening, shared,
+    CHUNK, Ends, Flow, MASQUERADED, Stage, Subject, Traffic, Wanted, establish, of_flow, shared,
 };
 use dataplane::conntrack::{Settings, Statistics};
 use dataplane::tuple::{Direction, Timestamp};
@@ -68,7 +68,7 @@ pub struct Row {
     pub established_packets: u64,
     /// Those that were not forwarded.
     pub established_lost: u64,
-    /// New flows of others, each with an answer.
+    /// New flows of others. Each is answered when the attack has gone on for a while.
     pub new_flows: u64,
     /// Those whose first packet and answer were forwarded.
     pub new_flows_succeeded: u64,
@@ -91,45 +91,51 @@ pub fn run(size: Size, mut progress: impl FnMut(&str)) -> Report {
     let crafted_room = Settings::kernel((size.crafted + 2 * size.established) as usize * 5 / 4);
     // Room for the established flows and nothing else.
     let full = Settings::kernel(size.established as usize);
-    let scenarios: [(&'static str, Settings, u64, Attack); 6] = [
-        ("SYN flood from many sources", kernel, ten_tables, flood),
+    let scenarios: [(&'static str, Settings, u64, (Attack, NewFlow)); 6] = [
+        (
+            "SYN flood from many sources",
+            kernel,
+            ten_tables,
+            (flood, anywhere),
+        ),
         (
             "scan of ten tables from one source",
             kernel,
             ten_tables,
-            scan,
+            (scan, anywhere),
         ),
         (
             "tuples crafted for an unkeyed hash",
             crafted_room,
             size.crafted.into(),
-            crafted,
+            (crafted, anywhere),
         ),
         (
             "99.9 % of the ports towards a destination taken",
             kernel,
             PORTS_TAKEN,
-            one_destination,
+            (one_destination, masqueraded),
         ),
         (
             "table full of assured flows",
             full,
             u64::from(size.capacity),
-            flood,
+            (flood, anywhere),
         ),
         (
             "segments that belong to no connection",
             kernel,
             ten_tables,
-            stray,
+            (stray, anywhere),
         ),
     ];
-    let rows = scenarios.map(|(name, settings, packets, attack)| {
+    let rows = scenarios.map(|(name, settings, packets, (attack, new_flow))| {
         progress(name);
         let scenario = Scenario {
             name,
             packets,
             attack,
+            new_flow,
         };
         scenario.run(size.established, settings)
     });
@@ -142,11 +148,14 @@ pub fn run(size: Size, mut progress: impl FnMut(&str)) -> Report {
 
 /// The packet number `n` of an attack.
 type Attack = fn(u64) -> (Ends, Stage);
+/// The first packet of the new flow number `n` of others.
+type NewFlow = fn(u32) -> Ends;
 
 struct Scenario {
     name: &'static str,
     packets: u64,
     attack: Attack,
+    new_flow: NewFlow,
 }
 
 /// Rounds by which figures before and during an attack are medians of.
@@ -176,9 +185,11 @@ impl Scenario {
             });
             attacker.count(packets.take(CHUNK), others.now);
             number += CHUNK as u64;
-            others.open();
+            others.answer();
+            others.open(self.new_flow);
             during.push(others.speak());
         }
+        others.answer();
         let during = median(during);
         let counted: Statistics = shared.conntrack.statistics().into_iter().sum();
         Row {
@@ -206,6 +217,8 @@ struct Others<'a> {
     rng: Rng,
     now: Timestamp,
     next_new: u32,
+    /// What the endpoints of new flows still have to say.
+    answers: Vec<Wanted>,
     spoken: u64,
     lost: u64,
     opened: u64,
@@ -221,6 +234,7 @@ impl<'a> Others<'a> {
             rng: Rng::with_seed(12),
             now: Timestamp::from_seconds(110),
             next_new: 1 << 28,
+            answers: Vec::new(),
             spoken: 0,
             lost: 0,
             opened: 0,
@@ -242,8 +256,14 @@ impl<'a> Others<'a> {
     fn speak(&mut self) -> f64 {
         self.now = self.now.after(Duration::from_micros(40));
         let (rng, established) = (&mut self.rng, self.established);
-        let packets =
-            std::iter::repeat_with(|| of_flow((Flow(rng.u32(..established)), Direction::Original)));
+        let packets = std::iter::repeat_with(|| {
+            let direction = if rng.bool() {
+                Direction::Original
+            } else {
+                Direction::Reply
+            };
+            of_flow((Flow(rng.u32(..established)), direction))
+        });
         let (elapsed, forwarded) = self.subject.count(packets.take(CHUNK), self.now);
         self.spoken += CHUNK as u64;
         self.lost += CHUNK as u64 - forwarded;
@@ -252,20 +272,41 @@ impl<'a> Others<'a> {
         elapsed.as_nanos() as f64 / CHUNK as f64
     }
 
-    /// New flows, and a second packet of each.
-    fn open(&mut self) {
+    /// First packets of new flows. Whoever gets one will answer as its entry says.
+    fn open(&mut self, new_flow: NewFlow) {
         let flows = self.next_new..self.next_new + NEW as u32;
         self.next_new += NEW as u32;
         self.opened += NEW as u64;
-        let first = flows
-            .clone()
-            .map(|number| opening((Flow(number), Direction::Original)));
-        let (_, opened) = self.subject.count(first, self.now);
-        // A retransmission: it finds the flow, or opens it after all.
-        let second = flows.map(|number| opening((Flow(number), Direction::Original)));
-        let (_, found) = self.subject.count(second, self.now);
-        self.succeeded += opened.min(found);
+        let ends: Vec<Ends> = flows.map(new_flow).collect();
+        let first = ends
+            .iter()
+            .map(|ends| (*ends, Direction::Original, Stage::Opening));
+        self.subject.count(first, self.now);
+        let conntrack = &self.shared.conntrack;
+        let answer = |ends: &Ends| {
+            let found = conntrack.find(&ends.tuple(TCP), self.now)?;
+            let [_, reply] = conntrack.tuples(found.entry())?;
+            Some((Ends::of_tuple(&reply), Direction::Reply, Stage::Opening))
+        };
+        self.answers = ends.iter().filter_map(answer).collect();
     }
+
+    /// The answers to what was opened last: an entry that had to go meanwhile does not lead them back.
+    fn answer(&mut self) {
+        let answers = std::mem::take(&mut self.answers);
+        let (_, forwarded) = self.subject.count(answers.into_iter(), self.now);
+        self.succeeded += forwarded;
+    }
+}
+
+const fn anywhere(number: u32) -> Ends {
+    Flow(number).ends(Direction::Original)
+}
+
+/// To the Service whose ports are scarce.
+const fn masqueraded(number: u32) -> Ends {
+    let Ends([client, _]) = anywhere(number);
+    Ends::of(client, MASQUERADED, Direction::Original)
 }
 
 /// A SYN from an address that nobody else uses.
@@ -285,20 +326,18 @@ const fn scan(number: u64) -> (Ends, Stage) {
     (ends, Stage::Opening)
 }
 
-/// Tuples whose words have one and the same exclusive or, sum of addresses and ports: what is hashed without a key
-/// puts them into few buckets.
+/// Tuples whose words, the two addresses and the ports, have one and the same sum: what adds them up without a key puts
+/// all of them into one bucket.
 const fn crafted(number: u64) -> (Ends, Stage) {
-    let number = number as u32;
-    // What is added to the address is taken from the port, and both differ by multiples of 1024 only.
-    let client = (
-        0x2d00_0000 + (number >> 6) * 1024,
-        (64_512 - (number & 63) * 1008) as u16,
-    );
-    (Ends::of(client, 0, Direction::Original), Stage::Opening)
+    const PORTS: u32 = 16_384;
+    let (nth, port) = (number as u32 / PORTS, number as u32 % PORTS);
+    // What port and Service add is taken from the client's address.
+    let client = (0x6d00_0000 - (port << 16) - nth, 1024 + port as u16);
+    (Ends::of(client, nth, Direction::Original), Stage::Opening)
 }
 
-/// 99.9 % of the 64,512 ports from 1024 on.
-const PORTS_TAKEN: u64 = 64_448;
+/// So many that with the new flows of others 99.9 % of the 64,512 ports from 1024 on are taken at the end.
+const PORTS_TAKEN: u64 = 64_448 * CHUNK as u64 / (CHUNK + NEW) as u64;
 
 /// SYNs to one Service with one endpoint, to whom masquerading gives ports of one pool.
 const fn one_destination(number: u64) -> (Ends, Stage) {
@@ -320,4 +359,28 @@ const fn stray(number: u64) -> (Ends, Stage) {
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn crafted_tuples_are_many_and_have_one_sum() {
+        const COUNT: usize = 1_000_000;
+        let words = |number| {
+            let (Ends([(source, port), (destination, to)]), _) = crafted(number);
+            [source, destination, u32::from(port) << 16 | u32::from(to)]
+        };
+        let tuples: HashSet<[u32; 3]> = (0..COUNT as u64).map(words).collect();
+        assert_eq!(tuples.len(), COUNT);
+        let sum = |words: &[u32; 3]| {
+            words
+                .iter()
+                .fold(0, |sum: u32, word| sum.wrapping_add(*word))
+        };
+        let sums: HashSet<u32> = tuples.iter().map(sum).collect();
+        assert_eq!(sums.len(), 1);
+    }
 }

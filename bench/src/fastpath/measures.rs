@@ -7,7 +7,7 @@ use super::subject::{self, CHUNK, Subject, Wanted, of_flow, opening};
 use super::{
     Calm, MEASURED_AT, Size, Turns, establish, limit_chunks, median, random_packets, together,
 };
-use dataplane::conntrack::{Confirmed, Conntrack, Headers, Settings, Transport};
+use dataplane::conntrack::{Confirmed, Conntrack, Headers, Settings, Statistics, Transport};
 use dataplane::ports::{self, ReservedPorts};
 use dataplane::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
 use dataplane::worker::Shared;
@@ -102,7 +102,7 @@ const CHUNK_TIME: Duration = Duration::from_micros(20);
 pub struct Churn {
     /// Established flows.
     pub flows: u32,
-    /// One packet in so many opens a flow, whose time is over at once; the sweep goes on beside it.
+    /// One packet in so many opens a flow. As many end, a chunk of packets later, and the sweep goes on beside it.
     pub packets_per_new_flow: usize,
     /// Threads over one table.
     pub threads: usize,
@@ -125,11 +125,14 @@ pub(super) fn churn(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Churn> {
     for round in 0..size.rounds as u64 {
         calm.wait();
         for (figures, threads) in rounds.iter_mut().zip([1, 2]) {
+            // No two have flows in common.
+            let seed = |thread| round * 4 + threads as u64 + thread;
             figures.push(together(threads, |thread| {
-                churn_chunks(&shared, flows, (size.chunks, round * 2 + thread))
+                churn_chunks(&shared, flows, (size.chunks, seed(thread)))
             }));
         }
     }
+    assert_churned(&shared.conntrack, (flows, size));
     let [one, two] = rounds.map(median);
     [(1, one), (2, two)]
         .map(|(threads, ns_per_packet)| Churn {
@@ -143,23 +146,43 @@ pub(super) fn churn(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Churn> {
         .into()
 }
 
+/// New flows of a chunk.
+const NEW: usize = CHUNK / PACKETS_PER_NEW_FLOW;
+
+/// # Panics
+/// When one of a thousand flows did not come or did not go: then nothing of worth was measured.
+fn assert_churned(conntrack: &Conntrack, (flows, size): (u32, &Size)) {
+    let counted: Statistics = conntrack.statistics().into_iter().sum();
+    let new = size.rounds * (1 + 2) * size.chunks * NEW;
+    let inserted = counted.inserted as usize - flows as usize;
+    assert!(inserted * 1000 >= new * 999, "{inserted} of {new} came");
+    // The last ones of each thread stay.
+    let left = conntrack.len() - flows as usize;
+    let last = size.rounds * (1 + 2) * NEW;
+    assert!(left <= last + new / 1000, "{left} of {new} stayed");
+}
+
 fn churn_chunks(shared: &Shared, flows: u32, (chunks, seed): (usize, u64)) -> Vec<Duration> {
-    const NEW: usize = CHUNK / PACKETS_PER_NEW_FLOW;
     let mut subject = Subject::new(shared, Traffic::UDP_V4, 64, seed);
     let mut rng = Rng::with_seed(seed);
     let mut established = random_packets(flows, seed).map(of_flow);
     let mut now = MEASURED_AT;
+    // Flows of the chunk before.
+    let mut before = Vec::new();
     let mut one = || {
         now = now.after(CHUNK_TIME);
-        let new = std::iter::repeat_with(|| {
-            of_flow((Flow(rng.u32(1 << 31..3 << 30)), Direction::Original))
-        });
+        let new: [Flow; NEW] = std::array::from_fn(|_| Flow(rng.u32(1 << 31..3 << 30)));
         let mut packets: Vec<Wanted> = established.by_ref().take(CHUNK - NEW).collect();
-        packets.extend(new.take(NEW));
+        packets.extend(new.map(|flow| of_flow((flow, Direction::Original))));
         let handled = subject.handle(packets.into_iter(), now);
         let start = Instant::now();
-        // The new flows' lifetime is over by then, that of the established ones is not.
-        shared.conntrack.expire(now.after(LIFETIME), 4 * NEW);
+        for flow in std::mem::replace(&mut before, new.into()) {
+            let tuple = flow.ends(Direction::Original).tuple(Traffic::UDP_V4);
+            if let Some(found) = shared.conntrack.find(&tuple, now) {
+                shared.conntrack.end(found.entry(), now);
+            }
+        }
+        shared.conntrack.expire(now, 4 * NEW);
         handled + start.elapsed()
     };
     (0..chunks).map(|_| one()).collect()

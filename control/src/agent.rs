@@ -115,6 +115,7 @@ struct Agent {
     clock: Clock,
     room: room::Log,
     sysctls: facts::Sysctls,
+    rounds: usize,
     rounds_since_count: usize,
     telemetry: Arc<Telemetry>,
     servers: Servers,
@@ -136,6 +137,8 @@ struct Agent {
 
 /// How often connections, affinities and fragments are looked over.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(200);
+/// Rounds of that between looks at the clients with affinity.
+const AFFINITY_ROUNDS: usize = 50;
 /// Entries looked at in one go.
 const MAINTENANCE_BUDGET: usize = 20_000;
 
@@ -194,6 +197,7 @@ impl Agent {
             shared,
             sysctls: facts::Sysctls::default(),
             room: room::Log::default(),
+            rounds: 0,
             rounds_since_count: 0,
             devices: [0; 3],
             generation: Generation(0),
@@ -399,11 +403,14 @@ impl Agent {
         self.objects.prepare();
         let now = self.clock.now();
         self.shared.conntrack.expire(now, MAINTENANCE_BUDGET);
-        self.shared.affinity.expire(now);
         self.shared.fragments.expire(now);
         self.room.write(&self.shared, now);
         self.recount(now);
         self.servers.retry();
+        self.rounds = self.rounds.wrapping_add(1);
+        if self.rounds.is_multiple_of(AFFINITY_ROUNDS) {
+            self.shared.affinity.expire(now);
+        }
     }
 
     /// Counts connections for least-connections, the less often the more there are.

@@ -179,7 +179,13 @@ impl Held {
         match datagram.place(described) {
             Place::Free { at, begins_run } => datagram.insert(frame, described, (at, begins_run)),
             Place::Taken => return Collected::Dropped(DropReason::RepeatedFragment),
-            Place::Odd => return Collected::Dropped(DropReason::OverlappingFragment),
+            Place::Odd => {
+                // One without data, of a datagram that nothing else is known of: strangers can send many.
+                if datagram.pieces.is_empty() {
+                    self.remove(&described.key);
+                }
+                return Collected::Dropped(DropReason::OverlappingFragment);
+            }
             Place::Corrupt => {
                 self.remove(&described.key);
                 return Collected::Dropped(DropReason::OverlappingFragment);
@@ -347,24 +353,30 @@ pub fn join(fragments: &mut [Frame]) -> Option<Frame> {
         }
         bytes.extend_from_slice(&fragment.packet()[data..end]);
     }
-    if bytes.len() > MAXIMUM_LENGTH || bytes.is_empty() {
+    let is_ipv4 = bytes.first()? >> 4 == 4;
+    // That of IPv6 is without the header.
+    let length = if is_ipv4 {
+        bytes.len()
+    } else {
+        bytes.len() - IPV6_HEADER
+    };
+    if length > MAXIMUM_LENGTH {
         return None;
     }
-    if bytes[0] >> 4 == 4 {
-        let length = bytes.len() as u16;
-        bytes[2..4].copy_from_slice(&length.to_be_bytes());
+    if is_ipv4 {
+        bytes[2..4].copy_from_slice(&(length as u16).to_be_bytes());
         bytes[6..8].fill(0);
         bytes[10..12].fill(0);
         let header = usize::from(bytes[0] & 0xf) * 4;
         let checksum = !checksum::sum(&bytes[..header]);
         bytes[10..12].copy_from_slice(&checksum.to_be_bytes());
     } else {
-        let length = (bytes.len() - IPV6_HEADER) as u16;
-        bytes[4..6].copy_from_slice(&length.to_be_bytes());
+        bytes[4..6].copy_from_slice(&(length as u16).to_be_bytes());
     }
     Some(Frame::from_packet(&bytes))
 }
 
+/// What the length in an IP header can say.
 const MAXIMUM_LENGTH: usize = 65_535;
 const IPV6_HEADER: usize = 40;
 

@@ -125,7 +125,11 @@ fn whole(
 ) -> Verdict {
     match &packet.kind() {
         Kind::Untracked => Verdict::Pass,
-        Kind::Invalid | Kind::Fragment => invalid(context, origin, packet.destination()),
+        Kind::Invalid => {
+            context.conntrack.count_invalid(packet.protocol());
+            invalid(context, origin, packet.destination())
+        }
+        Kind::Fragment => invalid(context, origin, packet.destination()),
         // As the kernel does, which verifies in PREROUTING only.
         _ if origin != Origin::Node && packet.has_bad_checksum() => {
             context.conntrack.count_invalid(packet.protocol());

@@ -160,7 +160,13 @@ fn answer_v6(source: Address, sender: Address, refused: &[u8]) -> Vec<u8> {
 /// (`inet_peer_xrlim_allow`).
 #[derive(Debug, Default)]
 pub struct RateLimit {
-    receivers: Mutex<HashMap<Address, Bucket>>,
+    receivers: Mutex<Receivers>,
+}
+
+#[derive(Debug, Default)]
+struct Receivers {
+    buckets: HashMap<Address, Bucket>,
+    looked_through: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -178,8 +184,23 @@ const BURST: u32 = 6;
 /// Receivers remembered at most; strangers choose them.
 const MAXIMUM_RECEIVERS: usize = 65_536;
 
+impl Receivers {
+    /// Whether one more may be remembered. Those that have all their tokens again are forgotten when it gets full, once in
+    /// an interval: looking through all of them takes as long as hundreds of packets.
+    fn have_room(&mut self, now: Timestamp) -> bool {
+        let is_due = |at: Timestamp| now.since(at) >= INTERVAL;
+        if self.buckets.len() >= MAXIMUM_RECEIVERS && self.looked_through.is_none_or(is_due) {
+            self.buckets
+                .retain(|_, bucket| now.since(bucket.last) < INTERVAL * BURST);
+            self.looked_through = Some(now);
+        }
+        self.buckets.len() < MAXIMUM_RECEIVERS
+    }
+}
+
 impl RateLimit {
-    /// Whether one more error may be sent to `receiver`. Loopback is exempt.
+    /// Whether one more error may be sent to `receiver`. Loopback is exempt. So is, as in the kernel, a receiver for whom
+    /// there is no room.
     pub fn allows(&self, receiver: Address, now: Timestamp) -> bool {
         if receiver.is_loopback() {
             return true;
@@ -188,8 +209,8 @@ impl RateLimit {
             .receivers
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if receivers.len() >= MAXIMUM_RECEIVERS {
-            receivers.retain(|_, bucket| now.since(bucket.last) < INTERVAL * BURST);
+        if !receivers.buckets.contains_key(&receiver) && !receivers.have_room(now) {
+            return true;
         }
         let interval = if receiver.is_ipv4() {
             INTERVAL
@@ -200,7 +221,7 @@ impl RateLimit {
             tokens: interval * BURST,
             last: now,
         };
-        let bucket = receivers.entry(receiver).or_insert(full);
+        let bucket = receivers.buckets.entry(receiver).or_insert(full);
         bucket.tokens = (bucket.tokens + now.since(bucket.last)).min(interval * BURST);
         bucket.last = now;
         let allowed = bucket.tokens >= interval;
@@ -208,5 +229,28 @@ impl RateLimit {
             bucket.tokens -= interval;
         }
         allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_receivers_is_forgotten_again() {
+        let limit = RateLimit::default();
+        let receiver = |nth: usize| Address::from_v4((0x0a00_0000 + nth as u32).to_be_bytes());
+        let remembered = || limit.receivers.lock().unwrap().buckets.len();
+        let start = Timestamp::from_seconds(100);
+        for nth in 0..2 * MAXIMUM_RECEIVERS {
+            assert!(limit.allows(receiver(nth), start));
+        }
+        assert_eq!(remembered(), MAXIMUM_RECEIVERS);
+        // Who is remembered is limited still.
+        let of_first = (0..10).filter(|_| limit.allows(receiver(0), start));
+        assert_eq!(of_first.count(), BURST as usize - 1);
+        let later = start.after(INTERVAL * BURST);
+        assert!(limit.allows(receiver(MAXIMUM_RECEIVERS), later));
+        assert_eq!(remembered(), 1);
     }
 }

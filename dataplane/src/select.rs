@@ -19,11 +19,15 @@ use std::time::Duration;
 /// and who leaves the table forgets its clients.
 ///
 /// DIFFERS: the kernel's lists hold 100 clients per endpoint and forget the oldest; this table holds all of them until
-/// their timeout. That limit is a default of the `recent` module, not something that a user of affinity asks for.
+/// their timeout. That limit is a default of the `recent` module, not something that a user of affinity asks for. Of
+/// all Services together [`MAXIMUM_CLIENTS`] are remembered: who comes when there are so many goes anywhere each time.
 #[derive(Debug, Default)]
 pub struct Affinity {
     clients: Mutex<HashMap<(u64, Address), Vec<Assignment>>>,
 }
+
+/// Clients remembered at most, in some 60 MB: strangers can be many.
+const MAXIMUM_CLIENTS: usize = 262_144;
 
 #[derive(Clone, Copy, Debug)]
 struct Assignment {
@@ -64,6 +68,9 @@ impl Affinity {
             timeout,
         };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if clients.len() >= MAXIMUM_CLIENTS && !clients.contains_key(&key) {
+            return;
+        }
         let assignments = clients.entry(key).or_default();
         assignments.retain(|former| !former.is_to(endpoint));
         assignments.push(assignment);
@@ -83,7 +90,8 @@ impl Affinity {
         });
     }
 
-    /// Forgets the clients whose timeout has passed. Off the packet's path.
+    /// Forgets the clients whose timeout has passed. Nobody goes where such a one went in any case, and first packets wait
+    /// meanwhile: this is for now and then.
     pub fn expire(&self, now: Timestamp) {
         self.retain(|_, assignment| assignment.is_live(now));
     }

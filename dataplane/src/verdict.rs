@@ -15,7 +15,7 @@ pub enum Verdict {
     Reject(RejectWith),
     /// Silently discarded.
     Drop(DropReason),
-    /// A fragment that waits for the first of its datagram.
+    /// A fragment that waits for the rest of its datagram.
     Hold,
 }
 
@@ -72,7 +72,7 @@ reasons! {
     QuoteTooShort = "quote-too-short",
     /// An ICMP redirect about a translated connection would lead its packets past the translation.
     Redirect = "redirect",
-    /// Too many fragments wait for the first one of their datagram.
+    /// Too many fragments wait for the rest of their datagrams.
     TooManyFragments = "too-many-fragments",
     /// A fragment overlaps another of its datagram, or contradicts its end.
     OverlappingFragment = "overlapping-fragment",

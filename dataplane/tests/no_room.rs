@@ -116,5 +116,9 @@ fn invalid_packets_and_errors_are_counted() {
         let _ = bed.send(Origin::Outside, &error);
         let counted: Statistics = bed.conntrack.statistics().into_iter().sum();
         assert_eq!((counted.invalid, counted.error), (2, 1));
+        // Flags that no connection uses.
+        let _ = bed.send(Origin::Outside, &tcp(SYN | RST).from(&client).to(&pod));
+        let counted: Statistics = bed.conntrack.statistics().into_iter().sum();
+        assert_eq!((counted.invalid, counted.error), (3, 1));
     });
 }

@@ -519,7 +519,7 @@ fn fragments_that_do_not_fit_each_other() {
     const REPEATED: Verdict = Verdict::Drop(DropReason::RepeatedFragment);
     // As the kernel does: a repetition harms nothing, an overlap ends the datagram; a contradiction about its end too,
     // but for IPv6, where it is only not taken.
-    let cases: [Fragments; 10] = [
+    let cases: [Fragments; 11] = [
         (&[(0, 16), (0, 16)], REPEATED, true, true),
         (&[(0, 16), (16, 32), (8, 24)], REPEATED, true, true),
         (&[(16, 32), (0, 16), (8, 24)], OVERLAP, false, false),
@@ -528,6 +528,7 @@ fn fragments_that_do_not_fit_each_other() {
         (&[(32, 48), (32, 48)], REPEATED, true, true),
         (&[(32, 48), (16, 56)], OVERLAP, false, true),
         (&[(0, 16), (24, 24)], OVERLAP, false, true),
+        (&[(24, 24)], OVERLAP, false, false),
         (&[(16, 32), (0, 16)], HOLD, true, true),
         (&[(32, 48), (0, 16)], HOLD, true, true),
     ];

@@ -11,8 +11,8 @@ use super::{Conntrack, EntryView};
 use crate::tuple::Timestamp;
 use arc_swap::ArcSwap;
 use crossbeam_queue::ArrayQueue;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Events that a listener may be behind.
 const CAPACITY: usize = 1 << 15;
@@ -76,6 +76,8 @@ struct Queue {
 pub(super) struct Events {
     queues: ArcSwap<Vec<Arc<Queue>>>,
     is_heard: AtomicBool,
+    /// Who comes and who goes take turns, so that `is_heard` is of the queues that there are.
+    changing: Mutex<()>,
 }
 
 impl Events {
@@ -94,12 +96,11 @@ impl Events {
     }
 
     fn change(&self, change: impl Fn(&mut Vec<Arc<Queue>>)) {
-        self.queues.rcu(|queues| {
-            let mut queues = Vec::clone(queues);
-            change(&mut queues);
-            queues
-        });
-        self.is_heard.store(!self.queues.load().is_empty(), Relaxed);
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queues = Vec::clone(&self.queues.load());
+        change(&mut queues);
+        self.is_heard.store(!queues.is_empty(), Relaxed);
+        self.queues.store(Arc::new(queues));
     }
 }
 

@@ -20,9 +20,3 @@ pub(super) fn open(tuple: &Tuple) -> Result<(), Invalid> {
         Err(Invalid::IcmpType(kind))
     }
 }
-
-/// ICMPv6 messages that the kernel never tracks: neighbour discovery, multicast listeners, multicast routers.
-/// They are neither INVALID nor of any connection.
-pub const fn is_untracked_v6(kind: u8) -> bool {
-    matches!(kind, 130..=136 | 143 | 151 | 152)
-}

@@ -508,6 +508,26 @@ fn fragments_wait_for_each_other_and_leave_translated() {
     }
 }
 
+#[test]
+fn the_largest_datagrams_are_joined() {
+    for_each_family(|n, bed| {
+        // The length of IPv6 is without the header.
+        let payload = if n.pod.contains(':') {
+            65_535
+        } else {
+            65_535 - 20
+        };
+        let whole = udp(&vec![7; payload - 8])
+            .from(&at(n.other_pod, 40000))
+            .to(&at(n.cluster_ip, 80))
+            .bytes();
+        let first = fragment_of(&whole, 0, 32_768, true);
+        assert_eq!(bed.send_bytes(Origin::Pod, &first).0, Verdict::Hold);
+        let last = fragment_of(&whole, 32_768, payload, false);
+        assert_eq!(bed.send_bytes(Origin::Pod, &last).0, Verdict::Forward);
+    });
+}
+
 /// Where fragments of a datagram of 48 bytes begin and end, the verdict on the last of them, and whether the datagram
 /// still waits for the others then: of IPv4, of IPv6.
 type Fragments = (&'static [(usize, usize)], Verdict, bool, bool);

@@ -120,7 +120,7 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
         | if $ours == null or $iptables == null then empty else
           row("cold load, from JSON, by that of iptables"; "0.34 (100 ms where iptables took 0.29 s)"; by($ours; $iptables); "iptables \($iptables | short) ms";
               $ours <= 0.34 * $iptables) end),
-       (["read_objects", "read_objects_json", "compile_table", "index_table", "objects_to_effect"][] as $metric | updated($u; $endpoints; "penstock"; $metric) as $own
+       (["read_objects", "read_objects_json", "compile_table", "index_table", "objects_to_table"][] as $metric | updated($u; $endpoints; "penstock"; $metric) as $own
         | if $own == null then empty else "| of it \($metric) | - | \($own.median | short) ms (\($own.min | short) to \($own.max | short)) | - | - |" end)),
     (["50", "99", "99.9"][] as $share
      | of($s; 1; "penstock"; "any"; "delivered_from_\($share)_percent") as $own
@@ -179,7 +179,7 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
     "  the sweep does the same backwards.",
     "- Cold load: the agent is started anew; it reads and checks all objects from files, in YAML or in JSON, compiles them, and makes its devices. The",
     "  rows *of it* say what reading, compiling and indexing take; the peers' rows begin with rules that are ready made, so the row",
-    "  beside them is `objects_to_effect`: from decoded objects to the table. Objects in JSON of the usual shape go from text to their",
+    "  beside them is `objects_to_table`: from decoded objects to the table, without the routes below. Objects in JSON of the usual shape go from text to their",
     "  types in one step. Of 170 and 220 ms (one and ten endpoints each, on a quiet machine) reading the text took 12 and 30 ms,",
     "  decoding and checking 60 and 100, compiling 14 and 30, devices 10, and 50 the routes that lead the node's own packets to 10,000",
     "  addresses (5 us each in the kernel: there is one per address, so that nothing else is led here). A fifth of all is memory that",

@@ -10,6 +10,7 @@ use crate::namespace::Namespace;
 use crate::plan::Plan;
 use crate::servers::in_path;
 use crate::state::{self, Dataplane, write_whole};
+use control::snapshot::Snapshot;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -54,6 +55,29 @@ impl Target<'_> {
         write_whole(&path, objects.as_bytes()).map_err(io_error(path.display().to_string()))?;
         if self.subject.has_services() {
             dataplane::wait_for_newer_tables((self.lab, self.plan), &before, PATIENCE);
+            self.require_loaded(objects)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the agents have tables of these objects, and not those of before.
+    fn require_loaded(&self, objects: &str) -> Result<(), Error> {
+        let snapshot = Snapshot::parse("snapshot.yaml", objects)?;
+        let ports = snapshot
+            .services
+            .iter()
+            .map(|service| service.spec.ports.len());
+        let wanted: usize = ports.sum();
+        for (node, status) in agents(self.lab, self.plan) {
+            let status = status.ok_or_else(|| Error::Failed(format!("{node} does not answer")))?;
+            if let Some(why) = status.refused {
+                return Err(Error::Failed(format!("{node} refused the objects: {why}")));
+            }
+            let found = status.services;
+            if found != wanted {
+                let message = format!("{node} has {found} Services where {wanted} were given");
+                return Err(Error::Failed(message));
+            }
         }
         Ok(())
     }

@@ -306,7 +306,7 @@ fn in_memory(objects: &str, list: &str) -> Result<Figures, Error> {
         ("read_objects_json", "ms", read_json),
         ("compile_table", "ms", compiled),
         ("index_table", "ms", indexed),
-        // What the peers do with rules that are ready made; to publish a table is to exchange a pointer.
-        ("objects_to_effect", "ms", compiled + indexed),
+        // What the peers do with rules that are ready made, but for the routes by which the node's own packets get here.
+        ("objects_to_table", "ms", compiled + indexed),
     ])
 }

@@ -73,7 +73,7 @@ pub struct Headers {
 pub enum Transport {
     /// TCP.
     Tcp(TcpSegment),
-    /// UDP and UDP-Lite.
+    /// UDP.
     Udp,
     /// SCTP.
     Sctp(SctpPacket),

@@ -6,7 +6,10 @@
 
 use control::agent::socket::{Status, ask};
 use control::model::Family;
-use control::netlink::{Netlink, Route, RuleAction, TABLE_LOCAL, VethEnd, write_sysctl};
+use control::netlink::{
+    Netlink, Route, RuleAction, TABLE_LOCAL, VethEnd, read_sysctl, write_sysctl,
+};
+use rustix::process::{Pid, Signal};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -59,8 +62,7 @@ struct Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         // It may have ended by itself, which the test has noticed.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        terminate(&mut self.child);
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
@@ -128,6 +130,14 @@ fn command(folder: &Path, snapshot: &str) -> Command {
     command.arg("--config").arg(folder.join("kube-proxy.yaml"));
     command.arg("--control-socket").arg(folder.join("socket"));
     command
+}
+
+/// Asks an agent to end, and waits until it has.
+fn terminate(child: &mut Child) {
+    let id = Pid::from_child(child);
+    // It may have ended by itself.
+    let _ = rustix::process::kill_process(id, Signal::TERM);
+    let _ = child.wait();
 }
 
 fn links() {
@@ -557,5 +567,25 @@ fn root_a_second_agent_leaves_the_first_alone() {
         );
         assert_eq!(netlink.rules(Family::V4).unwrap(), rules);
         assert_eq!(agent.status().services, 1);
+    });
+}
+
+/// Whatever it was before the first of them.
+#[test]
+fn root_an_agent_puts_back_what_one_before_it_changed() {
+    in_fresh_namespace(|| {
+        write_sysctl("ipv4/ip_forward", "0").unwrap();
+        let mut agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
+        agent.child.kill().unwrap();
+        agent.child.wait().unwrap();
+        assert_eq!(read_sysctl("ipv4/ip_forward").unwrap(), "1");
+        let mut command = command(&agent.folder, "objects.yaml");
+        let mut second = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        let output = second.stdout.take().unwrap();
+        BufReader::new(output).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        terminate(&mut second);
+        assert_eq!(read_sysctl("ipv4/ip_forward").unwrap(), "0");
     });
 }

@@ -10,10 +10,12 @@ use dataplane::reject::RejectSources;
 use dataplane::service::{FrontendKind, ServiceTable};
 use dataplane::tuple::{Address, Protocol};
 use dataplane::worker::NodeFacts;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Addresses and routes of this network namespace, those of our own devices apart. An address of which it is not known yet
@@ -249,11 +251,15 @@ pub(super) fn cannot_create(name: &str, error: io::Error) -> anyhow::Error {
     anyhow::Error::new(error).context(format!("cannot make the device {name}{hint}"))
 }
 
-/// Settings of the whole network namespace that were changed, with what they were.
+/// Settings of the whole network namespace that were changed, with what they were. It is written down too, so that the next
+/// agent can put back what one that crashed has changed.
 #[derive(Debug, Default)]
 pub(super) struct Sysctls {
     changed: Vec<(&'static str, String)>,
 }
+
+/// What each setting was, by its name.
+type Former = BTreeMap<String, String>;
 
 impl Sysctls {
     /// Forwarding on, strict reverse path filtering of all links off: it would count for our devices as well. Early
@@ -263,27 +269,45 @@ impl Sysctls {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn prepare_node(&mut self) -> netlink::Result<()> {
-        self.change("ipv4/ip_forward", "1", |_| true)?;
-        self.change("ipv4/conf/all/rp_filter", "0", |old| old == "1")?;
-        self.change("ipv4/ip_early_demux", "0", |_| true)?;
+        let left = read_former().unwrap_or_default();
+        self.change(&left, ("ipv4/ip_forward", "1"), |_| true)?;
+        self.change(&left, ("ipv4/conf/all/rp_filter", "0"), |old| old == "1")?;
+        self.change(&left, ("ipv4/ip_early_demux", "0"), |_| true)?;
         if read_sysctl("ipv6/conf/all/disable_ipv6").is_ok_and(|disabled| disabled == "0") {
-            self.change("ipv6/conf/all/forwarding", "1", |_| true)?;
+            self.change(&left, ("ipv6/conf/all/forwarding", "1"), |_| true)?;
+        }
+        if let Err(error) = self.write_down() {
+            tracing::warn!("should the agent crash, sysctls stay as they are: {error}");
         }
         Ok(())
     }
 
     fn change(
         &mut self,
-        name: &'static str,
-        value: &str,
+        left: &Former,
+        (name, value): (&'static str, &str),
         is_wrong: impl Fn(&str) -> bool,
     ) -> netlink::Result<()> {
         let old = read_sysctl(name)?;
-        if old != value && is_wrong(&old) {
+        if old == value {
+            self.changed
+                .extend(left.get(name).map(|former| (name, former.clone())));
+        } else if is_wrong(&old) {
             write_sysctl(name, value)?;
             self.changed.push((name, old));
         }
         Ok(())
+    }
+
+    fn write_down(&self) -> io::Result<()> {
+        let former: Former = self
+            .changed
+            .iter()
+            .map(|(name, old)| ((*name).to_owned(), old.clone()))
+            .collect();
+        let path = place_of_former()?;
+        std::fs::create_dir_all(FORMER_SYSCTLS)?;
+        std::fs::write(path, serde_json::to_string(&former)?)
     }
 
     /// Puts back what was there.
@@ -293,7 +317,24 @@ impl Sysctls {
                 tracing::warn!("{error}");
             }
         }
+        // It is not there if nothing could be written down.
+        let _ = place_of_former().and_then(std::fs::remove_file);
     }
+}
+
+const FORMER_SYSCTLS: &str = "/run/penstock/sysctls";
+
+/// By network namespace. Another one may have the number of one that is gone: only what has our value counts.
+fn place_of_former() -> io::Result<PathBuf> {
+    let namespace = std::fs::metadata("/proc/thread-self/ns/net")?;
+    Ok(Path::new(FORMER_SYSCTLS).join(namespace.ino().to_string()))
+}
+
+/// What an agent of this network namespace wrote down that has crashed.
+fn read_former() -> io::Result<Former> {
+    Ok(serde_json::from_str(&std::fs::read_to_string(
+        place_of_former()?,
+    )?)?)
 }
 
 #[cfg(test)]

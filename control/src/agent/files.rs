@@ -1,10 +1,13 @@
 //! Which of the files with the objects changed.
 //!
 //! Folders are watched, because editors and ConfigMaps replace files rather than write them: that of the file as it was
-//! named, and that of the file behind it when it is a link. One that is written in place counts when it is closed.
+//! named, and that of the file behind it when it is a link. One that is written in place counts when it is closed. Whether
+//! the path leads to other folders meanwhile, because one was replaced or a link on the way to it, nobody tells: that is
+//! looked at now and then.
 
 use crate::snapshot;
 use anyhow::{Context as _, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr, OsString};
@@ -12,10 +15,20 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+
+/// How often the folders are compared with those that the path leads to.
+const LOOK_AGAIN: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 
 /// Watches the files of a snapshot.
 pub(super) struct Watch {
+    snapshot: PathBuf,
+    /// Device and inode of each folder; none while the path leads nowhere.
+    identity: Option<Vec<(u64, u64)>>,
     inotify: OwnedFd,
     /// Folders by the kernel's number for them.
     folders: BTreeMap<i32, PathBuf>,
@@ -40,6 +53,8 @@ impl Watch {
             Ok((number, folder))
         };
         Ok(Self {
+            snapshot: snapshot.to_owned(),
+            identity: identity(&folders),
             folders: folders.into_iter().map(watch).collect::<Result<_>>()?,
             inotify,
             watched,
@@ -48,6 +63,36 @@ impl Watch {
 
     /// Waits for what happens next. The names of the files of the folder that changed; `None` stands for all there are.
     pub(super) fn wait(&mut self) -> Vec<Option<OsString>> {
+        while !self.has_news() {
+            if self.leads_elsewhere() {
+                return vec![None];
+            }
+        }
+        self.take()
+    }
+
+    /// Waits for a while. An error of the kernel's is told when the news are taken.
+    fn has_news(&self) -> bool {
+        let mut polled = [PollFd::new(&self.inotify, PollFlags::IN)];
+        let polled = poll(&mut polled, Some(&LOOK_AGAIN));
+        !matches!(polled, Ok(0) | Err(rustix::io::Errno::INTR))
+    }
+
+    /// Whether the path leads to other folders than before, or nowhere. Those that it leads to now are watched from here on.
+    fn leads_elsewhere(&mut self) -> bool {
+        let folders = Watched::new(&self.snapshot).map(|(_, folders)| folders);
+        let now = folders.ok().and_then(|folders| identity(&folders));
+        if now == self.identity {
+            return false;
+        }
+        match Self::open(&self.snapshot) {
+            Ok(watch) => *self = watch,
+            Err(_) => self.identity = None,
+        }
+        true
+    }
+
+    fn take(&self) -> Vec<Option<OsString>> {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = Reader::new(&self.inotify, &mut buffer);
         let mut changed = Vec::new();
@@ -74,6 +119,14 @@ impl Watch {
         changed.dedup();
         changed
     }
+}
+
+fn identity(folders: &[PathBuf]) -> Option<Vec<(u64, u64)>> {
+    let of_one = |folder: &PathBuf| {
+        let metadata = folder.metadata().ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    folders.iter().map(of_one).collect()
 }
 
 /// Which files matter.
@@ -148,6 +201,31 @@ mod tests {
         assert_eq!(watch.wait(), [Some("a.yaml".into())]);
         std::os::unix::fs::symlink("elsewhere", folder.join("..data")).unwrap();
         assert_eq!(watch.wait(), [None]);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_is_replaced_is_followed() {
+        let folder = folder("replaced");
+        let named = folder.join("objects");
+        for version in ["v1", "v2"] {
+            fs::create_dir(folder.join(version)).unwrap();
+        }
+        std::os::unix::fs::symlink("v1", &named).unwrap();
+        let mut watch = Watch::open(&named).unwrap();
+        // A link that is switched, as a tool does that follows a repository.
+        std::os::unix::fs::symlink("v2", folder.join("next")).unwrap();
+        fs::rename(folder.join("next"), &named).unwrap();
+        assert_eq!(watch.wait(), [None]);
+        fs::write(folder.join("v2").join("a.yaml"), "").unwrap();
+        assert_eq!(watch.wait(), [Some("a.yaml".into())]);
+        // The folder itself: gone, and there again.
+        fs::rename(folder.join("v2"), folder.join("old")).unwrap();
+        assert_eq!(watch.wait(), [None]);
+        fs::create_dir(folder.join("v2")).unwrap();
+        assert_eq!(watch.wait(), [None]);
+        fs::write(folder.join("v2").join("b.yaml"), "").unwrap();
+        assert_eq!(watch.wait(), [Some("b.yaml".into())]);
         fs::remove_dir_all(&folder).unwrap();
     }
 

@@ -21,7 +21,7 @@ pub struct Settings {
 /// Timeouts of all protocols but TCP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// UDP and UDP-Lite.
+    /// UDP.
     pub udp: udp::Timeouts,
     /// GRE.
     pub gre: udp::Timeouts,

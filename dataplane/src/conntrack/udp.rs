@@ -1,4 +1,4 @@
-//! UDP, UDP-Lite and GRE: no state but whether both sides were heard, and for how long.
+//! UDP and GRE: no state but whether both sides were heard, and for how long.
 //!
 //! Measure: Linux `nf_conntrack_proto_udp.c`, `nf_conntrack_proto_gre.c`.
 

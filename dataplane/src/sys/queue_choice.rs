@@ -10,7 +10,9 @@
 //!
 //! Invariants: packets of one flow and class are in one queue, so they keep their order; between the classes there is
 //! none to keep, since nothing follows a SYN before it is answered. (A SYN-ACK, which data may follow, opens nothing.) Of
-//! what is no TCP only addresses choose among a worker's queues: datagrams are fragmented, and fragments have no ports.
+//! what is no TCP only addresses choose among a worker's queues: datagrams are fragmented, and fragments have no ports. Which
+//! of several workers gets a datagram its ports say, too: there a flow of which some datagrams are fragmented keeps its
+//! order among the whole ones and among the others.
 //!
 //! Hashes are keyed, as the flow table's are: sums of words, each multiplied by a random number of 64 bits, of which the
 //! upper bits count (vector multiply-shift: Dietzfelbinger et al., "A reliable randomized algorithm for the closest-pair

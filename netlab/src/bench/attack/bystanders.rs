@@ -3,7 +3,7 @@
 //! Established connections go through the Service that masquerades: an entry that is lost and made anew gets another port,
 //! and the server refuses it, so what is lost shows. What is only late, because queues are full, does not count as lost.
 
-use super::super::load::{Taken, connect_and_ask, connect_to_stay, echo};
+use super::super::load::{PATIENCE, Taken, connect_and_ask, connect_to_stay, echo};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,7 +132,7 @@ fn ask_again(streams: Vec<TcpStream>, is_over: &AtomicBool) -> io::Result<Establ
 fn open_again(target: SocketAddr, is_over: &AtomicBool, opened: &Mutex<Opened>) {
     while !is_over.load(Ordering::Relaxed) {
         let start = Instant::now();
-        let result = connect_and_ask(target);
+        let result = connect_and_ask(target, PATIENCE);
         let mut opened = opened.lock().unwrap_or_else(PoisonError::into_inner);
         opened.tried += 1;
         if result.is_ok() {

@@ -72,7 +72,7 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
     ($f.new_flows[]
      | row("new flows in memory\(if .masquerade then ", masqueraded" else "" end): insert, NAT, expire, one core"; "5 million/s";
            "\(.flows_per_second / 1e6 | two) million/s"; "-"; .flows_per_second >= 5e6),
-       (1e9 / .flows_per_second as $nanoseconds
+       ((1e9 / .flows_per_second) as $nanoseconds
         | [$f.rows[] | select(.flows == 1000000 and .threads == 1 and .batch == 64)][0].limit_ns_per_packet as $limit
         | if $limit == null then empty else
           row("the same in bare loops"; "9.5 L (5 million/s where L took 21 ns)"; "\($nanoseconds / $limit | two) L, \($nanoseconds | short) ns";

@@ -11,6 +11,10 @@ use std::net::Ipv4Addr;
 
 /// The pod that answers.
 pub(super) const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 10);
+/// The one behind the Service in the middle. Were both Services' clients led to one pod, a client's port that was used for
+/// one could not be used for the other as long as the first connection is in TIME_WAIT: what is measured then is how
+/// long it takes to find another port.
+const POD_IN_THE_MIDDLE: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 11);
 /// Pods of another node, between which a Service moves.
 pub(super) const PODS_ELSEWHERE: [Ipv4Addr; 2] =
     [Ipv4Addr::new(10, 244, 2, 10), Ipv4Addr::new(10, 244, 2, 11)];
@@ -89,21 +93,22 @@ pub(super) const fn middle(services: u32) -> Option<u32> {
     }
 }
 
-/// A node and so many Services, all with the one endpoint and one port, but the probed ones: the last by name and in the
+/// A node and so many Services, each of one endpoint and one port, but the probed ones: the last by name and in the
 /// file, and one in the middle of both. With the traffic policy Local sources stay as they are.
 pub(super) fn snapshot(services: u32, policy: &str) -> String {
     let mut text = NODE_OBJECT.to_owned();
     for number in 0..services {
         let is_last = number + 1 == services;
+        let is_middle = middle(services) == Some(number);
         let (name, vip) = if is_last {
             ("probed".to_owned(), Some(VIP))
         } else {
-            let is_middle = middle(services) == Some(number);
             (
                 format!("other-{number:05}"),
                 is_middle.then_some(VIP_IN_THE_MIDDLE),
             )
         };
+        let pod = if is_middle { POD_IN_THE_MIDDLE } else { POD };
         let protocols: &[&str] = if vip.is_some() {
             &["TCP", "UDP"]
         } else {
@@ -115,7 +120,7 @@ pub(super) fn snapshot(services: u32, policy: &str) -> String {
             vip: vip.map(|vip| (vip, policy)),
             protocols,
             port: PORT,
-            endpoint: (POD, PORT),
+            endpoint: (pod, PORT),
         });
     }
     text
@@ -285,7 +290,7 @@ pub(super) fn lab_file(server: &[String], benchmark: Benchmark, has_services: bo
         (Benchmark::Update, _) => {
             pod("server", "") + &pod("spare", &at("node-b", PODS_ELSEWHERE[1]))
         }
-        (_, true) => pod("server", ""),
+        (_, true) => pod("server", "") + &pod("middle", &at("node-a", POD_IN_THE_MIDDLE)),
         (_, false) => pod("server", &at("node-a", POD)),
     };
     format!("snapshot: snapshot.yaml\nconfig: kube-proxy.yaml\npods:\n{pods}")

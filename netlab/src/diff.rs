@@ -204,23 +204,36 @@ fn given(request: &Request, seed: u64) -> Result<Given> {
     })
 }
 
-/// Runs of a case in which a timeout of the kernel may have passed on one side only.
+/// Further runs of a case that differs.
 const REPEATS: usize = 3;
 
-/// Runs `case`, and again for as long as time may explain what differs. Also what differed in runs that count no more.
+/// Runs `case`, and again where it differs: our side does the same each time, but the kernel has clocks and caches of its own. A
+/// difference counts when it shows a second time; those that time may explain, a timeout that passed on one side only, when
+/// they show each time. Also what differed in runs that count no more.
 fn clear(case: &Case, request: &Request) -> Result<(Outcome, Vec<Repeated>)> {
-    let mut repeated = Vec::new();
+    let (mut repeated, mut certain, mut same) = (Vec::new(), 0, None);
+    let mut runs = 0;
     loop {
         let outcome = one(case, request)?;
         match &outcome.difference {
-            Some(difference) if outcome.is_time_unclear && repeated.len() < REPEATS => {
+            None if certain == 0 => return Ok((outcome, repeated)),
+            None => same = Some(outcome),
+            Some(difference) => {
+                certain += usize::from(!outcome.is_time_unclear);
+                let is_last = same.is_none() && repeated.len() == REPEATS;
+                if certain == 2 || is_last {
+                    return Ok((outcome, Vec::new()));
+                }
                 repeated.push(Repeated {
                     seed: case.seed,
                     kind: difference.kind(case),
                 });
             }
-            Some(_) => return Ok((outcome, Vec::new())),
-            None => return Ok((outcome, repeated)),
+        }
+        runs += 1;
+        match same {
+            Some(outcome) if runs > REPEATS => return Ok((outcome, repeated)),
+            other => same = other,
         }
     }
 }

@@ -22,7 +22,7 @@ pub struct Report {
     /// The seed of the first case.
     seed: u64,
     /// Cases run.
-    cases: u64,
+    pub cases: u64,
     /// Cases left out: with their objects kube-proxy would program nothing.
     pub(super) skipped: u64,
     /// Sets of objects: one per case, and those after changes.
@@ -49,7 +49,7 @@ pub struct Report {
     pub deliberate: BTreeMap<String, u64>,
     /// What of our dataplane was reached.
     pub coverage: Coverage,
-    /// Runs that differed while a timeout may have passed on one side only, of cases that did not differ again.
+    /// Runs that differed, of cases that did not when they were run again.
     pub repeated: Vec<Repeated>,
     /// Cases that showed any other difference.
     pub differing_cases: u64,
@@ -57,7 +57,7 @@ pub struct Report {
     pub differences: Vec<Found>,
 }
 
-/// A run that was too slow to count: see [`crate::diff`].
+/// A run that does not count: see [`crate::diff`].
 #[derive(Clone, Debug, Serialize)]
 pub struct Repeated {
     /// The case's seed.
@@ -203,7 +203,7 @@ impl Report {
             format!("on purpose: {why}, {count} times (docs/behaviours/{page})")
         }));
         lines.extend(self.repeated.iter().map(|Repeated { seed, kind }| {
-            format!("repeated because too slow, and the same then: seed {seed}, {kind}")
+            format!("differed, and was the same when it was run again: seed {seed}, {kind}")
         }));
         lines.push(match self.differences.len() {
             _ if self.cases == 0 => "nothing was compared".to_owned(),

@@ -319,6 +319,8 @@ impl Sysctls {
         }
         // It is not there if nothing could be written down.
         let _ = place_of_former().and_then(std::fs::remove_file);
+        // Other agents' lie there as long as they run.
+        let _ = std::fs::remove_dir(FORMER_SYSCTLS);
     }
 }
 

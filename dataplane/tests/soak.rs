@@ -382,8 +382,8 @@ impl Soak {
             protocol: original.protocol,
         };
         let bed = &self.bed;
-        // A port whose entry has expired, and was not swept, may be found up to 50 ms later.
-        let then = Timestamp(bed.now.0 - 60_000_000);
+        // A port whose entry has expired, and was not swept, may be found up to 200 ms later.
+        let then = Timestamp(bed.now.0 - 210_000_000);
         let (in_use, _) = ports::in_use(&bed.conntrack, &bed.reserved_ports, &reply, then);
         assert_eq!(in_use, usize::from(PORTS), "ports were free");
     }

@@ -21,8 +21,12 @@ const POOLS: usize = if cfg!(any(loom, shuttle)) {
 };
 /// A pool lies in one of so many places, by the hash of its key.
 const PLACES: usize = 4;
-/// Ports whose entries have expired but were not swept are looked for no more often than this, in nanoseconds.
-const RECHECK: u64 = 50_000_000;
+/// Ports that one stretch has. See [`Pool::release_expired`].
+const STRETCH: u16 = 1024;
+/// Stretches that all ports are.
+const STRETCHES: u64 = 65_536 / STRETCH as u64;
+/// A stretch's turn, in nanoseconds: all ports have theirs within 200 ms.
+const TURN: u64 = 200_000_000 / STRETCHES;
 
 /// The bits of all ports of one address and protocol.
 #[derive(Debug)]
@@ -70,8 +74,8 @@ pub(super) struct Pools {
 struct Pool {
     /// Keyed hash of the reply tuple without its port; zero for none.
     key: AtomicU64,
-    /// When bits were last cleared without an entry going.
-    cleared: AtomicU64,
+    /// The last turn whose stretch was looked at for expired entries, counted from time zero.
+    turn: AtomicU64,
     taken: Bitmap,
 }
 
@@ -79,7 +83,7 @@ impl Pools {
     pub(super) fn new(hash: ahash::RandomState) -> Self {
         let pool = || Pool {
             key: AtomicU64::new(0),
-            cleared: AtomicU64::new(0),
+            turn: AtomicU64::new(0),
             taken: Bitmap::new(),
         };
         Self {
@@ -134,10 +138,11 @@ impl Pools {
         let key = self.key(reply);
         let places = self.places(key);
         let empty = places.iter().find(|pool| pool.key.load(Relaxed) == 0);
-        let oldest = || places.iter().min_by_key(|pool| pool.cleared.load(Relaxed));
+        let oldest = || places.iter().min_by_key(|pool| pool.turn.load(Relaxed));
         if let (None, Some(pool)) = (self.pool(key), empty.or_else(oldest)) {
             pool.key.store(0, SeqCst);
-            pool.clear(&(0..=u16::MAX), now);
+            pool.taken.set_words([0; 1024]);
+            pool.turn.store(now.0 / TURN, Relaxed);
             pool.key.store(key, SeqCst);
             self.any.store(true, SeqCst);
         }
@@ -159,12 +164,10 @@ impl Pools {
             .any
             .load(Relaxed)
             .then(|| self.pool(self.key(reply)))??;
-        let port = pool
-            .find(reply, (range, start), reserved, is_free)
-            .or_else(|| {
-                pool.clear_if_due(range, now)
-                    .then(|| pool.find(reply, (range, start), reserved, is_free))?
-            });
+        let find = || pool.find(reply, (range, start), reserved, is_free);
+        let release = || pool.release_expired(reply, range, now, is_free);
+        let after_release = || std::iter::from_fn(|| release().then(find)).flatten().next();
+        let port = find().or_else(after_release);
         Some(port)
     }
 }
@@ -203,21 +206,36 @@ impl Pool {
         is_free_after_all
     }
 
-    /// Forgets which of `ports` are taken.
-    fn clear(&self, ports: &RangeInclusive<u16>, now: Timestamp) {
-        for port in ports.clone() {
-            self.taken.remove(port);
-        }
-        self.cleared.store(now.0, Relaxed);
-    }
-
-    /// All bits are set: some may be of entries that expired and were not swept yet.
-    fn clear_if_due(&self, ports: &RangeInclusive<u16>, now: Timestamp) -> bool {
-        let is_due = now.0.saturating_sub(self.cleared.load(Relaxed)) >= RECHECK;
-        if is_due {
-            self.clear(ports, now);
-        }
-        is_due
+    /// All bits of `range` are set, but some may be of entries that have expired and were not swept yet. Clears such in
+    /// the stretches whose turns have come, until a stretch has any: looking at all ports at once takes milliseconds,
+    /// which other flows would wait. False when there was none.
+    fn release_expired(
+        &self,
+        reply: &Tuple,
+        range: &RangeInclusive<u16>,
+        now: Timestamp,
+        is_free: &impl Fn(&Tuple) -> bool,
+    ) -> bool {
+        let newest = now.0 / TURN;
+        let last = self.turn.load(Relaxed);
+        let due = last.max(newest.saturating_sub(STRETCHES)) + 1..=newest;
+        let mut candidate = *reply;
+        due.into_iter().any(|turn| {
+            let first = (turn % STRETCHES) as u16 * STRETCH;
+            let ports = first.max(*range.start())..=(first + (STRETCH - 1)).min(*range.end());
+            let released = ports.filter(|&port| {
+                *candidate.leased_port_mut() = port;
+                let is_free = self.taken.contains(port) && is_free(&candidate);
+                if is_free {
+                    self.taken.remove(port);
+                }
+                is_free
+            });
+            let any = released.count() > 0;
+            // Not before: another thread that asks meanwhile would take ports for taken that nobody looked at.
+            self.turn.fetch_max(turn, Relaxed);
+            any
+        })
     }
 }
 

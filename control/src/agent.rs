@@ -23,7 +23,7 @@ mod stepped;
 mod workers;
 
 pub use events::Event;
-pub use facts::node_network;
+pub use facts::{forget_former_sysctls, node_network};
 pub use links::LinkPattern;
 use links::{NamedLink, Surroundings};
 pub use stepped::Stepped;

@@ -317,10 +317,9 @@ impl Sysctls {
                 tracing::warn!("{error}");
             }
         }
-        // It is not there if nothing could be written down.
-        let _ = place_of_former().and_then(std::fs::remove_file);
-        // Other agents' lie there as long as they run.
-        let _ = std::fs::remove_dir(FORMER_SYSCTLS);
+        if let Ok(place) = place_of_former() {
+            remove_former(&place);
+        }
     }
 }
 
@@ -329,7 +328,24 @@ const FORMER_SYSCTLS: &str = "/run/penstock/sysctls";
 /// By network namespace. Another one may have the number of one that is gone: only what has our value counts.
 fn place_of_former() -> io::Result<PathBuf> {
     let namespace = std::fs::metadata("/proc/thread-self/ns/net")?;
-    Ok(Path::new(FORMER_SYSCTLS).join(namespace.ino().to_string()))
+    Ok(place_of_former_in(namespace.ino()))
+}
+
+fn place_of_former_in(namespace: u64) -> PathBuf {
+    Path::new(FORMER_SYSCTLS).join(namespace.to_string())
+}
+
+fn remove_former(place: &Path) {
+    // It is not there if nothing was written down.
+    let _ = std::fs::remove_file(place);
+    // Other agents' lie there as long as they run.
+    let _ = std::fs::remove_dir(FORMER_SYSCTLS);
+}
+
+/// Forgets what an agent that was killed has changed in a network namespace, given by its inode, that is about to go:
+/// the next one may have the same number.
+pub fn forget_former_sysctls(namespace: u64) {
+    remove_former(&place_of_former_in(namespace));
 }
 
 /// What an agent of this network namespace wrote down that has crashed.

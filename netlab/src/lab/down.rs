@@ -4,6 +4,7 @@ use super::{Error, Result, io_error, lock, save};
 use crate::namespace::{self, Namespace};
 use crate::process::{self, ProcessId};
 use crate::state::{self, Phase, State};
+use control::agent::forget_former_sysctls;
 use std::collections::HashSet;
 use std::fs;
 
@@ -47,6 +48,9 @@ pub(super) fn clear(lab: &str) -> Result<()> {
             end_all(&state)?;
         }
         for name in &state.namespaces {
+            if let Ok((_, inode)) = Namespace::open(name).and_then(|open| open.identity()) {
+                forget_former_sysctls(inode);
+            }
             namespace::remove(name)
                 .map_err(io_error(namespace::path(name).display().to_string()))?;
         }

@@ -2,6 +2,7 @@
 
 use super::{Lab, is_alive, lab, leftovers, pids, stderr, stdout};
 use serde_json::Value;
+use std::path::Path;
 use std::process::Command;
 
 const FILE_BYTES: usize = 100_000_000;
@@ -81,8 +82,14 @@ fn root_a_lab_whose_agents_were_killed_goes_down_and_comes_up_again() {
         let kill = Command::new("kill").args(["-9", &pid.to_string()]).status();
         assert!(kill.unwrap().success());
     }
+    // Held, so that no other lab gets its number meanwhile.
+    let node = again.namespace("node-a");
+    let (_, inode) = node.identity().unwrap();
+    let former_sysctls = format!("/run/penstock/sysctls/{inode}");
+    assert!(Path::new(&former_sysctls).exists(), "{former_sysctls}");
     drop(again);
     assert_eq!(leftovers(name), Vec::<String>::new());
+    assert!(!Path::new(&former_sysctls).exists());
     assert!(!killed.into_iter().any(is_alive));
     drop(first);
 }

@@ -327,6 +327,19 @@ mod tests {
         assert!(exchange(&server, &long).starts_with("HTTP/1.1 400"));
     }
 
+    /// Nobody holds a connection by going on for ever, a byte now and then.
+    #[test]
+    fn a_body_that_does_not_end_is_left() {
+        let server = start();
+        let mut stream = TcpStream::connect(server.address().unwrap()).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let start = Instant::now();
+        while stream.write_all(b"x").is_ok() {
+            assert!(start.elapsed() < 20 * LINGER);
+            thread::sleep(LINGER / 20);
+        }
+    }
+
     #[test]
     fn a_dropped_server_gives_its_port_back() {
         let server = start();

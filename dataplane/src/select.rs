@@ -190,3 +190,31 @@ const fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_clients_are_remembered_than_there_is_room_for() {
+        let (affinity, timeout) = (Affinity::default(), Duration::from_secs(10));
+        let client = |nth: usize| (1, Address::from_v4((nth as u32).to_be_bytes()));
+        let endpoint = |last| Endpoint {
+            address: Address::from_v4([10, 244, 3, last]),
+            port: 8080,
+            masquerade_address: None,
+            on_node: false,
+        };
+        let (endpoints, then) = ([endpoint(1), endpoint(2)], Timestamp::from_seconds(1));
+        for nth in 0..=MAXIMUM_CLIENTS {
+            affinity.remember(client(nth), &endpoints[0], timeout, then);
+        }
+        assert_eq!(affinity.len(), MAXIMUM_CLIENTS);
+        let now = Timestamp::from_seconds(9);
+        affinity.remember(client(0), &endpoints[1], timeout, now);
+        affinity.expire(Timestamp::from_seconds(12));
+        assert_eq!(affinity.len(), 1, "who is known is remembered anew");
+        let goes_to = affinity.recall(client(0), &endpoints, Timestamp::from_seconds(12));
+        assert_eq!(goes_to, Some(&endpoints[1]));
+    }
+}

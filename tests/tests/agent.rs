@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 use control::agent::socket::{Status, ask};
+use control::agent::steering::DEVICES;
 use control::model::Family;
 use control::netlink::{
     Netlink, Route, RuleAction, TABLE_LOCAL, VethEnd, read_sysctl, write_sysctl,
@@ -134,10 +135,11 @@ fn command(folder: &Path, snapshot: &str) -> Command {
 
 /// Asks an agent to end, and waits until it has.
 fn terminate(child: &mut Child) {
-    let id = Pid::from_child(child);
-    // It may have ended by itself.
-    let _ = rustix::process::kill_process(id, Signal::TERM);
-    let _ = child.wait();
+    // It may have ended by itself, and another process have its number.
+    if let Ok(None) = child.try_wait() {
+        let _ = rustix::process::kill_process(Pid::from_child(child), Signal::TERM);
+        let _ = child.wait();
+    }
 }
 
 fn links() {
@@ -544,6 +546,84 @@ fn root_routes_are_followed() {
         };
         netlink.add_route(&route).unwrap();
         agent.wait_until(|status| status.generation > settled);
+    });
+}
+
+/// A device that is down takes no routes.
+#[test]
+fn root_what_the_kernel_refuses_is_tried_again() {
+    in_fresh_namespace(|| {
+        write_sysctl("ipv6/conf/default/disable_ipv6", "1").unwrap();
+        let agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
+        let before = agent.status().generation;
+        let mut netlink = Netlink::open().unwrap();
+        let device = netlink.link_index(DEVICES[2]).unwrap();
+        netlink.set_up(device, false).unwrap();
+        let uplink = netlink.link_index("eth0").unwrap();
+        let address = "172.18.0.3/16".parse().unwrap();
+        netlink.add_address(uplink, address).unwrap();
+        agent.wait_until(|status| status.generation > before);
+        let has_route = || {
+            let routes = Netlink::open().unwrap().routes(Family::V4).unwrap();
+            let itself = "172.18.0.3/32".parse().unwrap();
+            let mut ours = routes.iter().filter(|route| route.oif == Some(device));
+            ours.any(|route| route.destination == itself)
+        };
+        assert!(!has_route());
+        netlink.set_up(device, true).unwrap();
+        wait_for(has_route);
+    });
+}
+
+/// Whether it is told to end before it listens to signals, while it reads, while it makes its devices, or later.
+#[test]
+fn root_an_agent_that_ends_while_it_starts_leaves_nothing() {
+    in_fresh_namespace(|| {
+        let agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
+        let folder =
+            std::env::temp_dir().join(format!("penstock-agent-{}-ends", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        for name in ["objects.yaml", "kube-proxy.yaml"] {
+            std::fs::copy(agent.folder.join(name), folder.join(name)).unwrap();
+        }
+        drop(agent);
+        let network = || {
+            let mut netlink = Netlink::open().unwrap();
+            let names = netlink.links().unwrap().into_iter().map(|link| link.name);
+            (
+                netlink.rules(Family::V4).unwrap(),
+                names.collect::<Vec<_>>(),
+            )
+        };
+        let before = network();
+        for milliseconds in [1, 4, 8, 12, 16, 20, 25, 30, 40, 60] {
+            let mut command = command(&folder, "objects.yaml");
+            let mut child = command
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(Duration::from_millis(milliseconds));
+            terminate(&mut child);
+            assert_eq!(network(), before, "after {milliseconds} ms");
+        }
+        std::fs::remove_dir_all(folder).unwrap();
+    });
+}
+
+#[test]
+fn root_a_missing_privilege_is_told_of() {
+    in_fresh_namespace(|| {
+        let mut agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
+        terminate(&mut agent.child);
+        let allowed = command(&agent.folder, "objects.yaml");
+        let mut without = Command::new("setpriv");
+        without.args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"]);
+        without.arg(allowed.get_program()).args(allowed.get_args());
+        let output = without.output().unwrap();
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{words}");
+        assert!(words.contains("not permitted"), "{words}");
     });
 }
 

@@ -85,3 +85,20 @@ fn conntrack_settings(config: &KubeProxyConfig) -> conntrack::Settings {
 
 /// `nf_conntrack_max` of a machine with more than 4 GiB of memory.
 const KERNEL_CAPACITY: usize = 262_144;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_that_of_the_kernel_or_of_the_configuration() {
+        let capacity = |max_per_core, min| {
+            let mut config = KubeProxyConfig::default();
+            (config.conntrack.max_per_core, config.conntrack.min) = (max_per_core, min);
+            conntrack_settings(&config).capacity
+        };
+        assert_eq!(capacity(0, 1_000_000), KERNEL_CAPACITY);
+        assert_eq!(capacity(1, 1_000_000), 1_000_000);
+        assert_eq!(capacity(1_000_000, 1) % 1_000_000, 0);
+    }
+}

@@ -4,7 +4,7 @@
 //! (CHECKSUM_PARTIAL of Linux: the sum over the pseudo header only, not complemented; whoever sends the packet out
 //! completes it). A full field changes with addresses and ports, a partial one with addresses alone.
 
-use crate::tuple::Address;
+use crate::tuple::{Address, Protocol};
 
 /// Sum of `bytes` as big-endian 16-bit words in ones' complement, folded; an odd last byte is padded with zero.
 pub fn sum(bytes: &[u8]) -> u16 {
@@ -17,6 +17,16 @@ pub fn sum(bytes: &[u8]) -> u16 {
     tail[..rest.len()].copy_from_slice(rest);
     total += u128::from(u64::from_be_bytes(tail));
     fold(total)
+}
+
+/// Where in its transport header a protocol has the checksum that may be left to whoever sends a packet out.
+#[inline]
+pub const fn offset(protocol: Protocol) -> Option<usize> {
+    match protocol {
+        Protocol::TCP => Some(16),
+        Protocol::UDP => Some(6),
+        _ => None,
+    }
 }
 
 /// Adds two folded sums.

@@ -8,7 +8,7 @@
 //!
 //! Source: Linux `net/ipv4/af_inet.c` (`inet_gso_segment`), `udp_offload.c`, `tcp_offload.c`; virtio 1.2, section 5.1.6.
 
-use crate::checksum::Change;
+use crate::checksum::{self, Change};
 use crate::frame::{ChecksumState, Frame, Segmentation};
 use crate::packet;
 use crate::tuple::Protocol;
@@ -130,8 +130,8 @@ impl Train {
     /// cannot; the train must leave first, and a frame that cannot be the first of one leaves by itself.
     #[inline]
     pub fn take(&mut self, frame: &Frame) -> bool {
-        let owes_its_checksum = frame.checksum_state() == ChecksumState::Partial;
-        owes_its_checksum && !frame.is_segmented() && self.couple(frame)
+        let owes_one = frame.checksum_state() == ChecksumState::Partial;
+        owes_one && !frame.is_segmented() && self.couple(frame)
     }
 
     fn couple(&mut self, frame: &Frame) -> bool {
@@ -139,6 +139,10 @@ impl Train {
         let Some(headers) = Headers::of(packet) else {
             return false;
         };
+        let offset = checksum::offset(headers.protocol);
+        if !offset.is_some_and(|offset| frame.owes_checksum(headers.transport, offset)) {
+            return false;
+        }
         if self.count == 0 {
             self.begin(frame, headers);
             return true;

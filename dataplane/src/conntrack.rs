@@ -384,8 +384,13 @@ impl Conntrack {
                 outcome
             }
             Transport::Udp => {
-                let opened = state::load_opened(entry.word(state::DETAIL));
-                Outcome::Refresh(udp::track(age(opened, now), status, &timeouts.udp))
+                let detail = entry.word(state::DETAIL);
+                let is_old = state::is_old(detail)
+                    || udp::STREAM_AFTER < age(state::load_opened(detail), now);
+                if is_old {
+                    entry.set_word(state::DETAIL, state::made_old(detail));
+                }
+                Outcome::Refresh(udp::track(is_old, status, &timeouts.udp))
             }
             Transport::Other if headers.tuple.protocol == GRE => {
                 Outcome::Refresh(udp::track_gre(status, &timeouts.gre))

@@ -140,7 +140,12 @@ impl Described {
             key: Key {
                 source: packet.source(),
                 destination: packet.destination(),
-                protocol: packet.protocol(),
+                // Only the first fragment of IPv6 tells the datagram's (RFC 8200, section 4.5).
+                protocol: if is_v6 {
+                    packet::FRAGMENT
+                } else {
+                    packet.protocol()
+                },
                 identification: fragment.identification,
             },
             fragment,

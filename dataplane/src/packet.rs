@@ -5,6 +5,7 @@
 
 mod layout;
 
+pub(crate) use layout::FRAGMENT;
 pub use layout::{Fragment, Kind, Layout, Quote};
 
 use crate::checksum;
@@ -36,8 +37,14 @@ impl<'a> Packet<'a> {
     /// When it is the layout of another packet, which is longer.
     #[inline]
     pub fn new(frame: &'a mut Frame, layout: Layout) -> Self {
+        let owes = |offset| frame.owes_checksum(layout.transport(), offset);
+        let checksum = match (frame.checksum_state(), checksum::offset(layout.protocol)) {
+            // That of a packet inside; until it is filled in, ours cannot be verified.
+            (ChecksumState::Partial, Some(offset)) if !owes(offset) => ChecksumState::Verified,
+            (state, _) => state,
+        };
         Self {
-            checksum: frame.checksum_state(),
+            checksum,
             bytes: &mut frame.packet_mut()[..layout.end()],
             layout,
         }

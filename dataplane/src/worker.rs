@@ -200,8 +200,12 @@ impl<'a, D: Device> Worker<'a, D> {
         let (_, device) = &mut self.devices[device];
         let frames = &mut self.frames[..size];
         for (count, frame) in frames.iter_mut().enumerate() {
-            if !device.receive(frame)? {
-                return Ok(count);
+            match device.receive(frame) {
+                Ok(true) => {}
+                Ok(false) => return Ok(count),
+                // What came before it goes on its way; one that lasts comes again.
+                Err(_) if count > 0 => return Ok(count),
+                Err(error) => return Err(error),
             }
         }
         Ok(size)

@@ -390,6 +390,32 @@ fn a_udp_packet_without_checksum_stays_without() {
     );
 }
 
+/// A packet of a tunnel whose inner checksum is owed: the outer one is complete, or there is none.
+#[test]
+fn a_checksum_that_a_packet_inside_owes_is_left_to_it() {
+    for_each_family(|n, bed| {
+        let (client, service, pod) = (
+            at(n.other_pod, 40000),
+            at(n.cluster_ip, 80),
+            at(n.pod, 8080),
+        );
+        let inside = |packet: Build| {
+            let mut frame = Frame::from_packet(&packet.bytes());
+            frame.set_partial_checksum(70, 16);
+            frame
+        };
+        let question = || udp(&[7; 80]).from(&client);
+        for (sent, expected) in [
+            (question(), question()),
+            (question().without_checksum(), question().without_checksum()),
+        ] {
+            let (verdict, out) = bed.send_frame(Origin::Pod, &mut inside(sent.to(&service)));
+            assert_eq!(verdict, Verdict::Forward);
+            assert_eq!(out, inside(expected.to(&pod).hops(64)).packet());
+        }
+    });
+}
+
 #[test]
 fn a_partial_checksum_follows_the_addresses_and_not_the_ports() {
     for_each_family(|n, bed| {
@@ -655,6 +681,48 @@ fn an_error_in_fragments_is_translated() {
         let _ = bed.send_bytes(Origin::Pod, piece);
     }
     assert_eq!(bed.datagram, fragments_of(&expected, 32));
+}
+
+/// What the others say that comes next is of no concern.
+#[test]
+fn only_the_first_fragment_of_ipv6_tells_the_protocol() {
+    let n = &FAMILIES[1];
+    let mut bed = Bed::new(services(n));
+    let question = udp(&[7; 100])
+        .from(&at(n.other_pod, 40000))
+        .to(&at(n.cluster_ip, 80));
+    let bytes = question.bytes();
+    let first = fragment_of(&bytes, 0, 64, true);
+    let mut second = fragment_of(&bytes, 64, bytes.len() - 40, false);
+    second[40] = 59;
+    assert_eq!(bed.send_bytes(Origin::Pod, &first).0, Verdict::Hold);
+    assert_eq!(bed.send_bytes(Origin::Pod, &second).0, Verdict::Forward);
+}
+
+#[test]
+fn extension_headers_of_ipv6_are_followed() {
+    let n = &FAMILIES[1];
+    let mut bed = Bed::new(services(n));
+    let plain = udp(b"x")
+        .from(&at(n.other_pod, 40000))
+        .to(&at(n.cluster_ip, 80))
+        .bytes();
+    for (headers, expected) in [
+        (1, Verdict::Forward),
+        (8, Verdict::Forward),
+        (9, Verdict::Drop(DropReason::Malformed)),
+    ] {
+        let mut bytes = plain.clone();
+        bytes[6] = 60;
+        for nth in (0..headers).rev() {
+            let next = if nth == headers - 1 { 17 } else { 60 };
+            // Four bytes of padding.
+            bytes.splice(40..40, [next, 0, 1, 4, 0, 0, 0, 0]);
+        }
+        let payload = (bytes.len() - 40) as u16;
+        bytes[4..6].copy_from_slice(&payload.to_be_bytes());
+        assert_eq!(bed.send_bytes(Origin::Pod, &bytes).0, expected, "{headers}");
+    }
 }
 
 #[test]

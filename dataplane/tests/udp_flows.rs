@@ -73,6 +73,24 @@ impl To for Verdict {
 
 const REJECTED: (Verdict, Option<String>) = (Verdict::Reject(RejectWith::PortUnreachable), None);
 
+/// For years, as a log is sent, before the first answer comes.
+#[test]
+fn a_flow_of_a_month_becomes_a_stream() {
+    let mut bed = start();
+    let seconds = std::time::Duration::from_secs;
+    for _ in 0..27 * 24 * 3600 / 25 {
+        bed.now = bed.now.after(seconds(25));
+        assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(OLD));
+    }
+    let (client, pod) = (at(NAMES.other_pod, 40_000), at(OLD, 8080));
+    let (verdict, _) = bed.send(Origin::Pod, &udp(b"a").from(&pod).to(&client));
+    assert_eq!(verdict, Verdict::Forward);
+    assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(OLD));
+    publish(&mut bed, parts(2, Some(NEW), &[OLD], true));
+    bed.now = bed.now.after(seconds(119));
+    assert_eq!(ask(&mut bed, 40_000), Verdict::Forward.to(OLD));
+}
+
 #[test]
 fn an_endpoint_that_is_listed_but_not_ready_keeps_its_flows_and_gets_no_new_ones() {
     let mut bed = start();

@@ -157,3 +157,14 @@ pub(super) const fn opened(tick: u32) -> u64 {
 pub(super) const fn load_opened(detail: u64) -> u32 {
     high(detail)
 }
+
+/// That a UDP flow is old enough for a stream is written down: after 26 days its first tick says it no more.
+const OLD: u64 = 1;
+
+pub(super) const fn is_old(detail: u64) -> bool {
+    detail & OLD != 0
+}
+
+pub(super) const fn made_old(detail: u64) -> u64 {
+    detail | OLD
+}

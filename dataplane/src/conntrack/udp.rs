@@ -6,7 +6,7 @@ use super::Status;
 use std::time::Duration;
 
 /// A flow that is still alive this long after its first packet is a stream.
-const STREAM_AFTER: Duration = Duration::from_secs(2);
+pub(super) const STREAM_AFTER: Duration = Duration::from_secs(2);
 
 /// How long an entry lives after a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,13 +30,10 @@ impl Timeouts {
     };
 }
 
-/// A datagram of a known flow (`nf_conntrack_udp_packet`): its timeout. `age` is
-/// the time since the flow's first packet; `status` is that before the packet, so the
-/// first reply never makes a stream.
-pub(super) fn track(age: Duration, status: &mut Status, timeouts: &Timeouts) -> Duration {
-    // The age of a flow that runs for weeks is not known any more, but that it is a stream is.
-    let is_stream = status.has(Status::ASSURED) || age > STREAM_AFTER;
-    if !status.has(Status::SEEN_REPLY) || !is_stream {
+/// A datagram of a known flow (`nf_conntrack_udp_packet`): its timeout. `is_old` says whether it lives longer than
+/// [`STREAM_AFTER`]; `status` is that before the packet, so the first reply never makes a stream.
+pub(super) fn track(is_old: bool, status: &mut Status, timeouts: &Timeouts) -> Duration {
+    if !status.has(Status::SEEN_REPLY) || !(is_old || status.has(Status::ASSURED)) {
         return timeouts.unreplied;
     }
     status.set(Status::ASSURED);

@@ -77,7 +77,7 @@ pub struct Fragment {
     pub(crate) protocol_at: usize,
 }
 
-/// Extension headers that are followed; more are not on any real packet.
+/// Extension headers that are followed; more are not on any real packet, and make it malformed.
 const MAXIMUM_EXTENSION_HEADERS: usize = 8;
 
 impl Layout {
@@ -264,7 +264,7 @@ impl Layout {
     /// With `transport` behind the extension headers, at the first header that is none.
     fn behind_extension_headers(mut self, packet: &[u8]) -> Result<Self, DropReason> {
         let mut protocol_at = 6;
-        for _ in 0..MAXIMUM_EXTENSION_HEADERS {
+        for _ in 0..=MAXIMUM_EXTENSION_HEADERS {
             // What follows a fragment header is part of the datagram.
             if self.is_fragment() || !is_extension_header(self.protocol) {
                 return Ok(self);
@@ -290,7 +290,8 @@ impl Layout {
     }
 }
 
-const FRAGMENT: Protocol = Protocol(44);
+/// The fragment header of IPv6.
+pub(crate) const FRAGMENT: Protocol = Protocol(44);
 
 /// Hop-by-hop, routing, fragment, destination options.
 #[inline]

@@ -3,7 +3,8 @@
 //! costs is held against the same table without the attack.
 
 use crate::fastpath::{
-    CHUNK, Ends, Flow, MASQUERADED, Stage, Subject, Traffic, Wanted, establish, of_flow, shared,
+    CHUNK, Ends, Flow, MASQUERADED, Stage, Subject, Traffic, Wanted, establish, median, of_flow,
+    shared,
 };
 use dataplane::conntrack::{Settings, Statistics};
 use dataplane::tuple::{Direction, Timestamp};
@@ -78,6 +79,8 @@ pub struct Row {
     pub ns_per_packet_before: f64,
     /// The former by the latter.
     pub ratio: f64,
+    /// Of a packet of the attack, in batches of 64.
+    pub ns_per_attack_packet: f64,
     /// Entries dropped early to make room.
     pub early_drops: u64,
     /// First packets dropped because there was no room for them.
@@ -91,7 +94,7 @@ pub fn run(size: Size, mut progress: impl FnMut(&str)) -> Report {
     let crafted_room = Settings::kernel((size.crafted + 2 * size.established) as usize * 5 / 4);
     // Room for the established flows and nothing else.
     let full = Settings::kernel(size.established as usize);
-    let scenarios: [(&'static str, Settings, u64, (Attack, NewFlow)); 6] = [
+    let scenarios: [(&'static str, Settings, u64, (Attack, NewFlow)); 7] = [
         (
             "SYN flood from many sources",
             kernel,
@@ -109,6 +112,12 @@ pub fn run(size: Size, mut progress: impl FnMut(&str)) -> Report {
             crafted_room,
             size.crafted.into(),
             (crafted, anywhere),
+        ),
+        (
+            UNIFORM,
+            crafted_room,
+            size.crafted.into(),
+            (uniform, anywhere),
         ),
         (
             "99.9 % of the ports towards a destination taken",
@@ -176,14 +185,15 @@ impl Scenario {
         others.speak_all();
         let before = median((0..BEFORE).map(|_| others.speak()).collect());
         let mut attacker = Subject::new(&shared, TCP, 64, 10);
-        let mut during = Vec::new();
+        let (mut during, mut of_attack) = (Vec::new(), Vec::new());
         let mut number = 0;
         while number < self.packets {
             let packets = (number..self.packets).map(|number| {
                 let (ends, stage) = (self.attack)(number);
                 (ends, Direction::Original, stage)
             });
-            attacker.count(packets.take(CHUNK), others.now);
+            let (elapsed, _) = attacker.count(packets.take(CHUNK), others.now);
+            of_attack.push(elapsed.as_nanos() as f64 / CHUNK as f64);
             number += CHUNK as u64;
             others.answer();
             others.open(self.new_flow);
@@ -203,6 +213,7 @@ impl Scenario {
             ns_per_packet: during,
             ns_per_packet_before: before,
             ratio: during / before,
+            ns_per_attack_packet: median(of_attack),
             early_drops: counted.early_drop,
             drops: counted.drop,
         }
@@ -336,6 +347,20 @@ const fn crafted(number: u64) -> (Ends, Stage) {
     (Ends::of(client, nth, Direction::Original), Stage::Opening)
 }
 
+/// As many tuples that have nothing in common: what [`crafted`] ones cost is held against these.
+const UNIFORM: &str = "as many tuples at random, to compare with";
+
+const fn uniform(number: u64) -> (Ends, Stage) {
+    // Odd factors: no two of them are alike.
+    let bits = (number as u32).wrapping_mul(0x9e37_79b1);
+    let client = (0x6d00_0000 | bits >> 12, 1024 + (bits & 0xfff) as u16);
+    let service = (number as u32).wrapping_mul(0x85eb_ca6b) >> 8;
+    (
+        Ends::of(client, service, Direction::Original),
+        Stage::Opening,
+    )
+}
+
 /// So many that with the new flows of others 99.9 % of the 64,512 ports from 1024 on are taken at the end.
 const PORTS_TAKEN: u64 = 64_448 * CHUNK as u64 / (CHUNK + NEW) as u64;
 
@@ -353,12 +378,6 @@ const fn one_destination(number: u64) -> (Ends, Stage) {
 const fn stray(number: u64) -> (Ends, Stage) {
     let (ends, _) = flood(number);
     (ends, Stage::Open)
-}
-
-/// The value in the middle; 0 of none.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! `penstock bench fastpath`: nanoseconds per packet of established flows, beside the limit of the same layout in the
 //! same process; new flows per second; ports of nearly full destinations; memory per flow.
 //!
-//! Every figure is the median over rounds in which path and limit take turns; a round's is the median over chunks of
-//! 256 packets, so that chunks in which another program had the processor do not count. Rounds are short and many: what
-//! the machine does beside changes within a second, and a ratio of the two must not be of two states of it.
+//! Every figure is the median over rounds in which all that is compared takes turns; a round's is the mean over its chunks
+//! of 256 packets but the first ones, so that whatever takes time counts. Rounds are short and many: what the machine does
+//! beside changes within a second, and a ratio of two must not be of two states of it. Between chunks a thread prepares the
+//! next packets, which is not counted.
 
 mod calm;
 mod flows;
@@ -28,7 +29,7 @@ use fastrand::Rng;
 use limit::Limit;
 use serde::Serialize;
 use std::sync::Barrier;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How much is measured.
 #[derive(Clone, Debug)]
@@ -112,8 +113,10 @@ pub struct Row {
     pub ratio: f64,
     /// Least and most of the rounds' ratios.
     pub ratio_spread: [f64; 2],
-    /// How many times as fast as one thread.
+    /// How many times as fast as one thread, in the same round.
     pub scaling: f64,
+    /// The same of the bare loop.
+    pub limit_scaling: f64,
 }
 
 /// Measures all. `progress` hears what comes next.
@@ -160,34 +163,55 @@ fn established(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Row> {
     let shared = shared(settings, (Traffic::UDP_V4, false), 1);
     establish(&shared, Traffic::UDP_V4, flows);
     let limit = Limit::<{ limit::V4 }>::new(Traffic::UDP_V4, flows, 1);
-    let mut rows: Vec<Row> = Vec::new();
-    for threads in [1, 2] {
-        for batch in [1, 16, 64] {
-            let turns = Turns::take(size.rounds, calm, |round| {
-                let chunks = |thread| (batch, size.chunks, round * 64 + thread);
-                let ours = together(threads, |thread| {
-                    measures::established_chunks(&shared, Traffic::UDP_V4, flows, chunks(thread))
-                });
-                let bare = together(threads, |thread| {
-                    limit_chunks(&limit, flows, chunks(thread))
-                });
-                (ours, bare)
-            });
-            let alone = rows.iter().find(|row| row.batch == batch);
-            let scaling = alone.map_or(1.0, |alone| alone.ns_per_packet / turns.ns_per_packet);
-            rows.push(Row {
-                flows,
-                threads,
-                batch,
-                ns_per_packet: turns.ns_per_packet,
-                limit_ns_per_packet: turns.limit_ns_per_packet,
-                ratio: turns.ratio,
-                ratio_spread: turns.ratio_spread,
-                scaling,
-            });
+    [1, 16, 64]
+        .into_iter()
+        .flat_map(|batch| {
+            let round = |round: u64| {
+                [1, 2].map(|threads| {
+                    let chunks = |thread| (batch, size.chunks, round * 64 + thread);
+                    let ours = together(threads, |thread| {
+                        measures::established_chunks(
+                            &shared,
+                            Traffic::UDP_V4,
+                            flows,
+                            chunks(thread),
+                        )
+                    });
+                    let bare = together(threads, |thread| {
+                        limit_chunks(&limit, flows, chunks(thread))
+                    });
+                    Turn { ours, bare }
+                })
+            };
+            rows_of(flows, batch, &rounds(size.rounds, calm, round))
+        })
+        .collect()
+}
+
+/// One row for one thread, one for two, which took turns.
+fn rows_of(flows: u32, batch: usize, rounds: &[[Turn; 2]]) -> [Row; 2] {
+    let by_one = |of: fn(&Turn) -> f64, nth: usize| {
+        median(
+            rounds
+                .iter()
+                .map(|round| of(&round[0]) / of(&round[nth]))
+                .collect(),
+        )
+    };
+    [0, 1].map(|nth| {
+        let turns = Turns::of(rounds.iter().map(|round| round[nth]));
+        Row {
+            flows,
+            threads: nth + 1,
+            batch,
+            ns_per_packet: turns.ns_per_packet,
+            limit_ns_per_packet: turns.limit_ns_per_packet,
+            ratio: turns.ratio,
+            ratio_spread: turns.ratio_spread,
+            scaling: by_one(|turn| turn.ours, nth),
+            limit_scaling: by_one(|turn| turn.bare, nth),
         }
-    }
-    rows
+    })
 }
 
 /// Makes the flows and lets both sides speak until they are assured.
@@ -208,19 +232,40 @@ pub(crate) fn establish(shared: &Shared, traffic: Traffic, flows: u32) {
     }
 }
 
+/// The first chunks of a round find caches that hold something else; they do not count.
+const WARM_UP: usize = 8;
+
+/// What a thread did: from when to when, and nanoseconds per packet.
+struct Stint {
+    start: Instant,
+    end: Instant,
+    ns_per_packet: f64,
+}
+
+impl Stint {
+    fn of(chunks: impl FnOnce() -> Vec<Duration>) -> Self {
+        let start = Instant::now();
+        let chunks = chunks();
+        let end = Instant::now();
+        let counted = &chunks[WARM_UP.min(chunks.len() - 1)..];
+        let nanoseconds = counted.iter().sum::<Duration>().as_nanos() as f64;
+        let ns_per_packet = nanoseconds / (counted.len() * CHUNK) as f64;
+        Self {
+            start,
+            end,
+            ns_per_packet,
+        }
+    }
+}
+
 /// Runs the same on several threads that begin together; nanoseconds per packet of all together.
 fn together(threads: usize, chunks: impl Fn(u64) -> Vec<Duration> + Sync) -> f64 {
     let barrier = Barrier::new(threads);
     let run = |thread: usize| {
         barrier.wait();
-        median(
-            chunks(thread as u64)
-                .into_iter()
-                .map(|chunk| chunk.as_nanos() as f64 / CHUNK as f64)
-                .collect(),
-        )
+        Stint::of(|| chunks(thread as u64))
     };
-    let each: Vec<f64> = std::thread::scope(|scope| {
+    let stints: Vec<Stint> = std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads)
             .map(|thread| scope.spawn(move || run(thread)))
             .collect();
@@ -228,10 +273,22 @@ fn together(threads: usize, chunks: impl Fn(u64) -> Vec<Duration> + Sync) -> f64
         let others = others.into_iter().filter_map(|other| other.join().ok());
         std::iter::once(first).chain(others).collect()
     });
-    1.0 / each
-        .iter()
-        .map(|nanoseconds| 1.0 / nanoseconds)
-        .sum::<f64>()
+    ns_of_all(&stints)
+}
+
+/// Threads count for as much as they ran at the same time: two that had to share a processor, or took turns on it, are as
+/// fast as one.
+fn ns_of_all(stints: &[Stint]) -> f64 {
+    let count = stints.len() as f64;
+    let mean = stints.iter().map(|stint| stint.ns_per_packet).sum::<f64>() / count;
+    let (Some(start), Some(end)) = (
+        stints.iter().map(|stint| stint.start).min(),
+        stints.iter().map(|stint| stint.end).max(),
+    ) else {
+        return mean;
+    };
+    let of_each: Duration = stints.iter().map(|stint| stint.end - stint.start).sum();
+    mean * (end - start).as_secs_f64() / of_each.as_secs_f64()
 }
 
 fn limit_chunks<const WORDS: usize>(
@@ -262,6 +319,22 @@ fn random_packets(flows: u32, seed: u64) -> impl Iterator<Item = (Flow, Directio
     })
 }
 
+/// Waits until it is calm before each round.
+fn rounds<T>(count: usize, calm: &mut Calm, of_round: impl Fn(u64) -> T) -> Vec<T> {
+    let round = |number| {
+        calm.wait();
+        of_round(number)
+    };
+    (0..count as u64).map(round).collect()
+}
+
+/// Nanoseconds per packet of path and limit in one round.
+#[derive(Clone, Copy)]
+struct Turn {
+    ours: f64,
+    bare: f64,
+}
+
 /// What rounds found in which path and limit took turns.
 struct Turns {
     ns_per_packet: f64,
@@ -271,28 +344,50 @@ struct Turns {
 }
 
 impl Turns {
-    /// `of_round` measures path and limit.
-    fn take(rounds: usize, calm: &mut Calm, of_round: impl Fn(u64) -> (f64, f64)) -> Self {
-        let taken = (0..rounds as u64).map(|round| {
-            calm.wait();
-            of_round(round)
-        });
-        let (ours, bare): (Vec<f64>, Vec<f64>) = taken.unzip();
-        let ratios = ours.iter().zip(&bare).map(|(path, limit)| path / limit);
-        let ratios: Vec<f64> = ratios.collect();
+    fn of(turns: impl Iterator<Item = Turn> + Clone) -> Self {
+        let ratios: Vec<f64> = turns.clone().map(|turn| turn.ours / turn.bare).collect();
         let least = ratios.iter().copied().fold(f64::MAX, f64::min);
         let most = ratios.iter().copied().fold(0.0, f64::max);
         Self {
-            ns_per_packet: median(ours),
-            limit_ns_per_packet: median(bare),
+            ns_per_packet: median(turns.clone().map(|turn| turn.ours).collect()),
+            limit_ns_per_packet: median(turns.map(|turn| turn.bare).collect()),
             ratio: median(ratios),
             ratio_spread: [least, most],
         }
     }
 }
 
-/// The value in the middle; 0 of none.
-fn median(mut values: Vec<f64>) -> f64 {
+/// The value in the middle, or the mean of the two there; 0 of none.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
+    let upper = values.len() / 2;
+    let lower = values.len().saturating_sub(1) / 2;
+    let at = |nth: usize| values.get(nth).copied().unwrap_or(0.0);
+    f64::midpoint(at(lower), at(upper))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_that_take_turns_are_as_fast_as_one() {
+        let begin = Instant::now();
+        let stint = |start: u64, end: u64| Stint {
+            start: begin + Duration::from_millis(start),
+            end: begin + Duration::from_millis(end),
+            ns_per_packet: 60.0,
+        };
+        let is = |stints: &[Stint], expected: f64| (ns_of_all(stints) - expected).abs() < 1e-6;
+        assert!(is(&[stint(0, 10)], 60.0));
+        assert!(is(&[stint(0, 10), stint(0, 10)], 30.0));
+        assert!(is(&[stint(0, 10), stint(10, 20)], 60.0));
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between_two() {
+        assert!(median(vec![]).abs() < 1e-9);
+        assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
+        assert!((median(vec![4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
+    }
 }

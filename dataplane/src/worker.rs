@@ -78,7 +78,7 @@ pub const BATCH: usize = 64;
 const SMALLEST_SHARE: usize = 8;
 
 /// After a rest of this long a frame is probably alone, as a question or an answer is.
-const REST: Duration = Duration::from_micros(5);
+pub const REST: Duration = Duration::from_micros(5);
 
 /// One worker: its devices, its buffers, its randomness.
 #[derive(Debug)]

@@ -71,11 +71,25 @@ impl Fields {
     }
 }
 
+impl Line {
+    /// A bit for each slot that has the tag, in the upper 16 bits.
+    #[inline(always)]
+    fn matching(&self, tag: u64) -> u32 {
+        let mut matching = 0;
+        for (nth, slot) in self.0.iter().enumerate() {
+            let has_tag = (slot.load(Relaxed) ^ tag) >> 48 == 0;
+            matching |= u32::from(has_tag) << nth;
+        }
+        matching
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Probe<const WORDS: usize> {
     hash: u64,
     addresses: Addresses<WORDS>,
     ports: u32,
+    entry: Option<usize>,
 }
 
 impl<const WORDS: usize> Limit<WORDS> {
@@ -160,17 +174,19 @@ impl<const WORDS: usize> Limit<WORDS> {
         ]
     }
 
-    /// The entry in a slot with the tag of `hash`.
-    #[inline]
+    /// The entry in the first slot with the tag of `hash`. Which slot it is nobody can foretell, so all are looked at, as
+    /// the path does (`slots/index.rs`); the two must change together.
+    #[inline(always)]
     fn candidate(&self, hash: u64) -> Option<usize> {
-        self.places(hash).into_iter().find_map(|bucket| {
-            let slots = &self.buckets[bucket].0;
-            let slot = slots
-                .iter()
-                .map(|slot| slot.load(Relaxed))
-                .find(|slot| slot >> 48 == hash & 0xffff && *slot != 0)?;
-            Some(slot as u32 as usize - 1)
-        })
+        let [first, second] = self.places(hash).map(|bucket| &self.buckets[bucket]);
+        let matching = first.matching(hash << 48) | second.matching(hash << 48) << 8;
+        if matching == 0 {
+            return None;
+        }
+        let nth = matching.trailing_zeros() as usize;
+        let bucket = if nth < 8 { first } else { second };
+        // A tag of zero is that of empty slots, too.
+        (bucket.0[nth % 8].load(Relaxed) as u32 as usize).checked_sub(1)
     }
 
     /// Where an entry keeps the addresses of packets of a direction.
@@ -200,6 +216,7 @@ impl<const WORDS: usize> Limit<WORDS> {
             hash: 0,
             addresses: [0; WORDS],
             ports: 0,
+            entry: None,
         };
         let mut probes = vec![empty; batch];
         let start = Instant::now();
@@ -212,24 +229,24 @@ impl<const WORDS: usize> Limit<WORDS> {
     }
 
     fn batch(&self, frames: &mut [Frame], probes: &mut [Probe<WORDS>], now: u64) {
+        let probes = &mut probes[..frames.len()];
         for (probe, frame) in probes.iter_mut().zip(&*frames) {
             *probe = self.probe(frame.packet());
             for bucket in self.places(probe.hash) {
                 memory::prefetch(&self.buckets[bucket]);
             }
         }
-        if frames.len() > 1 {
-            for probe in &probes[..frames.len()] {
-                if let Some(entry) = self.candidate(probe.hash) {
-                    memory::prefetch(&self.entries[entry]);
-                    if WORDS == V6 {
-                        memory::prefetch(&self.addresses[entry]);
-                    }
+        for probe in &mut *probes {
+            probe.entry = self.candidate(probe.hash);
+            if let Some(entry) = probe.entry {
+                memory::prefetch(&self.entries[entry]);
+                if WORDS == V6 {
+                    memory::prefetch(&self.addresses[entry]);
                 }
             }
         }
         for (probe, frame) in probes.iter().zip(frames) {
-            if let Some(entry) = self.candidate(probe.hash) {
+            if let Some(entry) = probe.entry {
                 self.rewrite(entry, probe, frame.packet_mut(), now);
             }
         }
@@ -244,6 +261,7 @@ impl<const WORDS: usize> Limit<WORDS> {
             hash: self.hash(&addresses, ports),
             addresses,
             ports,
+            entry: None,
         }
     }
 

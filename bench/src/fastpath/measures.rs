@@ -5,7 +5,8 @@ use super::flows::{Family, Flow, Traffic};
 use super::limit::{self, Limit};
 use super::subject::{self, CHUNK, Subject, Wanted, of_flow, opening};
 use super::{
-    Calm, MEASURED_AT, Size, Turns, establish, limit_chunks, median, random_packets, together,
+    Calm, MEASURED_AT, Size, Turn, Turns, establish, limit_chunks, median, random_packets, rounds,
+    together,
 };
 use dataplane::conntrack::{Confirmed, Conntrack, Headers, Settings, Statistics, Transport};
 use dataplane::ports::{self, ReservedPorts};
@@ -59,12 +60,13 @@ fn kind<const WORDS: usize>(
     let shared = subject::shared(settings, (traffic, false), 1);
     establish(&shared, traffic, flows);
     let limit = Limit::<WORDS>::new(traffic, flows, 1);
-    let turns = Turns::take(size.rounds, calm, |round| {
+    let taken = rounds(size.rounds, calm, |round| {
         let chunks = (64, size.chunks, round);
         let ours = together(1, |_| established_chunks(&shared, traffic, flows, chunks));
         let bare = together(1, |_| limit_chunks(&limit, flows, chunks));
-        (ours, bare)
+        Turn { ours, bare }
     });
+    let turns = Turns::of(taken.into_iter());
     Kind {
         traffic,
         flows,
@@ -121,27 +123,28 @@ pub(super) fn churn(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Churn> {
     let room = flows as usize * 5 / 4 + 100_000;
     let shared = subject::shared(Settings::kernel(room), (Traffic::UDP_V4, false), 5);
     establish(&shared, Traffic::UDP_V4, flows);
-    let mut rounds = [Vec::new(), Vec::new()];
-    for round in 0..size.rounds as u64 {
-        calm.wait();
-        for (figures, threads) in rounds.iter_mut().zip([1, 2]) {
+    let taken = rounds(size.rounds, calm, |round| {
+        [1, 2].map(|threads| {
             // No two have flows in common.
             let seed = |thread| round * 4 + threads as u64 + thread;
-            figures.push(together(threads, |thread| {
+            together(threads, |thread| {
                 churn_chunks(&shared, flows, (size.chunks, seed(thread)))
-            }));
-        }
-    }
+            })
+        })
+    });
     assert_churned(&shared.conntrack, (flows, size));
-    let [one, two] = rounds.map(median);
-    [(1, one), (2, two)]
-        .map(|(threads, ns_per_packet)| Churn {
-            flows,
-            packets_per_new_flow: PACKETS_PER_NEW_FLOW,
-            threads,
-            ns_per_packet,
-            new_flows_per_second: 1e9 / ns_per_packet / PACKETS_PER_NEW_FLOW as f64,
-            scaling: one / ns_per_packet,
+    let of_rounds = |figure: &dyn Fn(&[f64; 2]) -> f64| median(taken.iter().map(figure).collect());
+    [0, 1]
+        .map(|nth| {
+            let ns_per_packet = of_rounds(&|round| round[nth]);
+            Churn {
+                flows,
+                packets_per_new_flow: PACKETS_PER_NEW_FLOW,
+                threads: nth + 1,
+                ns_per_packet,
+                new_flows_per_second: 1e9 / ns_per_packet / PACKETS_PER_NEW_FLOW as f64,
+                scaling: of_rounds(&|round| round[0] / round[nth]),
+            }
         })
         .into()
 }
@@ -216,30 +219,39 @@ pub(super) fn new_flows(flows: u32, masquerade: bool, calm: &mut Calm) -> NewFlo
     let mut subject = Subject::new(&shared, Traffic::UDP_V4, 64, 2);
     let step = LIFETIME * CHUNK as u32 / flows;
     let mut now = Timestamp::from_seconds(100);
-    let (mut first_packets, mut sweeps) = (Vec::new(), Vec::new());
-    let (mut sweep_time, mut expired) = (Duration::ZERO, 0);
     let mut next = 0;
-    for chunk in 0..4 * flows as usize / CHUNK {
-        if chunk % CHUNKS_OF_A_ROUND == 0 {
-            calm.wait();
+    let mut round = || {
+        let mut round = Lives::default();
+        for _ in 0..CHUNKS_OF_A_ROUND {
+            let packets = (next..).map(|number| opening((Flow(number), Direction::Original)));
+            round.first_packets += subject.handle(packets.take(CHUNK), now);
+            next += CHUNK as u32;
+            now = now.after(step);
+            let start = Instant::now();
+            round.expired += shared.conntrack.expire(now, 2 * CHUNK);
+            round.sweeps += start.elapsed();
         }
-        let packets = (next..).map(|number| opening((Flow(number), Direction::Original)));
-        let elapsed = subject.handle(packets.take(CHUNK), now);
-        next += CHUNK as u32;
-        now = now.after(step);
-        let start = Instant::now();
-        expired += shared.conntrack.expire(now, 2 * CHUNK);
-        sweep_time += start.elapsed();
-        // The first lifetimes fill the table.
-        if chunk > 2 * flows as usize / CHUNK {
-            first_packets.push(elapsed.as_nanos() as f64 / CHUNK as f64);
-        }
-        if expired >= CHUNK {
-            sweeps.push(sweep_time.as_nanos() as f64 / expired as f64);
-            (sweep_time, expired) = (Duration::ZERO, 0);
-        }
+        round
+    };
+    let in_a_lifetime = flows as usize / (CHUNK * CHUNKS_OF_A_ROUND);
+    // The first lifetimes fill the table.
+    for _ in 0..=2 * in_a_lifetime {
+        round();
     }
-    let (ns_per_first_packet, ns_per_expired_flow) = (median(first_packets), median(sweeps));
+    let rounds = (0..2 * in_a_lifetime.max(1)).map(|_| {
+        calm.wait();
+        round()
+    });
+    let rounds: Vec<Lives> = rounds.collect();
+    let packets = (CHUNK * CHUNKS_OF_A_ROUND) as f64;
+    let first_packets = rounds
+        .iter()
+        .map(|round| round.first_packets.as_nanos() as f64 / packets);
+    let ns_per_first_packet = median(first_packets.collect());
+    // One round may meet many flows to remove, and the next none: only of all together is it known what one takes.
+    let sweeps: Duration = rounds.iter().map(|round| round.sweeps).sum();
+    let expired: usize = rounds.iter().map(|round| round.expired).sum();
+    let ns_per_expired_flow = sweeps.as_nanos() as f64 / expired.max(1) as f64;
     NewFlows {
         flows,
         masquerade,
@@ -247,6 +259,14 @@ pub(super) fn new_flows(flows: u32, masquerade: bool, calm: &mut Calm) -> NewFlo
         ns_per_first_packet,
         ns_per_expired_flow,
     }
+}
+
+/// Flows that came, and flows that went.
+#[derive(Default)]
+struct Lives {
+    first_packets: Duration,
+    sweeps: Duration,
+    expired: usize,
 }
 
 /// Allocation of a port towards one destination.

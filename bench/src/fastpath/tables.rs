@@ -1,13 +1,14 @@
 //! The same work of a table - find a tuple, learn the other one, put the flow's end off - in ours and in maps of the
 //! standard kind, so that a reader sees what a table of its own buys.
 //!
-//! The maps hold an entry per tuple, which knows nothing of its other direction: less than ours has to keep.
+//! The maps hold an entry per tuple, which knows nothing of its other direction: less than ours has to keep. They are asked
+//! for one tuple after the other, and lie in pages of the usual size; ours is asked in both ways, in huge pages.
 
 use super::flows::{Ends, Flow, Traffic};
 use super::subject::{self, CHUNK};
-use super::{Calm, MEASURED_AT, Size, establish, median, random_packets, together};
+use super::{Calm, MEASURED_AT, Size, establish, median, random_packets, rounds, together};
 use dashmap::DashMap;
-use dataplane::conntrack::{Conntrack, Headers, Settings, Transport};
+use dataplane::conntrack::{Conntrack, Found, Headers, Settings, Transport};
 use dataplane::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
 use hashbrown::HashMap;
 use serde::Serialize;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 /// One table under one load.
 #[derive(Clone, Debug, Serialize)]
 pub struct Table {
-    /// `penstock`, `dashmap` or `mutexed hashbrown`.
+    /// `penstock`, in batches, with one tuple after the other, `dashmap` or `mutexed hashbrown`.
     pub table: &'static str,
     /// Flows in it, two tuples each.
     pub flows: u32,
@@ -65,19 +66,34 @@ impl Lookup for Conntrack {
             }
             for (&tuple, (hash, guess)) in tuples.iter().zip(near.into_iter().flatten()) {
                 if let Some(found) = self.find_near(&tuple, hash, guess, now) {
-                    let transport = Transport::Udp;
-                    let length = 46;
-                    let headers = Headers {
-                        tuple,
-                        transport,
-                        length,
-                    };
-                    let _ = black_box(self.track(&found, &headers, now));
-                    black_box(found);
+                    track(self, &found, tuple, now);
                 }
             }
         }
     }
+}
+
+/// Ours as the others are asked: one tuple, then the next one.
+struct OneByOne<'t>(&'t Conntrack);
+
+impl Lookup for OneByOne<'_> {
+    fn touch(&self, tuples: &[Tuple], now: Timestamp) {
+        for &tuple in tuples {
+            if let Some(found) = self.0.find(&tuple, now) {
+                track(self.0, &found, tuple, now);
+            }
+        }
+    }
+}
+
+fn track(conntrack: &Conntrack, found: &Found, tuple: Tuple, now: Timestamp) {
+    let headers = Headers {
+        tuple,
+        transport: Transport::Udp,
+        length: 46,
+    };
+    let _ = black_box(conntrack.track(found, &headers, now));
+    black_box(found);
 }
 
 impl Lookup for DashMap<Tuple, Entry, ahash::RandomState> {
@@ -116,34 +132,35 @@ pub(super) fn tables(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Table> {
         }
     }
     let mutexed = Mutex::new(plain);
-    let all: [(&'static str, &dyn Lookup); 3] = [
+    let one_by_one = OneByOne(&shared.conntrack);
+    let all: [(&'static str, &dyn Lookup); TABLES] = [
         ("penstock", &shared.conntrack),
+        ("penstock, one by one", &one_by_one),
         ("dashmap", &dashmap),
         ("mutexed hashbrown", &mutexed),
     ];
-    let mut rows = Vec::new();
-    for threads in [1, 2] {
-        let mut rounds = [const { Vec::new() }; 3];
-        for round in 0..size.rounds as u64 {
-            calm.wait();
-            for (figures, (_, table)) in rounds.iter_mut().zip(&all) {
-                figures.push(together(threads, |thread| {
-                    chunks(*table, flows, (size.chunks, 2 * round + thread))
-                }));
-            }
-        }
-        let medians = rounds.map(median);
-        let row = |((table, _), ns_per_lookup): (&(&'static str, &dyn Lookup), f64)| Table {
-            table,
+    let rows = [1, 2].into_iter().flat_map(|threads| {
+        let taken = rounds(size.rounds, calm, |round| {
+            all.map(|(_, table)| {
+                together(threads, |thread| {
+                    chunks(table, flows, (size.chunks, 2 * round + thread))
+                })
+            })
+        });
+        let of_rounds =
+            |figure: &dyn Fn(&[f64; TABLES]) -> f64| median(taken.iter().map(figure).collect());
+        std::array::from_fn::<_, TABLES, _>(|nth| Table {
+            table: all[nth].0,
             flows,
             threads,
-            ns_per_lookup,
-            ratio: ns_per_lookup / medians[0],
-        };
-        rows.extend(all.iter().zip(medians).map(row));
-    }
-    rows
+            ns_per_lookup: of_rounds(&|round| round[nth]),
+            ratio: of_rounds(&|round| round[nth] / round[0]),
+        })
+    });
+    rows.collect()
 }
+
+const TABLES: usize = 4;
 
 fn chunks(table: &dyn Lookup, flows: u32, (chunks, seed): (usize, u64)) -> Vec<Duration> {
     let mut packets = random_packets(flows, seed);

@@ -5,7 +5,7 @@ use dataplane::sys::node_errors::NodeErrors;
 use dataplane::sys::tun::Queue;
 use dataplane::tuple::{Origin, Timestamp};
 use dataplane::verdict::{Counters, Counts};
-use dataplane::worker::{Device, Shared, Worker};
+use dataplane::worker::{Device, REST, Shared, Worker};
 use fastrand::Rng;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::time::{ClockId, clock_gettime};
@@ -130,7 +130,7 @@ impl Workers {
             let failed = failed.clone();
             let body = move || {
                 let ended = match work {
-                    Work::Copy => copy(devices, &stop),
+                    Work::Copy => copy(devices, &stop, clock),
                     Work::Services(waiting) => {
                         let worker = Worker::new(&shared, devices, counters, Rng::new());
                         run(worker, &stop, (clock, waiting))
@@ -192,19 +192,26 @@ fn run(
     Ok(())
 }
 
-/// The bare copy loop: what any dataplane on these devices has to do, and nothing else.
-fn copy(mut devices: Vec<(Origin, Source)>, stop: &OwnedFd) -> io::Result<()> {
+/// The bare copy loop: what any dataplane on these devices has to do, and nothing else. After a [`REST`] one frame is
+/// taken, as by a [`Worker`]: what finds nothing more is a system call too many.
+fn copy(mut devices: Vec<(Origin, Source)>, stop: &OwnedFd, clock: Clock) -> io::Result<()> {
     let mut frame = Frame::new();
     let mut arrivals = Arrivals::of(&devices, stop, Waiting::Asleep)?;
+    let mut worked_until = clock.now();
     while let Some(ready) = arrivals.wait()? {
         for device in ready {
             let (_, device) = &mut devices[device];
+            let is_probably_alone = clock.now().since(worked_until) > REST;
             while device.receive(&mut frame)? {
                 if !device.has_copies() {
                     // What cannot be sent is lost, as on any link.
                     let _ = device.send(&frame);
                 }
+                if is_probably_alone {
+                    break;
+                }
             }
+            worked_until = clock.now();
         }
     }
     Ok(())

@@ -199,6 +199,7 @@ fn attack_text(report: &attack::Report) -> String {
         "NS/PACKET",
         "BEFORE",
         "RATIO",
+        "NS/ATTACK PACKET",
     ]);
     for row in &report.rows {
         table.add_row([
@@ -209,6 +210,7 @@ fn attack_text(report: &attack::Report) -> String {
             format!("{:.1}", row.ns_per_packet),
             format!("{:.1}", row.ns_per_packet_before),
             format!("{:.2}", row.ratio),
+            format!("{:.1}", row.ns_per_attack_packet),
         ]);
     }
     format!("What an attack does to the flows of others\n{table}\n")

@@ -221,6 +221,7 @@ impl Agent {
     /// Devices, workers, routing, and the threads that tell of events.
     fn attach(&mut self, watch: files::Watch, events: &Sender<Event>) -> Result<()> {
         let queues = self.open()?;
+        self.sysctls.write_down();
         let failed = events.clone();
         let told = move |error| drop(failed.send(Event::WorkerFailed(error)));
         let workers = Workers::start(&self.shared, queues, (self.clock, self.settings.work), told)?;

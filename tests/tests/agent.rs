@@ -10,6 +10,7 @@ use control::model::Family;
 use control::netlink::{
     Netlink, Route, RuleAction, TABLE_LOCAL, VethEnd, read_sysctl, write_sysctl,
 };
+use dataplane::sys::netns::cookie;
 use rustix::process::{Pid, Signal};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -647,6 +648,8 @@ fn root_a_second_agent_leaves_the_first_alone() {
         );
         assert_eq!(netlink.rules(Family::V4).unwrap(), rules);
         assert_eq!(agent.status().services, 1);
+        let former = format!("/run/penstock/sysctls/{}", cookie().unwrap());
+        assert!(Path::new(&former).exists(), "of the first one");
     });
 }
 

@@ -8,13 +8,13 @@ use crate::snapshot::Snapshot;
 use dataplane::ports::ReservedPorts;
 use dataplane::reject::RejectSources;
 use dataplane::service::{FrontendKind, ServiceTable};
+use dataplane::sys::netns;
 use dataplane::tuple::{Address, Protocol};
 use dataplane::worker::NodeFacts;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -256,6 +256,7 @@ pub(super) fn cannot_create(name: &str, error: io::Error) -> anyhow::Error {
 #[derive(Debug, Default)]
 pub(super) struct Sysctls {
     changed: Vec<(&'static str, String)>,
+    is_written_down: bool,
 }
 
 /// What each setting was, by its name.
@@ -275,9 +276,6 @@ impl Sysctls {
         self.change(&left, ("ipv4/ip_early_demux", "0"), |_| true)?;
         if read_sysctl("ipv6/conf/all/disable_ipv6").is_ok_and(|disabled| disabled == "0") {
             self.change(&left, ("ipv6/conf/all/forwarding", "1"), |_| true)?;
-        }
-        if let Err(error) = self.write_down() {
-            tracing::warn!("should the agent crash, sysctls stay as they are: {error}");
         }
         Ok(())
     }
@@ -299,7 +297,17 @@ impl Sysctls {
         Ok(())
     }
 
-    fn write_down(&self) -> io::Result<()> {
+    /// For an agent that comes after a crash.
+    pub(super) fn write_down(&mut self) {
+        match self.write() {
+            Ok(()) => self.is_written_down = true,
+            Err(error) => {
+                tracing::warn!("should the agent crash, sysctls stay as they are: {error}");
+            }
+        }
+    }
+
+    fn write(&self) -> io::Result<()> {
         let former: Former = self
             .changed
             .iter()
@@ -317,7 +325,10 @@ impl Sysctls {
                 tracing::warn!("{error}");
             }
         }
-        if let Ok(place) = place_of_former() {
+        // What another agent wrote is not ours.
+        if self.is_written_down
+            && let Ok(place) = place_of_former()
+        {
             remove_former(&place);
         }
     }
@@ -325,14 +336,9 @@ impl Sysctls {
 
 const FORMER_SYSCTLS: &str = "/run/penstock/sysctls";
 
-/// By network namespace. Another one may have the number of one that is gone: only what has our value counts.
+/// By network namespace, of which no two have a number, not even one after the other.
 fn place_of_former() -> io::Result<PathBuf> {
-    let namespace = std::fs::metadata("/proc/thread-self/ns/net")?;
-    Ok(place_of_former_in(namespace.ino()))
-}
-
-fn place_of_former_in(namespace: u64) -> PathBuf {
-    Path::new(FORMER_SYSCTLS).join(namespace.to_string())
+    Ok(Path::new(FORMER_SYSCTLS).join(netns::cookie()?.to_string()))
 }
 
 fn remove_former(place: &Path) {
@@ -342,10 +348,12 @@ fn remove_former(place: &Path) {
     let _ = std::fs::remove_dir(FORMER_SYSCTLS);
 }
 
-/// Forgets what an agent that was killed has changed in a network namespace, given by its inode, that is about to go:
-/// the next one may have the same number.
-pub fn forget_former_sysctls(namespace: u64) {
-    remove_former(&place_of_former_in(namespace));
+/// Forgets what an agent that was killed has changed in the calling thread's network namespace, which is about to go.
+///
+/// # Errors
+/// When the kernel does not tell which one it is.
+pub fn forget_former_sysctls() -> io::Result<()> {
+    place_of_former().map(|place| remove_former(&place))
 }
 
 /// What an agent of this network namespace wrote down that has crashed.

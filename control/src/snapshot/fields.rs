@@ -16,6 +16,11 @@ pub fn parse_ip(text: &str) -> Option<IpAddr> {
         .or_else(|| without_leading_zeros(text)?.parse().ok())
 }
 
+/// As [`parse_ip`]; an IPv4 address in the form of IPv6 (`::ffff:10.0.0.1`) is the IPv4 address, as in Go (`To4`).
+pub(super) fn parse_canonical_ip(text: &str) -> Option<IpAddr> {
+    parse_ip(text).map(|address| address.to_canonical())
+}
+
 /// Reads a CIDR and clears its host bits (`netutils.ParseCIDRSloppy`).
 pub fn parse_cidr(text: &str) -> Option<IpNet> {
     let (address, length) = text.split_once('/')?;
@@ -40,7 +45,7 @@ fn without_leading_zeros(text: &str) -> Option<String> {
 /// An address.
 pub(super) fn ip<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpAddr, D::Error> {
     from_text(deserializer, |text| {
-        parse_ip(text).ok_or_else(|| not_an_ip(text))
+        parse_canonical_ip(text).ok_or_else(|| not_an_ip(text))
     })
 }
 
@@ -72,7 +77,7 @@ pub(super) fn optional_ip<'de, D: Deserializer<'de>>(
 ) -> Result<Option<IpAddr>, D::Error> {
     match Option::<String>::deserialize(deserializer)?.as_deref() {
         None | Some("") => Ok(None),
-        Some(text) => match parse_ip(text) {
+        Some(text) => match parse_canonical_ip(text) {
             None => Err(D::Error::custom(not_an_ip(text))),
             address => Ok(address),
         },

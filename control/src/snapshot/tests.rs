@@ -281,6 +281,15 @@ fn node(body: &str) -> String {
 }
 
 /// Text and the whole message.
+/// An IPv4 address in the form of IPv6 is what it stands for.
+#[test]
+fn mapped_addresses_are_of_ipv4() {
+    let text = SERVICE.replace("10.96.0.10", "\"::ffff:10.96.0.10\"");
+    let snapshot = Snapshot::parse("x", &text).unwrap();
+    let address = objects::ClusterIp::Address([10, 96, 0, 10].into());
+    assert_eq!(snapshot.services[0].spec.cluster_ip, address);
+}
+
 fn bad_objects() -> Vec<(String, &'static str)> {
     let ports = "  ports:\n  - port: 80\n";
     vec![
@@ -297,6 +306,7 @@ fn bad_objects() -> Vec<(String, &'static str)> {
         ("apiVersion: v1\nkind: Service\nspec: {ports: [{port: 80}]}\n".to_owned(), "x.yaml:1: Service without a name: missing field `metadata`"),
         ("apiVersion: v1\nkind: Service\nmetadata: {namespace: demo}\nspec: {ports: [{port: 80}]}\n".to_owned(), "x.yaml:3: Service without a name: metadata.name: is missing; every object has one"),
         (service(ports).replace("web", "Web_1"), "x.yaml:3: Service demo/Web_1: metadata.name: `Web_1` has characters other than a-z, 0-9, `-` and `.`; no cluster would take it"),
+        (service("  ports:\n  - port: 80\n    name: \"a\\n-A b\"\n"), "x.yaml:7: Service demo/web: spec.ports[0].name: `a\\n-A b` has other characters than a-z, 0-9 and `-`, or more than 63 of them; no cluster would take it"),
         (service(ports).replace("name: web", "name: 7"), "x.yaml:3: Service without a name: metadata.name: invalid type: integer `7`, expected a string"),
         (service("  clusterIP: 10.96.0.10\n"), "x.yaml:5: Service demo/web: spec.ports: is empty; a Service needs at least one port"),
         ("apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: []\n".to_owned(), "x.yaml:4: Service default/web: spec: invalid type: sequence, expected an object"),

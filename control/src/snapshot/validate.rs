@@ -47,6 +47,15 @@ fn name(name: &str) -> Option<Broken> {
     })
 }
 
+/// A port's name, if it has one: a DNS label.
+fn port_name(field: String, name: &str) -> Option<Broken> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (name.len() > 63 || !name.chars().all(allowed)).then(|| {
+        let rule = "has other characters than a-z, 0-9 and `-`, or more than 63 of them; no cluster would take it";
+        broken(field, format!("`{}` {rule}", name.escape_debug()))
+    })
+}
+
 fn annotation(annotations: &BTreeMap<String, String>) -> Option<Broken> {
     let value = annotations.get(SELECTION_ANNOTATION)?;
     Selection::from_name(value).is_none().then(|| {
@@ -69,6 +78,7 @@ fn ports(spec: &ServiceSpec) -> Vec<Broken> {
     for (index, port) in spec.ports.iter().enumerate() {
         let field = |name: &str| format!("spec.ports[{index}].{name}");
         let protocol = port.protocol;
+        found.extend(port_name(field("name"), &port.name));
         if !names.insert((&port.name, protocol)) {
             found.push(if port.name.is_empty() {
                 broken(
@@ -165,6 +175,7 @@ pub(super) fn slice(slice: &EndpointSlice) -> Vec<Broken> {
     found.extend(name(&slice.metadata.name));
     let mut names = HashSet::new();
     for (index, port) in slice.ports.iter().enumerate() {
+        found.extend(port_name(format!("ports[{index}].name"), &port.name));
         if !names.insert((&port.name, port.protocol)) {
             let message = format!(
                 "another port is called `{}` too; names are unique",

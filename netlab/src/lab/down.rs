@@ -48,9 +48,8 @@ pub(super) fn clear(lab: &str) -> Result<()> {
             end_all(&state)?;
         }
         for name in &state.namespaces {
-            if let Ok((_, inode)) = Namespace::open(name).and_then(|open| open.identity()) {
-                forget_former_sysctls(inode);
-            }
+            // It may be gone already.
+            let _ = Namespace::open(name).and_then(|open| open.run(forget_former_sysctls));
             namespace::remove(name)
                 .map_err(io_error(namespace::path(name).display().to_string()))?;
         }

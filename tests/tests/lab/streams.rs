@@ -1,6 +1,7 @@
 //! Long streams through the dataplane: large files by their hash, iperf3, both families, offloads on and off.
 
 use super::{Lab, is_alive, lab, leftovers, pids, stderr, stdout};
+use dataplane::sys::netns::cookie;
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -82,10 +83,8 @@ fn root_a_lab_whose_agents_were_killed_goes_down_and_comes_up_again() {
         let kill = Command::new("kill").args(["-9", &pid.to_string()]).status();
         assert!(kill.unwrap().success());
     }
-    // Held, so that no other lab gets its number meanwhile.
-    let node = again.namespace("node-a");
-    let (_, inode) = node.identity().unwrap();
-    let former_sysctls = format!("/run/penstock/sysctls/{inode}");
+    let cookie = again.namespace("node-a").run(cookie).unwrap();
+    let former_sysctls = format!("/run/penstock/sysctls/{cookie}");
     assert!(Path::new(&former_sysctls).exists(), "{former_sysctls}");
     drop(again);
     assert_eq!(leftovers(name), Vec::<String>::new());

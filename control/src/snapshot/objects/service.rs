@@ -91,9 +91,13 @@ impl<'de> Deserialize<'de> for ClusterIp {
         fields::from_text(deserializer, |text| match text {
             "" => Ok(Self::Unset),
             "None" => Ok(Self::Headless),
-            _ => fields::parse_ip(text).map(Self::Address).ok_or_else(|| {
-                format!("`{text}` is not an IP address; write one, or None for a headless Service")
-            }),
+            _ => fields::parse_canonical_ip(text)
+                .map(Self::Address)
+                .ok_or_else(|| {
+                    format!(
+                        "`{text}` is not an IP address; write one, or None for a headless Service"
+                    )
+                }),
         })
     }
 }

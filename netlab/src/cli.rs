@@ -202,8 +202,8 @@ fn status(lab: Option<String>, form: Form) -> Result<ExitCode, Error> {
     }?;
     if let Some(why) = &broken {
         eprintln!(
-            "unhealthy: {why}; ./lab up {} makes it anew",
-            state.options.source.display()
+            "unhealthy: {why}; {} makes it anew",
+            state.options.command(&state.lab)
         );
     }
     Ok(ExitCode::from(u8::from(broken.is_some())))

@@ -7,6 +7,7 @@ use crate::plan::Plan;
 use crate::process::ProcessId;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -63,6 +64,27 @@ pub struct Options {
     pub via: Option<String>,
     /// How the agents run.
     pub agent: AgentOptions,
+}
+
+impl Options {
+    /// The command that makes a lab of this name as it was.
+    pub fn command(&self, lab: &str) -> String {
+        let mut command = format!("./lab up {} --name {lab}", self.source.display());
+        // Writing to a String cannot fail.
+        if let Some(config) = &self.config {
+            let _ = write!(command, " --config {}", config.display());
+        }
+        if self.dataplane != Dataplane::default() {
+            let _ = write!(command, " --dataplane {}", self.dataplane);
+        }
+        if let Some(via) = &self.via {
+            let _ = write!(command, " --via {via}");
+        }
+        for argument in self.agent.arguments() {
+            let _ = write!(command, " {argument}");
+        }
+        command
+    }
 }
 
 /// What `penstock node` is told besides.

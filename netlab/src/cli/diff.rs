@@ -81,7 +81,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Error> {
     let report = match &arguments.replay {
         Some(file) => {
             let case = diff::read_case(file);
-            let case = case.map_err(|error| Error::Usage(format!("{error:#}")))?;
+            let case = case.map_err(|error| Error::Failed(format!("{error:#}")))?;
             diff::replay(file, &case, &request)
         }
         None => diff::run(&request, &told),
@@ -148,7 +148,7 @@ fn request(arguments: &Arguments) -> Result<Request, Error> {
 
 /// The given objects, seen from the node that was named, or from each.
 fn clusters(path: &Path, arguments: &Arguments) -> Result<Vec<Cluster>, Error> {
-    let wrong = |error: &dyn std::fmt::Display| Error::Usage(error.to_string());
+    let wrong = |error: &dyn std::fmt::Display| Error::Failed(error.to_string());
     let snapshot = Snapshot::read(path).map_err(|error| wrong(&error))?;
     let objects = diff::generate::objects(path).map_err(|error| wrong(&format!("{error:#}")))?;
     let config: Value = match &arguments.config {

@@ -3,10 +3,6 @@
 use super::Cluster;
 use fastrand::Rng;
 use serde_json::{Value, json};
-use std::ops::Range;
-
-/// One for each Service at the most.
-pub(super) const HEALTH_CHECK_PORTS: Range<u16> = 31_000..31_014;
 
 const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 
@@ -183,7 +179,7 @@ fn service(
         spec["externalTrafficPolicy"] = json!(pick(rng, &["Cluster", "Local"]));
     }
     if kind == "LoadBalancer" && spec["externalTrafficPolicy"] == "Local" {
-        spec["healthCheckNodePort"] = (usize::from(HEALTH_CHECK_PORTS.start) + number).into();
+        spec["healthCheckNodePort"] = (31_000 + number).into();
     }
     if rng.u8(..5) == 0 {
         spec["sessionAffinity"] = "ClientIP".into();

@@ -4,7 +4,7 @@ mod tcp;
 
 use super::super::case::{Body, Extension, Flow, Order, Packet, Place, Shape, Step};
 use super::super::wire::{ICMP, ICMPV6, SCTP, TCP, UDP};
-use super::cluster::{HEALTH_CHECK_PORTS, pick};
+use super::cluster::pick;
 use super::layout::{LOCALHOST, Layout, Target, has_sockets};
 use control::model::Family;
 use fastrand::Rng;
@@ -43,8 +43,8 @@ pub(super) fn random(
         source_port += 1;
     }
     // The node listens there, and gives such a port to nobody else.
-    if HEALTH_CHECK_PORTS.contains(&source_port) {
-        source_port += HEALTH_CHECK_PORTS.len() as u16;
+    while layout.health_check_ports.contains(&source_port) {
+        source_port += 1;
     }
     flows.push(Flow {
         from,

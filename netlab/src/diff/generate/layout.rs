@@ -11,7 +11,7 @@ use control::render::Proxiers;
 use control::snapshot::{Node, Snapshot};
 use fastrand::Rng;
 use ipnet::IpNet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 pub(super) const LOCALHOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -24,6 +24,8 @@ pub(super) struct Layout {
     pub(super) links: Vec<Link>,
     pub(super) clients: Vec<(Place, IpAddr)>,
     pub(super) targets: Vec<Target>,
+    /// Where the node listens for health checks.
+    pub(super) health_check_ports: HashSet<u16>,
 }
 
 /// An address and port that may mean something.
@@ -107,6 +109,11 @@ impl Layout {
             links,
             clients,
             targets,
+            health_check_ports: snapshot
+                .services
+                .iter()
+                .filter_map(|service| service.spec.health_check_node_port)
+                .collect(),
         })
     }
 

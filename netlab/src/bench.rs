@@ -1,7 +1,8 @@
 //! `./lab bench`: dataplanes side by side, each in a lab of equal make: a client outside, a node, a pod that answers.
 //!
-//! All labs of a run are up at the same time and take turns, A B A B, over several rounds; an error of a client ends
-//! the run. Plain routing and the bare copy loop through the agent's own devices are asked by the pod's address: the
+//! All labs of a run, of all dataplanes with all numbers of Services, are up at the same time and take turns, A B A B, over
+//! several rounds: 10,000 Services by one, too, is a ratio of what was measured at the same time. Those of `update`, `snat`
+//! and `attack` have one number of Services at a time. An error of a client ends the run. Plain routing and the bare copy loop through the agent's own devices are asked by the pod's address: the
 //! one bounds what any dataplane can reach, the other what one on TUN devices can.
 
 mod ask;
@@ -184,14 +185,12 @@ pub fn run(arguments: &Arguments, interrupted: &(dyn Fn() -> bool + Sync)) -> Re
         arguments,
         interrupted,
     };
-    for &services in &arguments.services {
-        report.rows.extend(match arguments.benchmark {
-            Benchmark::Update => update::rows(run, services)?,
-            Benchmark::Snat => snat::rows(run, services)?,
-            Benchmark::Attack => attack::rows(run, services)?,
-            _ => side_by_side(run, services)?,
-        });
-    }
+    report.rows = match arguments.benchmark {
+        Benchmark::Update => run.one_size_at_a_time(update::rows)?,
+        Benchmark::Snat => run.one_size_at_a_time(snat::rows)?,
+        Benchmark::Attack => run.one_size_at_a_time(attack::rows)?,
+        _ => side_by_side(run)?,
+    };
     report.machine.load_after = machine::load();
     if let Some(path) = &arguments.report {
         std::fs::write(path, html::page(&report)).map_err(io_error(path.display().to_string()))?;
@@ -210,15 +209,15 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Numbers of Services, each once.
+    fn sizes(&self) -> Vec<u32> {
+        each_once(self.arguments.services.iter().copied())
+    }
+
     /// Penstock, and what it is held against, each once.
     fn subjects(&self) -> Vec<Subject> {
-        let mut subjects = vec![Subject::Penstock];
-        for subject in &self.arguments.against {
-            if !subjects.contains(subject) {
-                subjects.push(*subject);
-            }
-        }
-        subjects
+        let peers = self.arguments.against.iter().copied();
+        each_once([Subject::Penstock].into_iter().chain(peers))
     }
 
     /// Those of them that make Services work.
@@ -227,6 +226,42 @@ impl Run<'_> {
         subjects.retain(|subject| subject.has_services());
         subjects
     }
+
+    /// A lab of each subject with each number of Services.
+    fn beds(self) -> Result<Vec<Bed>, Error> {
+        let mut beds = Vec::new();
+        for services in self.sizes() {
+            for subject in self.subjects() {
+                let size = counted(services, "Service");
+                eprintln!("bench: {} with {size}", subject.name());
+                let shape = (services, self.arguments.benchmark);
+                beds.push(Bed::make(subject, shape, self.interrupted)?);
+            }
+        }
+        Ok(beds)
+    }
+
+    fn one_size_at_a_time(
+        self,
+        rows: fn(Self, u32) -> Result<Vec<Row>, Error>,
+    ) -> Result<Vec<Row>, Error> {
+        let mut all = Vec::new();
+        for services in self.sizes() {
+            all.extend(rows(self, services)?);
+        }
+        Ok(all)
+    }
+}
+
+/// Without those that came before.
+fn each_once<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
+    let mut found = Vec::new();
+    for one in all {
+        if !found.contains(&one) {
+            found.push(one);
+        }
+    }
+    found
 }
 
 /// What a run has left that was killed: its labs have an owner that is no more.
@@ -244,34 +279,39 @@ fn clear_dead_labs() {
     }
 }
 
-/// All subjects with so many Services, in both placements; through each Service that is probed.
-fn side_by_side(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
-    let Arguments {
-        benchmark, time, ..
-    } = *run.arguments;
-    let size = counted(services, "Service");
-    let mut beds = Vec::new();
-    for subject in run.subjects() {
-        eprintln!("bench: {} with {size}", subject.name());
-        beds.push(Bed::make(subject, (services, benchmark), run.interrupted)?);
-    }
+/// All subjects with all numbers of Services, in both placements; through each Service that is probed.
+fn side_by_side(run: Run<'_>) -> Result<Vec<Row>, Error> {
+    let time = Duration::from_millis(run.arguments.time.into());
+    let beds = run.beds()?;
     let mut rows = Vec::new();
     for placement in Placement::of_this_machine() {
-        let name = placement.name();
         let rounds = counted(run.arguments.rounds(), "round");
-        eprintln!("bench: {size}, {name}, {rounds}");
-        let mut all = Vec::new();
-        for position in &run.arguments.probed {
-            let probed = beds.iter().filter(|bed| bed.has(*position));
-            all.extend(probed.map(|bed| {
-                let key = Key::of(services, bed.subject, name).at(*position);
-                (key, (bed, *position))
-            }));
-        }
+        eprintln!("bench: all of them, {}, {rounds}", placement.name());
+        let all = in_all_places(run, &beds, placement);
         rows.extend(turns::take(run, all, |(bed, position), _| {
-            let time = Duration::from_millis(time.into());
-            bed.measure(benchmark, *position, placement, time)
+            bed.measure(run.arguments.benchmark, *position, placement, time)
         })?);
     }
+    let sizes = run.sizes();
+    rows.sort_by_key(|row| sizes.iter().position(|size| *size == row.key.services));
     Ok(rows)
+}
+
+/// Who takes a turn, by number of Services and place: each beside those that it is held against.
+fn in_all_places<'a>(
+    run: Run<'_>,
+    beds: &'a [Bed],
+    placement: Placement,
+) -> Vec<(Key, (&'a Bed, Position))> {
+    let mut all = Vec::new();
+    for services in run.sizes() {
+        for position in each_once(run.arguments.probed.iter().copied()) {
+            let is_probed = |bed: &&Bed| bed.services == services && bed.has(position);
+            all.extend(beds.iter().filter(is_probed).map(|bed| {
+                let key = Key::of(services, bed.subject, placement.name()).at(position);
+                (key, (bed, position))
+            }));
+        }
+    }
+    all
 }

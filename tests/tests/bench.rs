@@ -204,6 +204,35 @@ fn root_side_by_side(benchmark: &str, services: &str, metric: &str) {
     }
 }
 
+/// What is said on the way tells: no lab is made between two turns.
+#[test]
+fn root_all_numbers_of_services_take_turns_with_each_other() {
+    let mut command = Command::new(binary("penstock-lab"));
+    command.args(["bench", "latency", "--services", "1,3,1", "--rounds", "1"]);
+    command.args(["--against", "plain", "--time", "10", "--busy-is-fine"]);
+    let output = command.args(["-o", "json"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    let lines: Vec<&str> = said.lines().collect();
+    let made = [
+        "bench: penstock with 1 Service",
+        "bench: plain with 1 Service",
+        "bench: penstock with 3 Services",
+        "bench: plain with 3 Services",
+    ];
+    assert!(lines.starts_with(&made), "{said}");
+    let placements = &lines[made.len()..];
+    let is_one = |name: &str| said.matches(name).count() <= 1;
+    assert!(placements.len() <= 2 && is_one("one-cpu") && is_one("apart"));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    let sizes: Vec<u64> = rows
+        .iter()
+        .map(|row| value(row, "services") as u64)
+        .collect();
+    assert!(sizes.is_sorted() && sizes.contains(&1) && sizes.contains(&3));
+}
+
 #[test]
 fn root_connections_go_through_every_dataplane() {
     root_side_by_side("connections", "40", "connections_per_second");

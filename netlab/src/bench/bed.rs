@@ -28,7 +28,7 @@ pub(super) struct Bed {
     client: Namespace,
     node: Namespace,
     processes: Vec<Process>,
-    services: u32,
+    pub(super) services: u32,
 }
 
 impl Bed {
@@ -38,7 +38,8 @@ impl Bed {
         interrupted: &(dyn Fn() -> bool + Sync),
     ) -> Result<Self, Error> {
         // Two runs at the same time would spoil one another, but not each other's labs.
-        let lab = format!("{PREFIX}{}-{}", subject.name(), std::process::id());
+        let (name, run) = (subject.name(), std::process::id());
+        let lab = format!("{PREFIX}{name}-{}-{run}", shape.0);
         let folder = std::env::temp_dir().join(&lab);
         let made = Self::make_in((&folder, &lab), subject, shape, interrupted);
         // What the lab needs it has copied.
@@ -220,7 +221,7 @@ impl Bed {
     }
 
     fn failed(&self, address: SocketAddr) -> impl FnOnce(io::Error) -> Error {
-        io_error(format!("{}: the client to {address}", self.subject.name()))
+        io_error(format!("{}: the client to {address}", self.lab))
     }
 }
 

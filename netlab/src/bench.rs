@@ -3,7 +3,8 @@
 //! All labs of a run, of all dataplanes with all numbers of Services, are up at the same time and take turns, A B A B, over
 //! several rounds: 10,000 Services by one, too, is a ratio of what was measured at the same time. Those of `update`, `snat`
 //! and `attack` have one number of Services at a time. An error of a client ends the run. Plain routing and the bare copy loop through the agent's own devices are asked by the pod's address: the
-//! one bounds what any dataplane can reach, the other what one on TUN devices can.
+//! one bounds what any dataplane can reach, the other what one on TUN devices can. An agent that never sleeps is stopped in
+//! the turns of others.
 
 mod ask;
 mod attack;
@@ -16,6 +17,7 @@ mod machine;
 mod objects;
 mod partial_rules;
 mod report;
+mod rest;
 mod server;
 mod snat;
 mod turns;
@@ -227,7 +229,7 @@ impl Run<'_> {
         subjects
     }
 
-    /// A lab of each subject with each number of Services.
+    /// A lab of each subject with each number of Services, at rest until its turn.
     fn beds(self) -> Result<Vec<Bed>, Error> {
         let mut beds = Vec::new();
         for services in self.sizes() {
@@ -235,7 +237,9 @@ impl Run<'_> {
                 let size = counted(services, "Service");
                 eprintln!("bench: {} with {size}", subject.name());
                 let shape = (services, self.arguments.benchmark);
-                beds.push(Bed::make(subject, shape, self.interrupted)?);
+                let bed = Bed::make(subject, shape, self.interrupted)?;
+                bed.rest()?;
+                beds.push(bed);
             }
         }
         Ok(beds)

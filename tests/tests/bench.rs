@@ -3,8 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 use serde_json::Value;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// A binary of the workspace, which lies beside the folder of the tests.
 fn binary(name: &str) -> PathBuf {
@@ -231,6 +232,39 @@ fn root_all_numbers_of_services_take_turns_with_each_other() {
         .map(|row| value(row, "services") as u64)
         .collect();
     assert!(sizes.is_sorted() && sizes.contains(&1) && sizes.contains(&3));
+}
+
+/// It would take the processor from the others: it is seen to be stopped, and to run.
+#[test]
+fn root_who_never_sleeps_is_stopped_in_the_turns_of_others() {
+    let mut command = Command::new(binary("penstock-lab"));
+    command.args(["bench", "latency", "--services", "1", "--rounds", "4"]);
+    command.args(["--against", "busy-poll", "--busy-is-fine", "-o", "json"]);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut run = command.spawn().unwrap();
+    let lab = format!("/run/penstock/bench-busy-poll-1-{}", run.id());
+    let [mut stopped, mut running] = [0, 0];
+    while run.try_wait().unwrap().is_none() {
+        match state_of_agent(&lab) {
+            Some('T') => stopped += 1,
+            Some(_) if stopped > 0 => running += 1,
+            _ => {}
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(run.wait().unwrap().success());
+    assert!(stopped > 0 && running > 0, "{stopped} {running}");
+    assert!(!Path::new(&lab).exists());
+}
+
+/// As in field 3 of `/proc/PID/stat`, when the lab is up.
+fn state_of_agent(lab: &str) -> Option<char> {
+    let state = std::fs::read_to_string(format!("{lab}/state.json")).ok()?;
+    let state: Value = serde_json::from_str(&state).ok()?;
+    let mut processes = state["processes"].as_array()?.iter();
+    let agent = processes.find(|process| process["role"] == "agent")?;
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent["id"]["pid"])).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! one bounds what any dataplane can reach, the other what one on TUN devices can. An agent that never sleeps is stopped in
 //! the turns of others.
 
+mod arguments;
 mod ask;
 mod attack;
 mod bed;
@@ -23,73 +24,18 @@ mod snat;
 mod turns;
 mod update;
 
+pub use arguments::Arguments;
 pub use server::serve;
 
 use crate::lab::{Error, io_error};
 use crate::state::{self, State};
+use arguments::Form;
 use bed::Bed;
 use clap::ValueEnum;
 use machine::{Placement, Settings};
 use objects::Position;
 use report::{Key, Report, Row, counted};
-use std::path::PathBuf;
 use std::time::Duration;
-
-/// Arguments of `./lab bench`.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Arguments {
-    /// What is measured
-    benchmark: Benchmark,
-    /// Numbers of Services
-    #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [1, 10_000], value_parser = clap::value_parser!(u32).range(1..=60_000))]
-    services: Vec<u32>,
-    /// Endpoints of each Service but the probed one, in `update`
-    #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [10], value_parser = clap::value_parser!(u32).range(1..=20))]
-    endpoints: Vec<u32>,
-    /// Where the probed Service stands among the others, in those that ask through one; the middle only where there is one
-    #[arg(long, value_name = "PLACE,PLACE", value_delimiter = ',', default_values = ["end", "middle"])]
-    probed: Vec<Position>,
-    /// What Penstock is held against
-    #[arg(long, value_name = "PEER,PEER", value_delimiter = ',', default_values = ["iptables", "nftables", "plain", "tun-copy"])]
-    against: Vec<Subject>,
-    /// Rounds in which all take turns; 15 when absent, and 5 in `update`, `snat` and `attack`
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
-    rounds: Option<u32>,
-    /// How long each is measured in a round
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=60_000))]
-    time: u32,
-    /// When a cold load of rules is given up, in `update`
-    #[arg(long, value_name = "SECONDS", default_value_t = 240, value_parser = clap::value_parser!(u32).range(1..=3600))]
-    patience: u32,
-    /// Packets of an attack by 1,000; as many as are ten tables when absent, for the scan, and two for others
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    thousands: Option<u32>,
-    /// Measure although other programs use the processors
-    #[arg(long)]
-    busy_is_fine: bool,
-    /// Write the figures as a page for browsers, too
-    #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
-    /// How to print
-    #[arg(short, long, default_value = "text")]
-    output: Form,
-}
-
-impl Arguments {
-    /// Many short turns rather than few long ones: what else the machine does changes within seconds.
-    fn rounds(&self) -> u32 {
-        let usual = if self.benchmark.is_by_time() { 15 } else { 5 };
-        self.rounds.unwrap_or(usual)
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Form {
-    /// For people
-    Text,
-    /// One JSON document
-    Json,
-}
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -111,6 +57,22 @@ pub(crate) enum Benchmark {
 }
 
 impl Benchmark {
+    /// As in arguments and reports.
+    pub(crate) fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// Whether Penstock can be held against it: all but those that count by time are about Services, and `update` starts
+    /// agents of its own.
+    const fn can_use(self, subject: Subject) -> bool {
+        match self {
+            Self::Update => subject.has_services() && !matches!(subject, Subject::BusyPoll),
+            Self::Snat | Self::Attack => subject.has_services(),
+            _ => true,
+        }
+    }
+
     /// Whether it counts what happens in a turn's time.
     const fn is_by_time(self) -> bool {
         matches!(
@@ -163,6 +125,7 @@ impl Subject {
 
 /// Measures and prints. `interrupted` ends the run; its labs go in any case.
 pub fn run(arguments: &Arguments, interrupted: &(dyn Fn() -> bool + Sync)) -> Result<(), Error> {
+    arguments.check()?;
     if !rustix::process::geteuid().is_root() {
         let text =
             "a lab is made of network namespaces, which only root may make; run it with sudo";
@@ -211,29 +174,11 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Numbers of Services, each once.
-    fn sizes(&self) -> Vec<u32> {
-        each_once(self.arguments.services.iter().copied())
-    }
-
-    /// Penstock, and what it is held against, each once.
-    fn subjects(&self) -> Vec<Subject> {
-        let peers = self.arguments.against.iter().copied();
-        each_once([Subject::Penstock].into_iter().chain(peers))
-    }
-
-    /// Those of them that make Services work.
-    fn with_services(&self) -> Vec<Subject> {
-        let mut subjects = self.subjects();
-        subjects.retain(|subject| subject.has_services());
-        subjects
-    }
-
     /// A lab of each subject with each number of Services, at rest until its turn.
     fn beds(self) -> Result<Vec<Bed>, Error> {
         let mut beds = Vec::new();
-        for services in self.sizes() {
-            for subject in self.subjects() {
+        for services in self.arguments.sizes() {
+            for subject in self.arguments.subjects() {
                 let size = counted(services, "Service");
                 eprintln!("bench: {} with {size}", subject.name());
                 let shape = (services, self.arguments.benchmark);
@@ -250,7 +195,7 @@ impl Run<'_> {
         rows: fn(Self, u32) -> Result<Vec<Row>, Error>,
     ) -> Result<Vec<Row>, Error> {
         let mut all = Vec::new();
-        for services in self.sizes() {
+        for services in self.arguments.sizes() {
             all.extend(rows(self, services)?);
         }
         Ok(all)
@@ -285,7 +230,7 @@ fn clear_dead_labs() {
 
 /// All subjects with all numbers of Services, in both placements; through each Service that is probed.
 fn side_by_side(run: Run<'_>) -> Result<Vec<Row>, Error> {
-    let time = Duration::from_millis(run.arguments.time.into());
+    let time = Duration::from_millis(run.arguments.time().into());
     let beds = run.beds()?;
     let mut rows = Vec::new();
     for placement in Placement::of_this_machine() {
@@ -296,7 +241,7 @@ fn side_by_side(run: Run<'_>) -> Result<Vec<Row>, Error> {
             bed.measure(run.arguments.benchmark, *position, placement, time)
         })?);
     }
-    let sizes = run.sizes();
+    let sizes = run.arguments.sizes();
     rows.sort_by_key(|row| sizes.iter().position(|size| *size == row.key.services));
     Ok(rows)
 }
@@ -308,8 +253,8 @@ fn in_all_places<'a>(
     placement: Placement,
 ) -> Vec<(Key, (&'a Bed, Position))> {
     let mut all = Vec::new();
-    for services in run.sizes() {
-        for position in each_once(run.arguments.probed.iter().copied()) {
+    for services in run.arguments.sizes() {
+        for position in run.arguments.places() {
             let is_probed = |bed: &&Bed| bed.services == services && bed.has(position);
             all.extend(beds.iter().filter(is_probed).map(|bed| {
                 let key = Key::of(services, bed.subject, placement.name()).at(position);

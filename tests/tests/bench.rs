@@ -205,6 +205,29 @@ fn root_side_by_side(benchmark: &str, services: &str, metric: &str) {
     }
 }
 
+/// Also without root: nothing is made before.
+#[test]
+fn what_cannot_be_honoured_is_refused_before_anything_is_made() {
+    for (arguments, advice) in [
+        ("update --against plain", "iptables, nftables"),
+        ("update --against busy-poll", "iptables, nftables"),
+        ("snat --against tun-copy", "busy-poll"),
+        ("latency --services 1,2 --probed middle", "--probed end"),
+        ("attack --probed end", "leave it out"),
+    ] {
+        let mut command = Command::new(binary("penstock-lab"));
+        command.arg("bench").args(arguments.split(' '));
+        let output = command.arg("--busy-is-fine").output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments}: {said}");
+        assert!(
+            said.starts_with("error: ") && said.contains(advice),
+            "{said}"
+        );
+        assert_eq!((output.stdout, said.lines().count()), (Vec::new(), 1));
+    }
+}
+
 /// What is said on the way tells: no lab is made between two turns.
 #[test]
 fn root_all_numbers_of_services_take_turns_with_each_other() {

@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 pub(super) fn page(report: &Report) -> String {
     let [machine, settings] = report.circumstances();
-    let name = report.name();
+    let name = report.benchmark.name();
     let mut metrics: Vec<&str> = Vec::new();
     for row in &report.rows {
         if !metrics.contains(&row.metric) {

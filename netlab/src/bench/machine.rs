@@ -61,7 +61,7 @@ impl Settings {
     pub(super) fn of(arguments: &Arguments) -> Self {
         Self {
             rounds: arguments.rounds(),
-            milliseconds: arguments.time,
+            milliseconds: arguments.time(),
             workers: WORKERS,
             iptables: version(super::load_rules::iptables_restore()),
             nftables: version("nft"),

@@ -4,7 +4,6 @@ use super::load::Figures;
 use super::machine::{Machine, Settings};
 use super::objects::Position;
 use super::{Benchmark, Subject};
-use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -203,15 +202,10 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn name(&self) -> String {
-        let value = self.benchmark.to_possible_value();
-        value.map_or_else(String::new, |value| value.get_name().to_owned())
-    }
-
     pub(super) fn json(&self) -> Value {
         json!({
             "schemaVersion": 1,
-            "benchmark": self.name(),
+            "benchmark": self.benchmark.name(),
             "settings": self.settings,
             "machine": self.machine,
             "rows": self.rows,
@@ -248,7 +242,7 @@ impl Report {
     pub(super) fn text(&self) -> String {
         const BAR: f64 = 40.0;
         let [machine, settings] = self.circumstances();
-        let mut text = format!("{}: {machine}\n{settings}\n", self.name());
+        let mut text = format!("{}: {machine}\n{settings}\n", self.benchmark.name());
         for group in self.groups() {
             // Writing to a String does not fail.
             let _ = writeln!(text, "\n{}", group.title());

@@ -131,6 +131,7 @@ pub fn run(arguments: &Arguments, interrupted: &(dyn Fn() -> bool + Sync)) -> Re
             "a lab is made of network namespaces, which only root may make; run it with sudo";
         return Err(Error::Unable(text.to_owned()));
     }
+    arguments.check_report()?;
     let machine = machine::Machine::describe();
     if machine.is_busy() && !arguments.busy_is_fine {
         let text = format!(
@@ -157,13 +158,16 @@ pub fn run(arguments: &Arguments, interrupted: &(dyn Fn() -> bool + Sync)) -> Re
         _ => side_by_side(run)?,
     };
     report.machine.load_after = machine::load();
-    if let Some(path) = &arguments.report {
-        std::fs::write(path, html::page(&report)).map_err(io_error(path.display().to_string()))?;
-    }
-    match arguments.output {
+    // The figures are there, and come out whatever becomes of the page.
+    let printed = match arguments.output {
         Form::Json => crate::screens::print_json(&report.json()),
         Form::Text => crate::screens::print(&report.text()),
-    }
+    };
+    let written = arguments.report.as_ref().map_or(Ok(()), |path| {
+        let page = html::page(&report);
+        std::fs::write(path, page).map_err(io_error(path.display().to_string()))
+    });
+    printed.and(written)
 }
 
 /// What all benchmarks are told.

@@ -228,6 +228,33 @@ fn what_cannot_be_honoured_is_refused_before_anything_is_made() {
     }
 }
 
+/// A disk that is full at the end.
+#[test]
+fn root_figures_are_printed_though_the_report_cannot_be_written() {
+    let run = |report: &str| {
+        let mut command = Command::new(binary("penstock-lab"));
+        command.args(["bench", "latency", "--services", "1", "--rounds", "1"]);
+        command.args(["--against", "plain", "--time", "10", "--busy-is-fine"]);
+        command
+            .args(["-o", "json", "--report", report])
+            .output()
+            .unwrap()
+    };
+    let full = run("/dev/full");
+    let said = String::from_utf8(full.stderr).unwrap();
+    assert_eq!(full.status.code(), Some(1), "{said}");
+    assert!(said.contains("error: /dev/full: "), "{said}");
+    let report: Value = serde_json::from_slice(&full.stdout).unwrap();
+    assert!(!report["rows"].as_array().unwrap().is_empty());
+    let refused = run("/nowhere/page.html");
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(
+        said.starts_with("error: --report /nowhere/page.html: "),
+        "{said}"
+    );
+}
+
 /// What is said on the way tells: no lab is made between two turns.
 #[test]
 fn root_all_numbers_of_services_take_turns_with_each_other() {

@@ -4,6 +4,8 @@ use super::objects::{Position, middle};
 use super::{Benchmark, Subject, each_once};
 use crate::lab::Error;
 use clap::ValueEnum;
+use std::fs::{self, OpenOptions};
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -115,6 +117,25 @@ impl Arguments {
         refusal.map_or(Ok(()), |text| Err(Error::Usage(text)))
     }
 
+    /// Refuses a report that cannot be written, and leaves what is in its place as it is.
+    pub(super) fn check_report(&self) -> Result<(), Error> {
+        let Some(path) = &self.report else {
+            return Ok(());
+        };
+        let writable = match OpenOptions::new().write(true).create_new(true).open(path) {
+            Ok(_) => fs::remove_file(path),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                OpenOptions::new().write(true).open(path).map(drop)
+            }
+            Err(error) => Err(error),
+        };
+        writable.map_err(|error| {
+            let path = path.display();
+            let advice = "name a file in a folder that is there and can be written to";
+            Error::Usage(format!("--report {path}: {error}; {advice}"))
+        })
+    }
+
     fn useless_option(&self) -> Option<String> {
         let is_by_time = self.benchmark.is_by_time();
         let is_update = self.benchmark == Benchmark::Update;
@@ -200,6 +221,28 @@ mod tests {
                 "{line}: {refused}"
             );
         }
+    }
+
+    #[test]
+    fn a_report_that_cannot_be_written_is_refused_and_files_stay_as_they_are() {
+        let folder = std::env::temp_dir().join(format!("bench-report-{}", std::process::id()));
+        let check = |name: &str| {
+            let path = folder.join(name);
+            arguments(&format!("bulk --report {}", path.display())).check_report()
+        };
+        let refused = check("page.html").unwrap_err();
+        assert!(
+            matches!(&refused, Error::Usage(text) if text.contains("name a file in a folder")),
+            "{refused}"
+        );
+        fs::create_dir(&folder).unwrap();
+        assert!(check("").is_err(), "a folder");
+        assert!(check("page.html").is_ok() && !folder.join("page.html").exists());
+        fs::write(folder.join("page.html"), "yesterday's").unwrap();
+        assert!(check("page.html").is_ok());
+        let left = fs::read_to_string(folder.join("page.html")).unwrap();
+        assert_eq!(left, "yesterday's");
+        fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

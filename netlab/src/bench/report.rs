@@ -95,13 +95,15 @@ impl Series {
             let mut values = values.clone();
             values.sort_by(f64::total_cmp);
             let at = |nth: usize| values.get(nth).copied().unwrap_or(0.0);
+            let last = values.len().saturating_sub(1);
             Row {
                 key,
                 metric,
                 unit,
-                median: at(values.len() / 2),
+                // Of an even number the mean of the middle two.
+                median: f64::midpoint(at(last / 2), at(values.len() / 2)),
                 min: at(0),
-                max: at(values.len().saturating_sub(1)),
+                max: at(last),
                 runs: values.len(),
             }
         };
@@ -288,6 +290,21 @@ mod tests {
                 ("change", 2.0, 1.0, 3.0, 3)
             ]
         );
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_is_the_mean_of_the_middle_two() {
+        let median = |values: &[f64]| {
+            let mut series = Series::default();
+            for value in values {
+                series.add(vec![("change", "ms", *value)]);
+            }
+            series.rows(Key::of(1, Subject::Penstock, "any"))[0].median
+        };
+        assert_eq!(median(&[7.0]), 7.0);
+        assert_eq!(median(&[7.0, 1.0]), 4.0);
+        assert_eq!(median(&[7.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[7.0, 1.0, 2.0, 3.0]), 2.5);
     }
 
     #[test]

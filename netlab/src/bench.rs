@@ -48,7 +48,7 @@ pub(crate) enum Benchmark {
     Bulk,
     /// Small UDP packets per second
     Packets,
-    /// Ten endpoints each: how long all Services take, and the change of one endpoint until a packet goes the new way
+    /// How long all Services take, and the change of one endpoint until a packet goes the new way
     Update,
     /// New flows that arrive when nearly all ports for masquerading towards one destination are taken
     Snat,

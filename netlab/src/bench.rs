@@ -32,6 +32,7 @@ use crate::state::{self, State};
 use arguments::Form;
 use bed::Bed;
 use clap::ValueEnum;
+use jiff::Timestamp;
 use machine::{Placement, Settings};
 use objects::Position;
 use report::{Key, Report, Row, counted};
@@ -143,6 +144,7 @@ pub fn run(arguments: &Arguments, interrupted: &(dyn Fn() -> bool + Sync)) -> Re
     clear_dead_labs();
     let mut report = Report {
         benchmark: arguments.benchmark,
+        began: Timestamp::now(),
         settings: Settings::of(arguments),
         machine,
         rows: Vec::new(),

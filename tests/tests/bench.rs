@@ -80,6 +80,19 @@ fn of_labs(benchmark: &str, arguments: &[&str]) -> Vec<Value> {
     assert_eq!(report["benchmark"], benchmark);
     let machine = &report["machine"];
     assert!(machine["kernel"].is_string() && machine["load"].is_number());
+    let began = report["began"].as_str().unwrap();
+    assert!(
+        began.len() == "2026-01-01T00:00:00Z".len() && began.ends_with('Z'),
+        "{began}"
+    );
+    let is_busy = value(machine, "load") > 0.25 * value(machine, "processors");
+    assert_eq!(report["busy"], is_busy, "{machine}");
+    assert!(
+        report["settings"]["command"]
+            .as_str()
+            .unwrap()
+            .contains(benchmark)
+    );
     assert!(report["settings"]["nf_conntrack_max"].as_u64().unwrap() > 0);
     let Value::Array(rows) = report["rows"].take() else {
         panic!("no rows");

@@ -72,12 +72,16 @@ impl Arguments {
     /// Where Services are probed.
     pub(super) fn places(&self) -> Vec<Position> {
         let given = self.probed.as_deref();
-        each_once(
-            given
-                .unwrap_or_else(Position::value_variants)
-                .iter()
-                .copied(),
-        )
+        let places = given.unwrap_or_else(Position::value_variants);
+        let mut places = each_once(places.iter().copied());
+        places.retain(|place| *place == Position::End || self.has_middle());
+        places
+    }
+
+    /// Whether a Service stands in the middle in one of the sizes.
+    fn has_middle(&self) -> bool {
+        let mut sizes = self.services.iter();
+        sizes.any(|services| middle(*services).is_some())
     }
 
     /// Penstock, and what it is held against, each once.
@@ -107,6 +111,35 @@ impl Arguments {
 
     pub(super) fn patience(&self) -> Duration {
         Duration::from_secs(self.patience.unwrap_or(240).into())
+    }
+
+    /// The command, with all that was left out and counts.
+    pub(super) fn command(&self) -> String {
+        let subjects = self.subjects();
+        let peers = match subjects.as_slice() {
+            [_, peers @ ..] if !peers.is_empty() => peers,
+            alone => alone,
+        };
+        let mut text = format!(
+            "./lab bench {} --services {} --against {} --rounds {}",
+            self.benchmark.name(),
+            list(&self.sizes(), u32::to_string),
+            list(peers, |peer| peer.name().to_owned()),
+            self.rounds(),
+        );
+        if self.benchmark.is_by_time() {
+            let places = list(&self.places(), |place| place.name().to_owned());
+            text += &format!(" --probed {places} --time {}", self.time());
+        }
+        if self.benchmark == Benchmark::Update {
+            let endpoints = list(&self.endpoints(), u32::to_string);
+            let patience = self.patience().as_secs();
+            text += &format!(" --endpoints {endpoints} --patience {patience}");
+        }
+        let thousands = self
+            .thousands
+            .map(|number| format!(" --thousands {number}"));
+        text + &thousands.unwrap_or_default()
     }
 
     /// Refuses what cannot be honoured. What the user did not name himself adapts to the benchmark.
@@ -170,8 +203,7 @@ impl Arguments {
 
     fn useless_place(&self) -> Option<String> {
         let places = self.probed.as_deref()?;
-        let has_middle = |services: &u32| middle(*services).is_some();
-        if places.contains(&Position::Middle) && !self.services.iter().any(has_middle) {
+        if places.contains(&Position::Middle) && !self.has_middle() {
             let text = "so few Services have none in the middle; give --services 3 or more, or --probed end";
             return Some(text.to_owned());
         }
@@ -182,6 +214,11 @@ impl Arguments {
             format!("{name} has no Services, and its pod counts as the end; add end to --probed, or leave {name} out of --against")
         })
     }
+}
+
+/// As arguments take it.
+fn list<T>(all: &[T], text: impl Fn(&T) -> String) -> String {
+    all.iter().map(text).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -220,6 +257,29 @@ mod tests {
                 matches!(&refused, Error::Usage(text) if text.contains(advice)),
                 "{line}: {refused}"
             );
+        }
+    }
+
+    #[test]
+    fn the_command_of_a_report_can_be_given_again() {
+        for (line, command) in [
+            (
+                "latency --services 1,1 --rounds 2",
+                "latency --services 1 --against iptables,nftables,plain,tun-copy --rounds 2 --probed end --time 300",
+            ),
+            (
+                "update --services 7 --against nftables --endpoints 1,10",
+                "update --services 7 --against nftables --rounds 5 --endpoints 1,10 --patience 240",
+            ),
+            (
+                "attack --against penstock --thousands 5",
+                "attack --services 1,10000 --against penstock --rounds 5 --thousands 5",
+            ),
+        ] {
+            let told = arguments(line).command();
+            assert_eq!(told, format!("./lab bench {command}"));
+            let again = arguments(command);
+            assert!(again.check().is_ok() && again.command() == told, "{told}");
         }
     }
 

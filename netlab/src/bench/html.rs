@@ -5,7 +5,7 @@ use super::report::{Group, Report, Row};
 use std::fmt::Write;
 
 pub(super) fn page(report: &Report) -> String {
-    let [machine, settings] = report.circumstances();
+    let circumstances = report.circumstances().join("<br>");
     let name = report.benchmark.name();
     let mut metrics: Vec<&str> = Vec::new();
     for row in &report.rows {
@@ -23,7 +23,7 @@ pub(super) fn page(report: &Report) -> String {
         body += &section(metric, &groups);
     }
     format!(
-        "{HEAD}<title>Penstock: {name}</title>\n<main>\n<h1>Penstock: {name}</h1>\n<p>{machine}<br>{settings}</p>\n\
+        "{HEAD}<title>Penstock: {name}</title>\n<main>\n<h1>Penstock: {name}</h1>\n<p>{circumstances}</p>\n\
          <p class=legend>Bars are medians; the line over a bar leads from the least to the most of all rounds; <b>×</b> is \
          Penstock by this one.</p>\n{body}</main>\n"
     )

@@ -4,6 +4,7 @@ use super::load::Figures;
 use super::machine::{Machine, Settings};
 use super::objects::Position;
 use super::{Benchmark, Subject};
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -198,6 +199,7 @@ const OURS: &str = Subject::Penstock.name();
 #[derive(Clone, Debug)]
 pub(super) struct Report {
     pub(super) benchmark: Benchmark,
+    pub(super) began: Timestamp,
     pub(super) settings: Settings,
     pub(super) machine: Machine,
     pub(super) rows: Vec<Row>,
@@ -208,16 +210,30 @@ impl Report {
         json!({
             "schemaVersion": 1,
             "benchmark": self.benchmark.name(),
+            "began": self.began(),
+            "busy": self.machine.is_busy(),
             "settings": self.settings,
             "machine": self.machine,
             "rows": self.rows,
         })
     }
 
-    /// Machine and settings.
-    pub(super) fn circumstances(&self) -> [String; 2] {
+    /// When the run began, in UTC (RFC 3339).
+    fn began(&self) -> String {
+        format!("{:.0}", self.began)
+    }
+
+    /// When, on what, and how.
+    pub(super) fn circumstances(&self) -> [String; 4] {
         let machine = &self.machine;
+        let busy = if machine.is_busy() {
+            ", beside other programs: the machine was busy (--busy-is-fine)"
+        } else {
+            ""
+        };
         [
+            format!("began {}{busy}", self.began()),
+            self.settings.command.clone(),
             format!(
                 "{} x {}, Linux {}, load {:.2} before and {:.2} after",
                 machine.processors,
@@ -243,8 +259,11 @@ impl Report {
 
     pub(super) fn text(&self) -> String {
         const BAR: f64 = 40.0;
-        let [machine, settings] = self.circumstances();
-        let mut text = format!("{}: {machine}\n{settings}\n", self.benchmark.name());
+        let mut text = format!(
+            "{}: {}\n",
+            self.benchmark.name(),
+            self.circumstances().join("\n")
+        );
         for group in self.groups() {
             // Writing to a String does not fail.
             let _ = writeln!(text, "\n{}", group.title());

@@ -1,9 +1,12 @@
 //! `./lab bench`: dataplanes side by side, each in a lab of equal make: a client outside, a node, a pod that answers.
 //!
-//! All labs of a run are up at the same time and take turns, A B A B, over several rounds; an error of a client ends
-//! the run. Plain routing and the bare copy loop through the agent's own devices are asked by the pod's address: the
-//! one bounds what any dataplane can reach, the other what one on TUN devices can.
+//! All labs of a run, of all dataplanes with all numbers of Services, are up at the same time and take turns, A B A B, over
+//! several rounds: 10,000 Services by one, too, is a ratio of what was measured at the same time. Those of `update`, `snat`
+//! and `attack` have one number of Services at a time. An error of a client ends the run. Plain routing and the bare copy loop through the agent's own devices are asked by the pod's address: the
+//! one bounds what any dataplane can reach, the other what one on TUN devices can. An agent that never sleeps is stopped in
+//! the turns of others.
 
+mod arguments;
 mod ask;
 mod attack;
 mod bed;
@@ -15,78 +18,25 @@ mod machine;
 mod objects;
 mod partial_rules;
 mod report;
+mod rest;
 mod server;
 mod snat;
 mod turns;
 mod update;
 
+pub use arguments::Arguments;
 pub use server::serve;
 
 use crate::lab::{Error, io_error};
 use crate::state::{self, State};
+use arguments::Form;
 use bed::Bed;
 use clap::ValueEnum;
+use jiff::Timestamp;
 use machine::{Placement, Settings};
 use objects::Position;
 use report::{Key, Report, Row, counted};
-use std::path::PathBuf;
 use std::time::Duration;
-
-/// Arguments of `./lab bench`.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Arguments {
-    /// What is measured
-    benchmark: Benchmark,
-    /// Numbers of Services
-    #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [1, 10_000], value_parser = clap::value_parser!(u32).range(1..=60_000))]
-    services: Vec<u32>,
-    /// Endpoints of each Service but the probed one, in `update`
-    #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [10], value_parser = clap::value_parser!(u32).range(1..=20))]
-    endpoints: Vec<u32>,
-    /// Where the probed Service stands among the others, in those that ask through one; the middle only where there is one
-    #[arg(long, value_name = "PLACE,PLACE", value_delimiter = ',', default_values = ["end", "middle"])]
-    probed: Vec<Position>,
-    /// What Penstock is held against
-    #[arg(long, value_name = "PEER,PEER", value_delimiter = ',', default_values = ["iptables", "nftables", "plain", "tun-copy"])]
-    against: Vec<Subject>,
-    /// Rounds in which all take turns; 15 when absent, and 5 in `update`, `snat` and `attack`
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
-    rounds: Option<u32>,
-    /// How long each is measured in a round
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=60_000))]
-    time: u32,
-    /// When a cold load of rules is given up, in `update`
-    #[arg(long, value_name = "SECONDS", default_value_t = 240, value_parser = clap::value_parser!(u32).range(1..=3600))]
-    patience: u32,
-    /// Packets of an attack by 1,000; as many as are ten tables when absent, for the scan, and two for others
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    thousands: Option<u32>,
-    /// Measure although other programs use the processors
-    #[arg(long)]
-    busy_is_fine: bool,
-    /// Write the figures as a page for browsers, too
-    #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
-    /// How to print
-    #[arg(short, long, default_value = "text")]
-    output: Form,
-}
-
-impl Arguments {
-    /// Many short turns rather than few long ones: what else the machine does changes within seconds.
-    fn rounds(&self) -> u32 {
-        let usual = if self.benchmark.is_by_time() { 15 } else { 5 };
-        self.rounds.unwrap_or(usual)
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Form {
-    /// For people
-    Text,
-    /// One JSON document
-    Json,
-}
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -99,7 +49,7 @@ pub(crate) enum Benchmark {
     Bulk,
     /// Small UDP packets per second
     Packets,
-    /// Ten endpoints each: how long all Services take, and the change of one endpoint until a packet goes the new way
+    /// How long all Services take, and the change of one endpoint until a packet goes the new way
     Update,
     /// New flows that arrive when nearly all ports for masquerading towards one destination are taken
     Snat,
@@ -108,6 +58,22 @@ pub(crate) enum Benchmark {
 }
 
 impl Benchmark {
+    /// As in arguments and reports.
+    pub(crate) fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// Whether Penstock can be held against it: all but those that count by time are about Services, and `update` starts
+    /// agents of its own.
+    const fn can_use(self, subject: Subject) -> bool {
+        match self {
+            Self::Update => subject.has_services() && !matches!(subject, Subject::BusyPoll),
+            Self::Snat | Self::Attack => subject.has_services(),
+            _ => true,
+        }
+    }
+
     /// Whether it counts what happens in a turn's time.
     const fn is_by_time(self) -> bool {
         matches!(
@@ -160,11 +126,13 @@ impl Subject {
 
 /// Measures and prints. `interrupted` ends the run; its labs go in any case.
 pub fn run(arguments: &Arguments, interrupted: &(dyn Fn() -> bool + Sync)) -> Result<(), Error> {
+    arguments.check()?;
     if !rustix::process::geteuid().is_root() {
         let text =
             "a lab is made of network namespaces, which only root may make; run it with sudo";
         return Err(Error::Unable(text.to_owned()));
     }
+    arguments.check_report()?;
     let machine = machine::Machine::describe();
     if machine.is_busy() && !arguments.busy_is_fine {
         let text = format!(
@@ -176,6 +144,7 @@ pub fn run(arguments: &Arguments, interrupted: &(dyn Fn() -> bool + Sync)) -> Re
     clear_dead_labs();
     let mut report = Report {
         benchmark: arguments.benchmark,
+        began: Timestamp::now(),
         settings: Settings::of(arguments),
         machine,
         rows: Vec::new(),
@@ -184,22 +153,23 @@ pub fn run(arguments: &Arguments, interrupted: &(dyn Fn() -> bool + Sync)) -> Re
         arguments,
         interrupted,
     };
-    for &services in &arguments.services {
-        report.rows.extend(match arguments.benchmark {
-            Benchmark::Update => update::rows(run, services)?,
-            Benchmark::Snat => snat::rows(run, services)?,
-            Benchmark::Attack => attack::rows(run, services)?,
-            _ => side_by_side(run, services)?,
-        });
-    }
+    report.rows = match arguments.benchmark {
+        Benchmark::Update => run.one_size_at_a_time(update::rows)?,
+        Benchmark::Snat => run.one_size_at_a_time(snat::rows)?,
+        Benchmark::Attack => run.one_size_at_a_time(attack::rows)?,
+        _ => side_by_side(run)?,
+    };
     report.machine.load_after = machine::load();
-    if let Some(path) = &arguments.report {
-        std::fs::write(path, html::page(&report)).map_err(io_error(path.display().to_string()))?;
-    }
-    match arguments.output {
+    // The figures are there, and come out whatever becomes of the page.
+    let printed = match arguments.output {
         Form::Json => crate::screens::print_json(&report.json()),
         Form::Text => crate::screens::print(&report.text()),
-    }
+    };
+    let written = arguments.report.as_ref().map_or(Ok(()), |path| {
+        let page = html::page(&report);
+        std::fs::write(path, page).map_err(io_error(path.display().to_string()))
+    });
+    printed.and(written)
 }
 
 /// What all benchmarks are told.
@@ -210,23 +180,43 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Penstock, and what it is held against, each once.
-    fn subjects(&self) -> Vec<Subject> {
-        let mut subjects = vec![Subject::Penstock];
-        for subject in &self.arguments.against {
-            if !subjects.contains(subject) {
-                subjects.push(*subject);
+    /// A lab of each subject with each number of Services, at rest until its turn.
+    fn beds(self) -> Result<Vec<Bed>, Error> {
+        let mut beds = Vec::new();
+        for services in self.arguments.sizes() {
+            for subject in self.arguments.subjects() {
+                let size = counted(services, "Service");
+                eprintln!("bench: {} with {size}", subject.name());
+                let shape = (services, self.arguments.benchmark);
+                let bed = Bed::make(subject, shape, self.interrupted)?;
+                bed.rest()?;
+                beds.push(bed);
             }
         }
-        subjects
+        Ok(beds)
     }
 
-    /// Those of them that make Services work.
-    fn with_services(&self) -> Vec<Subject> {
-        let mut subjects = self.subjects();
-        subjects.retain(|subject| subject.has_services());
-        subjects
+    fn one_size_at_a_time(
+        self,
+        rows: fn(Self, u32) -> Result<Vec<Row>, Error>,
+    ) -> Result<Vec<Row>, Error> {
+        let mut all = Vec::new();
+        for services in self.arguments.sizes() {
+            all.extend(rows(self, services)?);
+        }
+        Ok(all)
     }
+}
+
+/// Without those that came before.
+fn each_once<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
+    let mut found = Vec::new();
+    for one in all {
+        if !found.contains(&one) {
+            found.push(one);
+        }
+    }
+    found
 }
 
 /// What a run has left that was killed: its labs have an owner that is no more.
@@ -244,34 +234,39 @@ fn clear_dead_labs() {
     }
 }
 
-/// All subjects with so many Services, in both placements; through each Service that is probed.
-fn side_by_side(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
-    let Arguments {
-        benchmark, time, ..
-    } = *run.arguments;
-    let size = counted(services, "Service");
-    let mut beds = Vec::new();
-    for subject in run.subjects() {
-        eprintln!("bench: {} with {size}", subject.name());
-        beds.push(Bed::make(subject, (services, benchmark), run.interrupted)?);
-    }
+/// All subjects with all numbers of Services, in both placements; through each Service that is probed.
+fn side_by_side(run: Run<'_>) -> Result<Vec<Row>, Error> {
+    let time = Duration::from_millis(run.arguments.time().into());
+    let beds = run.beds()?;
     let mut rows = Vec::new();
     for placement in Placement::of_this_machine() {
-        let name = placement.name();
         let rounds = counted(run.arguments.rounds(), "round");
-        eprintln!("bench: {size}, {name}, {rounds}");
-        let mut all = Vec::new();
-        for position in &run.arguments.probed {
-            let probed = beds.iter().filter(|bed| bed.has(*position));
-            all.extend(probed.map(|bed| {
-                let key = Key::of(services, bed.subject, name).at(*position);
-                (key, (bed, *position))
-            }));
-        }
+        eprintln!("bench: all of them, {}, {rounds}", placement.name());
+        let all = in_all_places(run, &beds, placement);
         rows.extend(turns::take(run, all, |(bed, position), _| {
-            let time = Duration::from_millis(time.into());
-            bed.measure(benchmark, *position, placement, time)
+            bed.measure(run.arguments.benchmark, *position, placement, time)
         })?);
     }
+    let sizes = run.arguments.sizes();
+    rows.sort_by_key(|row| sizes.iter().position(|size| *size == row.key.services));
     Ok(rows)
+}
+
+/// Who takes a turn, by number of Services and place: each beside those that it is held against.
+fn in_all_places<'a>(
+    run: Run<'_>,
+    beds: &'a [Bed],
+    placement: Placement,
+) -> Vec<(Key, (&'a Bed, Position))> {
+    let mut all = Vec::new();
+    for services in run.arguments.sizes() {
+        for position in run.arguments.places() {
+            let is_probed = |bed: &&Bed| bed.services == services && bed.has(position);
+            all.extend(beds.iter().filter(is_probed).map(|bed| {
+                let key = Key::of(services, bed.subject, placement.name()).at(position);
+                (key, (bed, position))
+            }));
+        }
+    }
+    all
 }

@@ -3,8 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 use serde_json::Value;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// A binary of the workspace, which lies beside the folder of the tests.
 fn binary(name: &str) -> PathBuf {
@@ -79,6 +80,19 @@ fn of_labs(benchmark: &str, arguments: &[&str]) -> Vec<Value> {
     assert_eq!(report["benchmark"], benchmark);
     let machine = &report["machine"];
     assert!(machine["kernel"].is_string() && machine["load"].is_number());
+    let began = report["began"].as_str().unwrap();
+    assert!(
+        began.len() == "2026-01-01T00:00:00Z".len() && began.ends_with('Z'),
+        "{began}"
+    );
+    let is_busy = value(machine, "load") > 0.25 * value(machine, "processors");
+    assert_eq!(report["busy"], is_busy, "{machine}");
+    assert!(
+        report["settings"]["command"]
+            .as_str()
+            .unwrap()
+            .contains(benchmark)
+    );
     assert!(report["settings"]["nf_conntrack_max"].as_u64().unwrap() > 0);
     let Value::Array(rows) = report["rows"].take() else {
         panic!("no rows");
@@ -202,6 +216,118 @@ fn root_side_by_side(benchmark: &str, services: &str, metric: &str) {
             "{dataplane}"
         );
     }
+}
+
+/// Also without root: nothing is made before.
+#[test]
+fn what_cannot_be_honoured_is_refused_before_anything_is_made() {
+    for (arguments, advice) in [
+        ("update --against plain", "iptables, nftables"),
+        ("update --against busy-poll", "iptables, nftables"),
+        ("snat --against tun-copy", "busy-poll"),
+        ("latency --services 1,2 --probed middle", "--probed end"),
+        ("attack --probed end", "leave it out"),
+    ] {
+        let mut command = Command::new(binary("penstock-lab"));
+        command.arg("bench").args(arguments.split(' '));
+        let output = command.arg("--busy-is-fine").output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments}: {said}");
+        assert!(
+            said.starts_with("error: ") && said.contains(advice),
+            "{said}"
+        );
+        assert_eq!((output.stdout, said.lines().count()), (Vec::new(), 1));
+    }
+}
+
+/// A disk that is full at the end.
+#[test]
+fn root_figures_are_printed_though_the_report_cannot_be_written() {
+    let run = |report: &str| {
+        let mut command = Command::new(binary("penstock-lab"));
+        command.args(["bench", "latency", "--services", "1", "--rounds", "1"]);
+        command.args(["--against", "plain", "--time", "10", "--busy-is-fine"]);
+        command
+            .args(["-o", "json", "--report", report])
+            .output()
+            .unwrap()
+    };
+    let full = run("/dev/full");
+    let said = String::from_utf8(full.stderr).unwrap();
+    assert_eq!(full.status.code(), Some(1), "{said}");
+    assert!(said.contains("error: /dev/full: "), "{said}");
+    let report: Value = serde_json::from_slice(&full.stdout).unwrap();
+    assert!(!report["rows"].as_array().unwrap().is_empty());
+    let refused = run("/nowhere/page.html");
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(
+        said.starts_with("error: --report /nowhere/page.html: "),
+        "{said}"
+    );
+}
+
+/// What is said on the way tells: no lab is made between two turns.
+#[test]
+fn root_all_numbers_of_services_take_turns_with_each_other() {
+    let mut command = Command::new(binary("penstock-lab"));
+    command.args(["bench", "latency", "--services", "1,3,1", "--rounds", "1"]);
+    command.args(["--against", "plain", "--time", "10", "--busy-is-fine"]);
+    let output = command.args(["-o", "json"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    let lines: Vec<&str> = said.lines().collect();
+    let made = [
+        "bench: penstock with 1 Service",
+        "bench: plain with 1 Service",
+        "bench: penstock with 3 Services",
+        "bench: plain with 3 Services",
+    ];
+    assert!(lines.starts_with(&made), "{said}");
+    let placements = &lines[made.len()..];
+    let is_one = |name: &str| said.matches(name).count() <= 1;
+    assert!(placements.len() <= 2 && is_one("one-cpu") && is_one("apart"));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    let sizes: Vec<u64> = rows
+        .iter()
+        .map(|row| value(row, "services") as u64)
+        .collect();
+    assert!(sizes.is_sorted() && sizes.contains(&1) && sizes.contains(&3));
+}
+
+/// It would take the processor from the others: it is seen to be stopped, and to run.
+#[test]
+fn root_who_never_sleeps_is_stopped_in_the_turns_of_others() {
+    let mut command = Command::new(binary("penstock-lab"));
+    command.args(["bench", "latency", "--services", "1", "--rounds", "4"]);
+    command.args(["--against", "busy-poll", "--busy-is-fine", "-o", "json"]);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut run = command.spawn().unwrap();
+    let lab = format!("/run/penstock/bench-busy-poll-1-{}", run.id());
+    let [mut stopped, mut running] = [0, 0];
+    while run.try_wait().unwrap().is_none() {
+        match state_of_agent(&lab) {
+            Some('T') => stopped += 1,
+            Some(_) if stopped > 0 => running += 1,
+            _ => {}
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(run.wait().unwrap().success());
+    assert!(stopped > 0 && running > 0, "{stopped} {running}");
+    assert!(!Path::new(&lab).exists());
+}
+
+/// As in field 3 of `/proc/PID/stat`, when the lab is up.
+fn state_of_agent(lab: &str) -> Option<char> {
+    let state = std::fs::read_to_string(format!("{lab}/state.json")).ok()?;
+    let state: Value = serde_json::from_str(&state).ok()?;
+    let mut processes = state["processes"].as_array()?.iter();
+    let agent = processes.find(|process| process["role"] == "agent")?;
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent["id"]["pid"])).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl Attack {
 pub(super) fn rows(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
     let mut all = Vec::new();
     for attack in Attack::ALL {
-        for subject in run.with_services() {
+        for subject in run.arguments.subjects() {
             let key = Key::of(services, subject, "any").under(attack.name());
             all.push((key, (subject, attack)));
         }

@@ -5,7 +5,7 @@ use super::load::{self, Figures};
 use super::load_rules::Target;
 use super::machine::{self, Placement};
 use super::objects::{self, NODE, POD, PORT, Position, VIP, VIP_IN_THE_MIDDLE};
-use super::{Benchmark, Subject, io_error};
+use super::{Benchmark, Subject, io_error, rest};
 use crate::dataplane;
 use crate::lab::{self, Error};
 use crate::lab_file;
@@ -28,7 +28,7 @@ pub(super) struct Bed {
     client: Namespace,
     node: Namespace,
     processes: Vec<Process>,
-    services: u32,
+    pub(super) services: u32,
 }
 
 impl Bed {
@@ -38,7 +38,8 @@ impl Bed {
         interrupted: &(dyn Fn() -> bool + Sync),
     ) -> Result<Self, Error> {
         // Two runs at the same time would spoil one another, but not each other's labs.
-        let lab = format!("{PREFIX}{}-{}", subject.name(), std::process::id());
+        let (name, run) = (subject.name(), std::process::id());
+        let lab = format!("{PREFIX}{name}-{}-{run}", shape.0);
         let folder = std::env::temp_dir().join(&lab);
         let made = Self::make_in((&folder, &lab), subject, shape, interrupted);
         // What the lab needs it has copied.
@@ -121,10 +122,24 @@ impl Bed {
     /// Ends the node's agent: another one takes its place in every round.
     fn end_agent(&self) {
         let node = HostName::Node(objects::NODE_NAME.to_owned()).to_string();
-        let is_agent = |process: &&Process| process.role == "agent" && process.host == node;
+        process::end(&self.agents(|host| host == node));
+    }
+
+    /// Agents of these hosts.
+    fn agents(&self, is_host: impl Fn(&str) -> bool) -> Vec<ProcessId> {
+        let is_agent = |process: &&Process| process.role == "agent" && is_host(&process.host);
         let agents = self.processes.iter().filter(is_agent);
-        let agents: Vec<ProcessId> = agents.map(|process| process.id).collect();
-        process::end(&agents);
+        agents.map(|process| process.id).collect()
+    }
+
+    /// Agents that use a processor also when they have nothing to do.
+    fn never_sleep(&self) -> Vec<ProcessId> {
+        self.agents(|_| self.subject == Subject::BusyPoll)
+    }
+
+    /// Leaves the processors to others until [`Self::measure`].
+    pub(super) fn rest(&self) -> Result<(), Error> {
+        rest::stop(&self.never_sleep()).map_err(io_error(self.lab.clone()))
     }
 
     /// The client's way to an address through the node.
@@ -200,7 +215,7 @@ impl Bed {
         self.in_client(&["ip", "address", "add", &address, "dev", UPLINK])
     }
 
-    /// One turn.
+    /// One turn; it rests before and after.
     pub(super) fn measure(
         &self,
         benchmark: Benchmark,
@@ -209,23 +224,26 @@ impl Bed {
         time: Duration,
     ) -> Result<Figures, Error> {
         let address = self.address(position);
-        let measured = self.client.run(|| {
+        let turn = || {
             for process in &self.processes {
                 placement.bind_server(process.id.pid)?;
             }
             placement.bind_client()?;
             load::measure(benchmark, address, time)
-        });
+        };
+        let measured = rest::for_a_turn(&self.never_sleep(), || self.client.run(turn));
         measured.map_err(self.failed(address))
     }
 
     fn failed(&self, address: SocketAddr) -> impl FnOnce(io::Error) -> Error {
-        io_error(format!("{}: the client to {address}", self.subject.name()))
+        io_error(format!("{}: the client to {address}", self.lab))
     }
 }
 
 impl Drop for Bed {
     fn drop(&mut self) {
+        // One that is stopped does not obey, and is killed when the time for that is over.
+        let _ = rest::go_on(&self.never_sleep());
         if let Err(error) = lab::down(&self.lab) {
             eprintln!("bench: {error}; ./lab down {} removes the rest", self.lab);
         }

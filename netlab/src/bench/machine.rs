@@ -1,7 +1,7 @@
 //! What is measured on, and which processor does what.
 
 use super::report::counted;
-use super::{Arguments, Benchmark};
+use super::{Arguments, Benchmark, Subject};
 use crate::servers::in_path;
 use serde::Serialize;
 use std::fs;
@@ -45,6 +45,11 @@ impl Machine {
 /// How it is measured, and with which programs.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Settings {
+    /// The command, with what was left out filled in.
+    pub(super) command: String,
+    pub(super) services: Vec<u32>,
+    /// What Penstock is held against.
+    pub(super) against: Vec<&'static str>,
     pub(super) rounds: u32,
     /// Of one turn.
     pub(super) milliseconds: u32,
@@ -59,9 +64,14 @@ pub(super) struct Settings {
 
 impl Settings {
     pub(super) fn of(arguments: &Arguments) -> Self {
+        let subjects = arguments.subjects().into_iter();
+        let peers = subjects.filter(|subject| *subject != Subject::Penstock);
         Self {
+            command: arguments.command(),
+            services: arguments.sizes(),
+            against: peers.map(Subject::name).collect(),
             rounds: arguments.rounds(),
-            milliseconds: arguments.time,
+            milliseconds: arguments.time(),
             workers: WORKERS,
             iptables: version(super::load_rules::iptables_restore()),
             nftables: version("nft"),

@@ -4,7 +4,7 @@ use super::load::Figures;
 use super::machine::{Machine, Settings};
 use super::objects::Position;
 use super::{Benchmark, Subject};
-use clap::ValueEnum;
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -96,13 +96,15 @@ impl Series {
             let mut values = values.clone();
             values.sort_by(f64::total_cmp);
             let at = |nth: usize| values.get(nth).copied().unwrap_or(0.0);
+            let last = values.len().saturating_sub(1);
             Row {
                 key,
                 metric,
                 unit,
-                median: at(values.len() / 2),
+                // Of an even number the mean of the middle two.
+                median: f64::midpoint(at(last / 2), at(values.len() / 2)),
                 min: at(0),
-                max: at(values.len().saturating_sub(1)),
+                max: at(last),
                 runs: values.len(),
             }
         };
@@ -197,31 +199,41 @@ const OURS: &str = Subject::Penstock.name();
 #[derive(Clone, Debug)]
 pub(super) struct Report {
     pub(super) benchmark: Benchmark,
+    pub(super) began: Timestamp,
     pub(super) settings: Settings,
     pub(super) machine: Machine,
     pub(super) rows: Vec<Row>,
 }
 
 impl Report {
-    pub(super) fn name(&self) -> String {
-        let value = self.benchmark.to_possible_value();
-        value.map_or_else(String::new, |value| value.get_name().to_owned())
-    }
-
     pub(super) fn json(&self) -> Value {
         json!({
             "schemaVersion": 1,
-            "benchmark": self.name(),
+            "benchmark": self.benchmark.name(),
+            "began": self.began(),
+            "busy": self.machine.is_busy(),
             "settings": self.settings,
             "machine": self.machine,
             "rows": self.rows,
         })
     }
 
-    /// Machine and settings.
-    pub(super) fn circumstances(&self) -> [String; 2] {
+    /// When the run began, in UTC (RFC 3339).
+    fn began(&self) -> String {
+        format!("{:.0}", self.began)
+    }
+
+    /// When, on what, and how.
+    pub(super) fn circumstances(&self) -> [String; 4] {
         let machine = &self.machine;
+        let busy = if machine.is_busy() {
+            ", beside other programs: the machine was busy (--busy-is-fine)"
+        } else {
+            ""
+        };
         [
+            format!("began {}{busy}", self.began()),
+            self.settings.command.clone(),
             format!(
                 "{} x {}, Linux {}, load {:.2} before and {:.2} after",
                 machine.processors,
@@ -247,8 +259,11 @@ impl Report {
 
     pub(super) fn text(&self) -> String {
         const BAR: f64 = 40.0;
-        let [machine, settings] = self.circumstances();
-        let mut text = format!("{}: {machine}\n{settings}\n", self.name());
+        let mut text = format!(
+            "{}: {}\n",
+            self.benchmark.name(),
+            self.circumstances().join("\n")
+        );
         for group in self.groups() {
             // Writing to a String does not fail.
             let _ = writeln!(text, "\n{}", group.title());
@@ -294,6 +309,21 @@ mod tests {
                 ("change", 2.0, 1.0, 3.0, 3)
             ]
         );
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_is_the_mean_of_the_middle_two() {
+        let median = |values: &[f64]| {
+            let mut series = Series::default();
+            for value in values {
+                series.add(vec![("change", "ms", *value)]);
+            }
+            series.rows(Key::of(1, Subject::Penstock, "any"))[0].median
+        };
+        assert_eq!(median(&[7.0]), 7.0);
+        assert_eq!(median(&[7.0, 1.0]), 4.0);
+        assert_eq!(median(&[7.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[7.0, 1.0, 2.0, 3.0]), 2.5);
     }
 
     #[test]

@@ -29,7 +29,7 @@ const SHARES: [(f64, &str, &str); 3] = [
 ];
 
 pub(super) fn rows(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
-    let subjects = run.with_services().into_iter();
+    let subjects = run.arguments.subjects().into_iter();
     let all = subjects.map(|subject| (Key::of(services, subject, "any"), subject));
     turns::take(run, all.collect(), |subject, round| {
         eprintln!("bench: {}, round {}", subject.name(), round + 1);

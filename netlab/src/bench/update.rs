@@ -36,16 +36,16 @@ const ONCE: Duration = Duration::from_secs(15);
 
 pub(super) fn rows(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
     let mut rows = Vec::new();
-    for &endpoints in &run.arguments.endpoints {
+    for endpoints in run.arguments.endpoints() {
         let size = counted(services, "Service") + " of " + &counted(endpoints, "endpoint");
         let mut all = Vec::new();
-        for subject in run.with_services() {
+        for subject in run.arguments.subjects() {
             let bed = Bed::make(subject, (1, Benchmark::Update), run.interrupted)?;
             bed.target().prepare()?;
             let key = Key::of(services, subject, "any").with_endpoints(endpoints);
             all.push((key, Updated::of(bed, (services, endpoints))?));
         }
-        let patience = Duration::from_secs(run.arguments.patience.into());
+        let patience = run.arguments.patience();
         rows.extend(turns::take(run, all, |updated, round| {
             let name = updated.bed().subject.name();
             eprintln!("bench: {name}, {size}, round {}", round + 1);

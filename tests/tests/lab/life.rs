@@ -71,11 +71,14 @@ fn root_a_lab_whose_processes_were_killed_goes_down_and_comes_up_again() {
     let status = lab(&["status", "t-crash"]);
     assert_eq!(status.status.code(), Some(1));
     let words = stderr(&status);
-    let anew = "labs/quickstart/lab.yaml --name t-crash --dataplane none --workers 1 makes it anew";
-    assert!(
-        words.starts_with("unhealthy: ") && words.trim_end().ends_with(anew),
-        "{words}"
-    );
+    for part in [
+        "unhealthy: ",
+        " --name t-crash ",
+        " --dataplane none ",
+        " makes it anew",
+    ] {
+        assert!(words.contains(part), "{words}");
+    }
 
     let (again, up) = Lab::up("t-crash", "quickstart", &["--dataplane", "none"]);
     assert_eq!(answered(&up), 2);

@@ -3,6 +3,7 @@
 use super::report::counted;
 use super::{Arguments, Benchmark, Subject};
 use crate::servers::in_path;
+use rustix::io::Errno;
 use serde::Serialize;
 use std::fs;
 use std::io;
@@ -175,14 +176,49 @@ impl Placement {
                 .parse()
                 .ok()
                 .and_then(rustix::process::Pid::from_raw);
-            bind(thread, usize::from(self == Self::Apart))?;
+            match bind(thread, usize::from(self == Self::Apart)) {
+                // It ended since it was listed.
+                Err(error) if error.raw_os_error() == Some(NO_SUCH_THREAD) => {}
+                bound => bound?,
+            }
         }
         Ok(())
     }
 }
 
+const NO_SUCH_THREAD: i32 = Errno::SRCH.raw_os_error();
+
 fn bind(thread: Option<rustix::process::Pid>, processor: usize) -> io::Result<()> {
     let mut set = rustix::thread::CpuSet::new();
     set.set(processor);
     rustix::thread::sched_setaffinity(thread, &set).map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn threads_that_end_while_a_process_is_bound_do_no_harm() {
+        let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(Placement::OneProcessor.bind_server(sleeper.id()).is_ok());
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        assert!(Placement::OneProcessor.bind_server(sleeper.id()).is_err());
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    std::thread::scope(|short| {
+                        short.spawn(|| {});
+                    });
+                }
+            });
+            let bound = (0..2000).map(|_| Placement::OneProcessor.bind_server(std::process::id()));
+            let failed = bound.filter(Result::is_err).count();
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(failed, 0);
+        });
+    }
 }

@@ -70,7 +70,7 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
       ["snat", $s], ["attack", $n], ["update", $u]][]
      | "| \(.[0]) | \(.[1].began) | \(.[1].machine.load) and \(.[1].machine.load_after) |"),
     "",
-    "The load before a run is that of the run before it; \($waited).",
+    "The load before a run is that of the run before it. What was measured in memory ended at \($in_memory).",
     "",
     "| benchmark | aim | ours | peers in the same run | reached |",
     "| --- | --- | --- | --- | --- |",

@@ -117,7 +117,6 @@ fn translation_of_both_directions() {
     }
 }
 
-/// Words of an entry keep TCP's state whole: a long handshake with every field in use survives the table.
 #[test]
 fn accounting() {
     let mut settings = Settings::kernel(10);
@@ -141,7 +140,9 @@ fn accounting() {
 /// Clash at confirmation: the loser adopts; a foreign owner of the reply tuple is told.
 #[test]
 fn clashes() {
-    let conntrack = Conntrack::new(Settings::kernel(10), [1; 4]);
+    let mut settings = Settings::kernel(10);
+    settings.accounting = true;
+    let conntrack = Conntrack::new(settings, [1; 4]);
     let pods = [address(true, 101), address(true, 102)];
     assert!(matches!(
         confirm(&conntrack, tuple(true, 1), pods[0], NOW),
@@ -155,6 +156,8 @@ fn clashes() {
         pods[0],
         "the winner's endpoint"
     );
+    let winner = conntrack.get(&tuple(true, 1), NOW).unwrap();
+    assert_eq!(winner.packets, [2, 0], "the loser's packet counts as well");
     let mut other_vip = tuple(true, 1);
     other_vip.destination = address(true, 251);
     assert_eq!(

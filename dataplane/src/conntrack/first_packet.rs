@@ -23,11 +23,11 @@ pub struct Tentative {
     length: u32,
 }
 
-/// A confirmed first packet.
+/// A confirmed first packet; it is counted.
 #[must_use]
 #[derive(Clone, Copy, Debug)]
 pub enum Confirmed {
-    /// The connection is in the table; the packet is counted.
+    /// The connection is in the table.
     Inserted(Found),
     /// Another packet of the same tuple was faster: this one goes the winner's way, as any packet of its connection.
     Adopted(Found),
@@ -132,6 +132,8 @@ impl Conntrack {
                     // When the winner has gone again meanwhile, there is room for us.
                     if let Some(found) = self.find(&tentative.original, now) {
                         self.statistics.add(Counter::ClashResolve, 1);
+                        // As `nf_ct_acct_merge` does.
+                        self.account(found.0.id.index, found.0.direction, tentative.length);
                         return Ok(Confirmed::Adopted(found));
                     }
                 }

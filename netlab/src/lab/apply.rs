@@ -42,7 +42,10 @@ pub fn apply(lab: &str, file: &Path, prune: bool) -> Result<Applied> {
         let base_name = path.display().to_string();
         let base = fs::read_to_string(&path).map_err(io_error(base_name.clone()))?;
         let text = control::snapshot::merge((&base_name, &base), (&name, &change))?;
-        let mut snapshot = Snapshot::parse(&base_name, &text)?;
+        // Lines of what both make together are of no file; who reads them needs to know.
+        let together = || format!("{base_name} with {name} applied");
+        let parsed = Snapshot::parse(&base_name, &text);
+        let mut snapshot = parsed.or_else(|_| Snapshot::parse(&together(), &text))?;
         snapshot.locate_in(&changed);
         (snapshot, text)
     };

@@ -20,14 +20,32 @@ use std::time::Duration;
 ///
 /// DIFFERS: the kernel's lists hold 100 clients per endpoint and forget the oldest; this table holds all of them until
 /// their timeout. That limit is a default of the `recent` module, not something that a user of affinity asks for. Of
-/// all Services together [`MAXIMUM_CLIENTS`] are remembered: who comes when there are so many goes anywhere each time.
+/// all Services together [`MAXIMUM_CLIENTS`] are remembered, of one [`MAXIMUM_OF_ONE`], so that who floods one does not take
+/// the others' room: who comes when there are so many goes anywhere each time.
 #[derive(Debug, Default)]
 pub struct Affinity {
-    clients: Mutex<HashMap<(u64, Address), Vec<Assignment>>>,
+    clients: Mutex<Clients>,
 }
 
 /// Clients remembered at most, in some 60 MB: strangers can be many.
 const MAXIMUM_CLIENTS: usize = 262_144;
+/// Those of one Service.
+const MAXIMUM_OF_ONE: usize = MAXIMUM_CLIENTS / 4;
+
+#[derive(Debug, Default)]
+struct Clients {
+    /// By Service and client.
+    assignments: HashMap<(u64, Address), Vec<Assignment>>,
+    /// How many of them a Service has.
+    of_service: HashMap<u64, usize>,
+}
+
+impl Clients {
+    fn have_room(&self, service: u64) -> bool {
+        let of_service = self.of_service.get(&service).copied().unwrap_or(0);
+        self.assignments.len() < MAXIMUM_CLIENTS && of_service < MAXIMUM_OF_ONE
+    }
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Assignment {
@@ -46,7 +64,7 @@ impl Affinity {
         now: Timestamp,
     ) -> Option<&'t Endpoint> {
         let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let assignments = clients.get(&key)?;
+        let assignments = clients.assignments.get(&key)?;
         let is_live = |endpoint: &&Endpoint| {
             let mut assignments = assignments.iter();
             assignments.any(|assignment| assignment.is_to(endpoint) && assignment.is_live(now))
@@ -68,10 +86,13 @@ impl Affinity {
             timeout,
         };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if clients.len() >= MAXIMUM_CLIENTS && !clients.contains_key(&key) {
-            return;
+        if !clients.assignments.contains_key(&key) {
+            if !clients.have_room(key.0) {
+                return;
+            }
+            *clients.of_service.entry(key.0).or_default() += 1;
         }
-        let assignments = clients.entry(key).or_default();
+        let assignments = clients.assignments.entry(key).or_default();
         assignments.retain(|former| !former.is_to(endpoint));
         assignments.push(assignment);
     }
@@ -98,9 +119,16 @@ impl Affinity {
 
     fn retain(&self, keep: impl Fn(u64, &Assignment) -> bool) {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        clients.retain(|(service, _), assignments| {
+        let Clients {
+            assignments,
+            of_service,
+        } = &mut *clients;
+        of_service.clear();
+        assignments.retain(|(service, _), assignments| {
             assignments.retain(|assignment| keep(*service, assignment));
-            !assignments.is_empty()
+            let is_kept = !assignments.is_empty();
+            *of_service.entry(*service).or_default() += usize::from(is_kept);
+            is_kept
         });
     }
 
@@ -109,6 +137,7 @@ impl Affinity {
         self.clients
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+            .assignments
             .len()
     }
 
@@ -198,7 +227,7 @@ mod tests {
     #[test]
     fn no_more_clients_are_remembered_than_there_is_room_for() {
         let (affinity, timeout) = (Affinity::default(), Duration::from_secs(10));
-        let client = |nth: usize| (1, Address::from_v4((nth as u32).to_be_bytes()));
+        let client = |service, nth: usize| (service, Address::from_v4((nth as u32).to_be_bytes()));
         let endpoint = |last| Endpoint {
             address: Address::from_v4([10, 244, 3, last]),
             port: 8080,
@@ -206,15 +235,20 @@ mod tests {
             on_node: false,
         };
         let (endpoints, then) = ([endpoint(1), endpoint(2)], Timestamp::from_seconds(1));
-        for nth in 0..=MAXIMUM_CLIENTS {
-            affinity.remember(client(nth), &endpoints[0], timeout, then);
+        for service in 1..=5 {
+            for nth in 0..=MAXIMUM_OF_ONE {
+                affinity.remember(client(service, nth), &endpoints[0], timeout, then);
+            }
+            let expected = MAXIMUM_CLIENTS.min(service as usize * MAXIMUM_OF_ONE);
+            assert_eq!(affinity.len(), expected, "{service}");
         }
-        assert_eq!(affinity.len(), MAXIMUM_CLIENTS);
-        let now = Timestamp::from_seconds(9);
-        affinity.remember(client(0), &endpoints[1], timeout, now);
-        affinity.expire(Timestamp::from_seconds(12));
+        let (now, later) = (Timestamp::from_seconds(9), Timestamp::from_seconds(12));
+        affinity.remember(client(1, 0), &endpoints[1], timeout, now);
+        affinity.expire(later);
         assert_eq!(affinity.len(), 1, "who is known is remembered anew");
-        let goes_to = affinity.recall(client(0), &endpoints, Timestamp::from_seconds(12));
+        let goes_to = affinity.recall(client(1, 0), &endpoints, later);
         assert_eq!(goes_to, Some(&endpoints[1]));
+        affinity.remember(client(1, 1), &endpoints[0], timeout, later);
+        assert_eq!(affinity.len(), 2, "there is room again");
     }
 }

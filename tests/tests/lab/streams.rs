@@ -65,6 +65,38 @@ fn root_streams_on_the_kernel() {
     streams("t-k-streams", &["--dataplane", "iptables"]);
 }
 
+/// Of a packet of a tunnel the kernel owes the checksum of the packet inside: a node that takes it for the outer one's
+/// loses nearly all of them.
+#[test]
+fn root_a_tunnel_between_pods_carries_a_large_file() {
+    let name = "t-tunnel";
+    let (streams, _) = Lab::up(name, "streams", &[]);
+    let ends = [("pod/default/client", 1), ("pod/default/files", 2)];
+    let address = |pod: &str| {
+        let shown = streams.sh(pod, "ip -4 -o address show scope global");
+        let address = shown.split_whitespace().nth(3).unwrap();
+        address.split('/').next().unwrap().to_owned()
+    };
+    let [own, remote] = ends.map(|(pod, _)| address(pod));
+    for ((pod, last), local, remote) in [(ends[0], &own, &remote), (ends[1], &remote, &own)] {
+        let kind = format!("vxlan id 42 dstport 4789 local {local} remote {remote}");
+        streams.sh(pod, &format!("ip link add tunnel type {kind}"));
+        streams.sh(
+            pod,
+            &format!("ip address add 192.168.77.{last}/24 dev tunnel"),
+        );
+        streams.sh(pod, "ip link set tunnel up");
+    }
+    let file = format!("/run/penstock/{name}/pods/default-files/html/big");
+    let make = format!("head -c 50000000 /dev/urandom | tee {file} | sha256sum");
+    let made = stdout(&Command::new("sh").args(["-c", &make]).output().unwrap());
+    let got = streams.sh(
+        ends[0].0,
+        "curl -s -m 60 http://192.168.77.2/big | sha256sum",
+    );
+    assert_eq!(got, made);
+}
+
 /// All processes of a lab die, agents too: `down --all` leaves nothing of it, and `up` begins anew.
 #[test]
 fn root_a_lab_whose_agents_were_killed_goes_down_and_comes_up_again() {

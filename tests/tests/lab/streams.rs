@@ -95,6 +95,12 @@ fn root_a_tunnel_between_pods_carries_a_large_file() {
         "curl -s -m 60 http://192.168.77.2/big | sha256sum",
     );
     assert_eq!(got, made);
+    for node in ["node-a", "node-b"] {
+        let socket = format!("/run/penstock/{name}/{node}.sock");
+        let status = control::agent::socket::ask(Path::new(&socket)).unwrap();
+        assert_eq!(status.packets.send_failures, 0, "{node}");
+        assert!(status.packets.passed > 1000, "{node}");
+    }
 }
 
 /// All processes of a lab die, agents too: `down --all` leaves nothing of it, and `up` begins anew.

@@ -133,6 +133,9 @@ pub fn run(arguments: &Arguments, interrupted: &(dyn Fn() -> bool + Sync)) -> Re
         return Err(Error::Unable(text.to_owned()));
     }
     arguments.check_report()?;
+    if let Some(text) = arguments.left_out() {
+        eprintln!("bench: {text}");
+    }
     let machine = machine::Machine::describe();
     if machine.is_busy() && !arguments.busy_is_fine {
         let text = format!(

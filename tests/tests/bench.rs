@@ -223,9 +223,7 @@ fn root_side_by_side(benchmark: &str, services: &str, metric: &str) {
 #[test]
 fn what_cannot_be_honoured_is_refused_before_anything_is_made() {
     for (arguments, advice) in [
-        ("update --against plain", "iptables, nftables"),
         ("update --against busy-poll", "iptables, nftables"),
-        ("snat --against tun-copy", "busy-poll"),
         ("latency --services 1,2 --probed middle", "--probed end"),
         ("attack --probed end", "leave it out"),
     ] {

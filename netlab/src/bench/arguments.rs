@@ -186,9 +186,22 @@ impl Arguments {
         Some(format!("{benchmark} has no use for {option}; leave it out"))
     }
 
+    /// Peers without Services, in a benchmark that is about these, are left out; who names one list for all benchmarks is
+    /// told so.
+    pub(super) fn left_out(&self) -> Option<String> {
+        let named = self.against.iter().flatten();
+        let left_out = named.filter(|peer| !self.benchmark.can_use(**peer));
+        let names: Vec<&str> = left_out.map(|peer| peer.name()).collect();
+        (!names.is_empty()).then(|| {
+            let (benchmark, names) = (self.benchmark.name(), names.join(", "));
+            format!("{benchmark} is about Services; left out, without any: {names}")
+        })
+    }
+
     fn useless_peer(&self) -> Option<String> {
         let mut peers = self.against.iter().flatten();
-        let useless = peers.find(|peer| !self.benchmark.can_use(**peer))?;
+        let is_useless = |peer: &&Subject| peer.has_services() && !self.benchmark.can_use(**peer);
+        let useless = peers.find(is_useless)?;
         let can_be_used = Subject::value_variants()
             .iter()
             .filter(|peer| **peer != Subject::Penstock && self.benchmark.can_use(**peer));
@@ -239,10 +252,7 @@ mod tests {
     #[test]
     fn what_the_user_named_and_cannot_be_honoured_is_refused_with_what_to_do() {
         for (line, advice) in [
-            ("update --against plain", "iptables, nftables"),
             ("update --against iptables,busy-poll", "iptables, nftables"),
-            ("snat --against tun-copy", "iptables, nftables, busy-poll"),
-            ("attack --against plain", "iptables, nftables, busy-poll"),
             ("latency --probed middle --services 1,2", "--probed end"),
             ("latency --probed end,middle --services 1", "--services 3"),
             ("bulk --probed middle --against plain", "add end"),
@@ -317,6 +327,14 @@ mod tests {
             }
         }
         assert!(arguments("snat --against busy-poll").check().is_ok());
+        for benchmark in Benchmark::value_variants() {
+            let name = benchmark.name();
+            let arguments = arguments(&format!(
+                "{name} --against iptables,nftables,plain,tun-copy"
+            ));
+            assert!(arguments.check().is_ok(), "{name}");
+            assert_eq!(arguments.left_out().is_none(), benchmark.is_by_time());
+        }
         assert!(
             arguments("bulk --probed middle --services 1,3")
                 .check()

@@ -207,8 +207,8 @@ impl Pool {
     }
 
     /// All bits of `range` are set, but some may be of entries that have expired and were not swept yet. Clears such in
-    /// the stretches whose turns have come, until a stretch has any: looking at all ports at once takes milliseconds,
-    /// which other flows would wait. False when there was none.
+    /// the stretches whose turns have come, until a stretch has any: who asks often does not make other flows wait the
+    /// milliseconds that looking at all ports takes. Who asks after a pause of 200 ms still does. False when there was none.
     fn release_expired(
         &self,
         reply: &Tuple,

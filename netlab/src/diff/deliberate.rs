@@ -48,7 +48,8 @@ pub(super) fn reason(
     {
         return Some(TURNED_AWAY);
     }
-    if canonical::is_own(case, ends.source) && same_but_cut(kernel, ours) {
+    let is_over_mtu = || same_but_cut(kernel, ours) || exceeds_mtu(kernel, ours);
+    if canonical::is_own(case, ends.source) && is_over_mtu() {
         return Some("the MTU of a path that another connection learnt");
     }
     let is_of_others = ends.protocol == TCP && is_own && ends.source == flow.destination;
@@ -76,6 +77,20 @@ fn passed(kernel: &[Output], ours: &[Output], ends: &Ends) -> bool {
 /// Whether a router said that a packet is too big, and nothing else.
 fn is_too_big(outputs: &[Output]) -> bool {
     matches!(refusal(outputs), Some([3, 4] | [2, 0]))
+}
+
+/// Whether the kernel told the sender of an MTU, and what went on on our side is larger than that.
+fn exceeds_mtu(kernel: &[Output], ours: &[Output]) -> bool {
+    let ([error], [sent]) = (kernel, ours) else {
+        return false;
+    };
+    let mtu = is_too_big(kernel).then(|| {
+        let ip = Ip::parse(&error.bytes)?;
+        let field = error.bytes.get(ip.transport + 6..ip.transport + 8)?;
+        Some(usize::from(u16::from_be_bytes([field[0], field[1]])))
+    });
+    let is_forwarded = Ip::parse(&sent.bytes).is_some_and(|ip| !ip.is_error(&sent.bytes));
+    is_forwarded && mtu.flatten().is_some_and(|mtu| mtu < sent.bytes.len())
 }
 
 /// Whether it is an IPv4 address in the form of IPv6.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: counts of one thread live in its own cache line, so that new flows of two workers do not fight for one.
 
-use super::statistics::shard;
+use super::statistics::Shard;
 use crate::tuple::Address;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -70,7 +70,8 @@ impl Census {
     }
 
     pub(super) fn admit(&self, source: Address) {
-        self.counts[shard()].admitted.fetch_add(1, Relaxed);
+        let shard = Shard::current();
+        shard.add(&self.counts[shard.index()].admitted, 1);
         for counter in self
             .sources
             .iter()
@@ -81,7 +82,8 @@ impl Census {
     }
 
     pub(super) fn forget(&self, source: Address) {
-        self.counts[shard()].forgotten.fetch_add(1, Relaxed);
+        let shard = Shard::current();
+        shard.add(&self.counts[shard.index()].forgotten, 1);
         for counter in self
             .sources
             .iter()

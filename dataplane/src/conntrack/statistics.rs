@@ -1,9 +1,12 @@
 //! Counters as `conntrack -S` prints them, one set per worker.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 
-/// Sets of counters. Threads beyond that many share them, which costs time, not counts.
+/// Sets of counters, one of a thread each, the last one of all threads beyond that many.
 pub(super) const SHARDS: usize = 64;
+const SHARED: usize = SHARDS - 1;
 
 /// What one worker has counted (`struct ip_conntrack_stat`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -74,7 +77,8 @@ impl PerWorker {
     }
 
     pub(super) fn add(&self, counter: Counter, count: u64) {
-        self.0[shard()].0[counter as usize].fetch_add(count, Relaxed);
+        let shard = Shard::current();
+        shard.add(&self.0[shard.index()].0[counter as usize], count);
     }
 
     /// One for each set that a thread has ever had.
@@ -107,33 +111,57 @@ static IN_USE: AtomicU64 = AtomicU64::new(0);
 static EVER_USED: AtomicUsize = AtomicUsize::new(0);
 
 /// A thread's set; the next thread may have it when this one ends.
-struct Shard(usize);
+struct Owned(Shard);
+
+/// The number of a set.
+#[derive(Clone, Copy)]
+pub(super) struct Shard(usize);
 
 impl Shard {
-    /// The first that nobody has; when all are taken, the first one is shared.
-    fn take() -> Self {
-        let free = |in_use: u64| (in_use != u64::MAX).then_some(in_use | (in_use + 1));
-        let taken = IN_USE
-            .fetch_update(Relaxed, Relaxed, free)
-            .map_or(0, |before| before.trailing_ones() as usize);
-        EVER_USED.fetch_max(taken + 1, Relaxed);
-        Self(taken)
+    /// The calling thread's.
+    #[inline]
+    pub(super) fn current() -> Self {
+        // While a thread ends, it may have given its set back already.
+        OWNED.try_with(|owned| owned.0).unwrap_or(Self(SHARED))
+    }
+
+    #[inline]
+    pub(super) const fn index(self) -> usize {
+        self.0
+    }
+
+    /// Adds to a counter of the set. Where only one thread writes, that needs no locked instruction.
+    #[inline]
+    pub(super) fn add(self, counter: &AtomicU64, count: u64) {
+        if self.0 == SHARED {
+            counter.fetch_add(count, Relaxed);
+        } else {
+            counter.store(counter.load(Relaxed).wrapping_add(count), Relaxed);
+        }
     }
 }
 
-impl Drop for Shard {
+impl Owned {
+    /// The first that nobody has, with all that its last owner counted.
+    fn take() -> Self {
+        let free =
+            |in_use: u64| (in_use.trailing_ones() < SHARED as u32).then_some(in_use | (in_use + 1));
+        let index = IN_USE
+            .fetch_update(Acquire, Relaxed, free)
+            .map_or(SHARED, |before| before.trailing_ones() as usize);
+        EVER_USED.fetch_max(index + 1, Relaxed);
+        Self(Shard(index))
+    }
+}
+
+impl Drop for Owned {
     fn drop(&mut self) {
-        // Who shares the first one may give it back early: it is then shared by two again, which is allowed.
-        IN_USE.fetch_and(!(1 << self.0), Relaxed);
+        if self.0.0 != SHARED {
+            IN_USE.fetch_and(!(1 << self.0.0), Release);
+        }
     }
 }
 
 thread_local! {
-    static SHARD: Shard = Shard::take();
-}
-
-/// The number of the calling thread's set of counters.
-pub(super) fn shard() -> usize {
-    // While a thread ends, it may have given its set back already.
-    SHARD.try_with(|shard| shard.0).unwrap_or(0)
+    static OWNED: Owned = Owned::take();
 }

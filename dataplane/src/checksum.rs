@@ -61,13 +61,13 @@ const fn fold(total: u128) -> u16 {
     fold_word(sum + carry as u64)
 }
 
-/// The same of 64 bits: each step halves the bits in use, but for a carry.
-#[inline]
+/// The same of 64 bits. The upper half of a sum of 32 bits and of itself, turned around, is the sum of both halves, with
+/// the carry of the lower one.
+#[inline(always)]
 const fn fold_word(total: u64) -> u16 {
-    let total = (total >> 32) + (total & 0xffff_ffff);
-    let total = (total >> 16) + (total & 0xffff);
-    let total = (total >> 16) + (total & 0xffff);
-    ((total >> 16) + (total & 0xffff)) as u16
+    let (sum, carry) = (total as u32).overflowing_add((total >> 32) as u32);
+    let sum = sum + carry as u32;
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 /// How the sum over some words changes when they are replaced: the sum of `~old + new` (RFC 1624, equation 3). Not folded
@@ -82,21 +82,26 @@ impl Change {
         Self(!old as u64 + new as u64)
     }
 
-    /// Two addresses replaced by others of their family.
-    #[inline]
-    pub const fn addresses(old: [Address; 2], new: [Address; 2]) -> Self {
-        Self::address(old[0], new[0]).and(Self::address(old[1], new[1]))
+    /// Two addresses replaced by others of their family, which is IPv4 or is not.
+    #[inline(always)]
+    pub const fn addresses(is_ipv4: bool, old: [Address; 2], new: [Address; 2]) -> Self {
+        if is_ipv4 {
+            Self::address_v4(old[0], new[0]).and(Self::address_v4(old[1], new[1]))
+        } else {
+            Self::address_v6(old[0], new[0]).and(Self::address_v6(old[1], new[1]))
+        }
     }
 
     /// The complement of a word of 32 bits is also that of its two halves.
+    #[inline(always)]
+    const fn address_v4(old: Address, new: Address) -> Self {
+        let (old, new) = (old.to_bits() as u32, new.to_bits() as u32);
+        Self(!old as u64 + new as u64)
+    }
+
     #[inline]
-    const fn address(old: Address, new: Address) -> Self {
-        if old.is_ipv4() {
-            let (old, new) = (old.to_bits() as u32, new.to_bits() as u32);
-            Self(!old as u64 + new as u64)
-        } else {
-            Self::word(fold(old.to_bits()), fold(new.to_bits()))
-        }
+    const fn address_v6(old: Address, new: Address) -> Self {
+        Self::word(fold(old.to_bits()), fold(new.to_bits()))
     }
 
     /// Both changes.

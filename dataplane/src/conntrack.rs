@@ -149,7 +149,7 @@ impl Found {
     /// For whom the connection was made.
     #[inline]
     pub fn service(&self) -> Option<ServiceTag> {
-        state::load_service(self.0.hot)
+        state::load_service(self.0.service)
     }
 
     /// Status bits when it was found.
@@ -198,6 +198,8 @@ pub struct Conntrack {
     /// Packets and bytes of the original, then of the reply direction.
     accounts: Box<[[AtomicU64; 4]]>,
     statistics: PerWorker,
+    /// That of UDP streams, bounded, for every datagram needs it.
+    stream_timeout: Duration,
     /// Where the next sweep begins.
     cursor: AtomicUsize,
     /// An early drop found nothing to drop: the next sweep takes closing connections too.
@@ -224,6 +226,7 @@ impl Conntrack {
             0
         };
         Self {
+            stream_timeout: settings.timeouts.udp.stream.min(LONGEST),
             settings,
             slots: Slots::new(settings.capacity, hash, settings.per_source),
             accounts: (0..accounts).map(|_| Default::default()).collect(),
@@ -287,21 +290,23 @@ impl Conntrack {
     /// A further packet of a connection. When its entry has gone meanwhile the packet passes as `found` says.
     #[inline]
     pub fn track(&self, found: &Found, headers: &Headers, now: Timestamp) -> Tracked {
-        if self.goes_on(found, headers, now) {
+        if self.goes_on(found, now) {
             return Tracked::Accepted;
         }
         self.advance_locked((found.entry(), found.direction()), headers, now)
     }
 
-    /// A datagram of an assured flow only puts its end off: that needs no lock. False when there is more to do.
-    #[inline]
-    fn goes_on(&self, found: &Found, headers: &Headers, now: Timestamp) -> bool {
-        let is_stream = matches!(headers.transport, Transport::Udp)
+    /// All of [`Self::track`] for a datagram of an assured flow, which only puts its end off: that needs no lock, and
+    /// nothing of the packet. False when there is more to do.
+    #[inline(always)]
+    pub fn goes_on(&self, found: &Found, now: Timestamp) -> bool {
+        let meta = found.0.meta;
+        let is_stream = meta.protocol == Protocol::UDP
             && found.status().has(Status::STREAM)
             && self.accounts.is_empty();
         is_stream && {
-            let deadline = deadline(now, self.settings.timeouts.udp.stream);
-            self.slots.put_off(found.0.id, found.0.meta, deadline)
+            let deadline = tick(now.after(self.stream_timeout));
+            self.slots.put_off(found.0.id, meta, deadline)
         }
     }
 

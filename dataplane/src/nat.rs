@@ -4,7 +4,7 @@
 //! (Linux `nf_nat_proto.c`, `nf_nat_manip_pkt`). DNAT, masquerade and hairpin differ only in the reply tuple.
 
 use crate::checksum::Change;
-use crate::conntrack::{Headers, Translation, Transport};
+use crate::conntrack::Translation;
 use crate::frame::ChecksumState;
 use crate::packet::{self, Packet, Quote};
 use crate::service::Endpoint;
@@ -43,26 +43,35 @@ pub fn plan(
     ))
 }
 
-/// Rewrites addresses and ports of a packet and mends its checksums.
+/// Rewrites addresses and ports of a packet, whose tuple this is, and mends its checksums.
 #[inline(always)]
-pub fn rewrite(packet: &mut Packet<'_>, headers: &Headers, translation: &Translation) {
-    let change = TransportChange::between(&headers.tuple, translation);
-    let protocol = headers.tuple.protocol;
-    let checksum_state = packet.checksum_state();
+pub fn rewrite(packet: &mut Packet<'_>, tuple: &Tuple, translation: &Translation) {
+    let change = TransportChange::between(packet.is_ipv4(), tuple, translation);
+    let state = packet.checksum_state();
     packet.set_addresses(
         translation.source,
         translation.destination,
         change.addresses,
     );
     let transport = packet.transport_mut();
-    write_ports(transport, protocol, translation);
-    match headers.transport {
-        Transport::Sctp(_) if change.ports != Change::default() => {
-            let checksum = packet::sctp_checksum(transport);
-            transport[8..12].copy_from_slice(&checksum);
+    match tuple.protocol {
+        Protocol::UDP => {
+            if let Some(header) = transport.first_chunk_mut::<8>() {
+                write_ports(header, tuple.protocol, translation);
+                change.mend(header, tuple.protocol, state);
+            }
         }
-        Transport::Sctp(_) => {}
-        _ => change.mend(transport, protocol, checksum_state),
+        Protocol::SCTP => {
+            write_ports(transport, tuple.protocol, translation);
+            if change.ports != Change::default() {
+                let checksum = packet::sctp_checksum(transport);
+                transport[8..12].copy_from_slice(&checksum);
+            }
+        }
+        _ => {
+            write_ports(transport, tuple.protocol, translation);
+            change.mend(transport, tuple.protocol, state);
+        }
     }
 }
 
@@ -89,6 +98,7 @@ pub fn rewrite_error(
     );
     let (source, destination) = error_addresses(packet, quote, translation);
     let addresses = Change::addresses(
+        packet.is_ipv4(),
         [packet.source(), packet.destination()],
         [source, destination],
     );
@@ -140,7 +150,8 @@ fn inverse(translation: &Translation, protocol: Protocol) -> Translation {
 
 fn rewrite_quoted(quoted: &mut [u8], quote: &Quote, translation: &Translation) {
     let protocol = quote.tuple.protocol;
-    let change = TransportChange::between(&quote.tuple, translation);
+    let is_ipv4 = quote.tuple.source.is_ipv4();
+    let change = TransportChange::between(is_ipv4, &quote.tuple, translation);
     packet::write_addresses(quoted, translation.source, translation.destination);
     let transport = &mut quoted[quote.transport()..];
     write_ports(transport, protocol, translation);
@@ -148,7 +159,7 @@ fn rewrite_quoted(quoted: &mut [u8], quote: &Quote, translation: &Translation) {
 }
 
 /// For ICMP queries the identifier is the one port; type and code never change.
-#[inline]
+#[inline(always)]
 fn write_ports(transport: &mut [u8], protocol: Protocol, translation: &Translation) {
     match protocol {
         Protocol::TCP | Protocol::UDP | Protocol::SCTP => {
@@ -171,9 +182,12 @@ struct TransportChange {
 
 impl TransportChange {
     #[inline(always)]
-    fn between(old: &Tuple, new: &Translation) -> Self {
-        let addresses =
-            Change::addresses([old.source, old.destination], [new.source, new.destination]);
+    fn between(is_ipv4: bool, old: &Tuple, new: &Translation) -> Self {
+        let addresses = Change::addresses(
+            is_ipv4,
+            [old.source, old.destination],
+            [new.source, new.destination],
+        );
         let source_port = Change::word(old.source_port, new.source_port);
         let ports =
             if old.source_port == new.source_port && old.destination_port == new.destination_port {

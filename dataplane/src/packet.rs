@@ -9,6 +9,7 @@ pub(crate) use layout::FRAGMENT;
 pub use layout::{Fragment, Kind, Layout, Quote};
 
 use crate::checksum;
+use crate::conntrack::Transport;
 use crate::frame::{ChecksumState, Frame};
 use crate::tuple::{Address, Protocol};
 use crate::verdict::DropReason;
@@ -35,13 +36,16 @@ impl<'a> Packet<'a> {
     ///
     /// # Panics
     /// When it is the layout of another packet, which is longer.
-    #[inline]
+    #[inline(always)]
     pub fn new(frame: &'a mut Frame, layout: Layout) -> Self {
-        let owes = |offset| frame.owes_checksum(layout.transport(), offset);
-        let checksum = match (frame.checksum_state(), checksum::offset(layout.protocol)) {
+        let owes_own = || {
+            let offset = checksum::offset(layout.protocol);
+            offset.is_none_or(|offset| frame.owes_checksum(layout.transport(), offset))
+        };
+        let checksum = match frame.checksum_state() {
             // That of a packet inside; until it is filled in, ours cannot be verified.
-            (ChecksumState::Partial, Some(offset)) if !owes(offset) => ChecksumState::Verified,
-            (state, _) => state,
+            ChecksumState::Partial if !owes_own() => ChecksumState::Verified,
+            state => state,
         };
         Self {
             checksum,
@@ -51,9 +55,32 @@ impl<'a> Packet<'a> {
     }
 
     /// What it is to connection tracking.
-    #[inline]
     pub fn kind(&self) -> Kind {
         self.layout.kind(self.bytes)
+    }
+
+    /// Whether connection tracking does not look at it.
+    #[inline]
+    pub fn is_untracked(&self) -> bool {
+        self.layout.is_untracked(self.bytes)
+    }
+
+    /// Whether it is an ICMP error.
+    #[inline]
+    pub fn is_icmp_error(&self) -> bool {
+        self.layout.is_icmp_error(self.bytes)
+    }
+
+    /// What it quotes, of an ICMP error; `None` when too little of it is there.
+    #[inline(always)]
+    pub fn quote(&self) -> Option<Quote> {
+        Layout::quote(self.layout, self.bytes)
+    }
+
+    /// Its transport header; `None` when it is not intact.
+    #[inline(always)]
+    pub fn transport_header(&self) -> Option<Transport> {
+        self.layout.transport_header(self.bytes)
     }
 
     /// Source address.
@@ -71,6 +98,12 @@ impl<'a> Packet<'a> {
     /// Transport protocol.
     pub const fn protocol(&self) -> Protocol {
         self.layout.protocol
+    }
+
+    /// Its family.
+    #[inline]
+    pub const fn is_ipv4(&self) -> bool {
+        self.layout.is_ipv4
     }
 
     /// Which fragment it is, if it is one.
@@ -105,33 +138,11 @@ impl<'a> Packet<'a> {
     }
 
     /// Whether the transport checksum is wrong. One that is partial or verified is not; that of a fragment is not known.
-    #[inline]
+    #[inline(always)]
     pub fn has_bad_checksum(&self) -> bool {
-        self.checksum == ChecksumState::Unverified && !self.is_fragment() && !self.adds_up()
-    }
-
-    fn adds_up(&self) -> bool {
-        let transport = self.transport();
-        match self.layout.protocol {
-            Protocol::UDP if transport.get(6..8) == Some(&[0, 0]) => true,
-            Protocol::TCP | Protocol::UDP | Protocol::ICMPV6 => self.transport_sum() == 0xffff,
-            Protocol::ICMP => checksum::sum(transport) == 0xffff,
-            Protocol::SCTP => transport
-                .get(8..12)
-                .is_some_and(|field| sctp_checksum(transport) == field),
-            _ => true,
-        }
-    }
-
-    /// Sum over the pseudo header and the transport header with its payload. All that the IP header announces counts,
-    /// also behind the end that UDP's own length tells (Linux `nf_ip_checksum`).
-    fn transport_sum(&self) -> u16 {
-        let transport = self.transport();
-        let (source, destination) = (self.source(), self.destination());
-        let protocol = self.layout.protocol.0;
-        let length = transport.len() as u32;
-        let pseudo = checksum::pseudo_header(source, destination, protocol, length);
-        checksum::add(pseudo, checksum::sum(transport))
+        self.checksum == ChecksumState::Unverified
+            && !self.is_fragment()
+            && !adds_up(self.bytes, self.layout)
     }
 
     /// Whether the smallest transport header is all there (Linux `ipv6frag_thdr_truncated`).
@@ -162,13 +173,38 @@ impl<'a> Packet<'a> {
         destination: Address,
         change: checksum::Change,
     ) {
-        put_addresses(self.bytes, source, destination, change);
+        let is_ipv4 = self.is_ipv4();
+        put_addresses((self.bytes, is_ipv4), source, destination, change);
     }
 
     /// The quoted packet of an ICMP error, as far as it was quoted.
     pub fn quoted(&mut self) -> &mut [u8] {
         &mut self.bytes[self.layout.transport() + ICMP_HEADER..]
     }
+}
+
+/// Whether the checksum of a packet with this layout is right.
+fn adds_up(packet: &[u8], layout: Layout) -> bool {
+    let transport = &packet[layout.transport()..];
+    match layout.protocol {
+        Protocol::UDP if transport.get(6..8) == Some(&[0, 0]) => true,
+        Protocol::TCP | Protocol::UDP | Protocol::ICMPV6 => transport_sum(packet, layout) == 0xffff,
+        Protocol::ICMP => checksum::sum(transport) == 0xffff,
+        Protocol::SCTP => transport
+            .get(8..12)
+            .is_some_and(|field| sctp_checksum(transport) == field),
+        _ => true,
+    }
+}
+
+/// Sum over the pseudo header and the transport header with its payload. All that the IP header announces counts, also
+/// behind the end that UDP's own length tells (Linux `nf_ip_checksum`).
+fn transport_sum(packet: &[u8], layout: Layout) -> u16 {
+    let transport = &packet[layout.transport()..];
+    let (source, destination) = (layout.source(packet), layout.destination(packet));
+    let length = transport.len() as u32;
+    let pseudo = checksum::pseudo_header(source, destination, layout.protocol.0, length);
+    checksum::add(pseudo, checksum::sum(transport))
 }
 
 /// TTL or hop limit plus one: the kernel takes two on the way through a TUN device, a router takes one.
@@ -195,27 +231,29 @@ pub fn update(field: &mut [u8], change: checksum::Change) {
 
 /// Replaces the addresses of an IP packet and keeps its IPv4 header checksum right.
 pub fn write_addresses(packet: &mut [u8], source: Address, destination: Address) {
-    let old = if source.is_ipv4() {
+    let is_ipv4 = source.is_ipv4();
+    let old = if is_ipv4 {
         [12, 16].map(|at| Address::from_v4(array(packet, at)))
     } else {
         // IPv6 headers have no checksum.
         [source, destination]
     };
-    let change = checksum::Change::addresses(old, [source, destination]);
-    put_addresses(packet, source, destination, change);
+    let change = checksum::Change::addresses(is_ipv4, old, [source, destination]);
+    put_addresses((packet, is_ipv4), source, destination, change);
 }
 
 #[inline(always)]
 fn put_addresses(
-    packet: &mut [u8],
+    (packet, is_ipv4): (&mut [u8], bool),
     source: Address,
     destination: Address,
     change: checksum::Change,
 ) {
-    if source.is_ipv4() {
-        update(&mut packet[10..12], change);
-        packet[12..16].copy_from_slice(&source.octets_v4());
-        packet[16..20].copy_from_slice(&destination.octets_v4());
+    if is_ipv4 {
+        let header = &mut packet[10..20];
+        update(header, change);
+        header[2..6].copy_from_slice(&source.octets_v4());
+        header[6..10].copy_from_slice(&destination.octets_v4());
     } else {
         packet[8..24].copy_from_slice(&source.octets());
         packet[24..40].copy_from_slice(&destination.octets());

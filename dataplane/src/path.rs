@@ -8,12 +8,12 @@
 //! one is handed over in memory, where it is written in parts and read as a whole, for which a processor waits.
 
 use crate::conntrack::{ConfirmError, Confirmed, Conntrack, EntryId, Found, Guess, Headers};
-use crate::conntrack::{ServiceTag, Tentative, Tracked, TupleHash};
+use crate::conntrack::{ServiceTag, Tentative, Tracked, Transport, TupleHash};
 use crate::fragments::{self, Collected, Described, Fragments};
 use crate::frame::Frame;
 use crate::nat;
 use crate::notices::{Notice, Notices};
-use crate::packet::{self, Kind, Layout, Packet, Quote};
+use crate::packet::{self, Layout, Packet, Quote};
 use crate::ports::{self, ReservedPorts};
 use crate::select::{self, Affinity, Turn};
 use crate::service::{Decision, ServiceTable};
@@ -50,6 +50,8 @@ pub struct Context<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Prepared {
     layout: Result<Layout, DropReason>,
+    /// Of a packet that is no fragment.
+    tuple: Option<Tuple>,
     near: Option<Near>,
 }
 
@@ -57,20 +59,52 @@ pub struct Prepared {
 type Near = (TupleHash, Option<Guess>);
 
 impl Prepared {
+    /// Of no packet yet.
+    pub const NONE: Self = Self {
+        layout: Err(DropReason::Malformed),
+        tuple: None,
+        near: None,
+    };
+
     /// Looks at the packet in `frame`, and gives it back the hop that it lost on its way here.
-    #[inline]
     pub fn new(frame: &mut Frame) -> Self {
-        packet::give_back_hop(frame.packet_mut());
-        Self {
-            layout: Layout::of(frame.packet()),
-            near: None,
+        let mut prepared = Self::NONE;
+        prepared.look_at(frame);
+        prepared
+    }
+
+    /// In place: a copy of what was just written in parts would have to wait for them.
+    #[inline(always)]
+    fn look_at(&mut self, frame: &mut Frame) {
+        let packet = frame.packet_mut();
+        packet::give_back_hop(packet);
+        self.read(packet);
+    }
+
+    #[inline(always)]
+    fn read(&mut self, packet: &[u8]) {
+        if let Some(layout) = Layout::of_plain_v4(packet) {
+            self.set(Ok(layout), layout.tuple(packet));
+        } else if let Some(layout) = Layout::of_plain_v6(packet) {
+            self.set(Ok(layout), layout.tuple(packet));
+        } else {
+            self.read_odd(packet);
         }
     }
 
-    #[inline]
-    fn tuple(&self, frame: &Frame) -> Option<Tuple> {
-        let layout = self.layout.ok().filter(|layout| !layout.is_fragment())?;
-        layout.tuple(frame.packet())
+    fn read_odd(&mut self, packet: &[u8]) {
+        let layout = Layout::of(packet);
+        let whole = layout.ok().filter(|layout| !layout.is_fragment());
+        self.set(layout, whole.and_then(|layout| layout.tuple(packet)));
+    }
+
+    #[inline(always)]
+    fn set(&mut self, layout: Result<Layout, DropReason>, tuple: Option<Tuple>) {
+        *self = Self {
+            layout,
+            tuple,
+            near: None,
+        };
     }
 }
 
@@ -79,20 +113,20 @@ pub const NEAR: usize = 16;
 
 /// Looks at each of at most [`NEAR`] frames, and brings near what [`process`] will need for them, so that their waits for
 /// memory overlap: the index for all of them first, then the entries. A batch of one would only pay for it.
-pub fn prepare(conntrack: &Conntrack, frames: &mut [Frame], prepared: &mut Vec<Prepared>) {
-    prepared.clear();
-    prepared.extend(frames.iter_mut().map(Prepared::new));
-    if frames.len() < 2 {
+pub fn prepare(conntrack: &Conntrack, frames: &mut [Frame], prepared: &mut [Prepared]) {
+    let is_alone = frames.len() < 2;
+    for (packet, frame) in prepared.iter_mut().zip(&mut *frames) {
+        packet.look_at(frame);
+        if !is_alone && let Some(tuple) = &packet.tuple {
+            let hash = conntrack.hash(tuple);
+            conntrack.prefetch_buckets(hash);
+            packet.near = Some((hash, None));
+        }
+    }
+    if is_alone {
         return;
     }
-    for (packet, frame) in prepared.iter_mut().zip(frames) {
-        packet.near = packet.tuple(frame).map(|tuple| {
-            let hash = conntrack.hash(&tuple);
-            conntrack.prefetch_buckets(hash);
-            (hash, None)
-        });
-    }
-    for packet in prepared {
+    for packet in &mut prepared[..frames.len()] {
         if let (Ok(layout), Some((hash, guess))) = (packet.layout, &mut packet.near) {
             *guess = conntrack.guess(*hash, layout.protocol, layout.is_ipv4);
         }
@@ -109,10 +143,7 @@ pub fn process(
     match prepared.layout {
         Err(reason) => Verdict::Drop(reason),
         Ok(layout) if layout.is_fragment() => datagram(context, origin, frame, layout),
-        Ok(layout) => {
-            let mut packet = Packet::new(frame, layout);
-            whole(context, origin, &mut packet, prepared.near)
-        }
+        Ok(layout) => whole(context, origin, Packet::new(frame, layout), prepared),
     }
 }
 
@@ -120,23 +151,26 @@ pub fn process(
 fn whole(
     context: &mut Context<'_>,
     origin: Origin,
-    packet: &mut Packet<'_>,
-    near: Option<Near>,
+    packet: Packet<'_>,
+    prepared: &Prepared,
 ) -> Verdict {
-    match &packet.kind() {
-        Kind::Untracked => Verdict::Pass,
-        Kind::Invalid => {
-            context.conntrack.count_invalid(packet.protocol());
-            invalid(context, origin, packet.destination())
+    if packet.is_untracked() {
+        return Verdict::Pass;
+    }
+    // As the kernel does, which verifies in PREROUTING only.
+    let is_damaged = origin != Origin::Node && packet.has_bad_checksum();
+    if packet.is_icmp_error() {
+        return match packet.quote() {
+            Some(quote) if !is_damaged => related(context, origin, packet, &quote),
+            _ => broken(context, origin, (packet.protocol(), packet.destination())),
+        };
+    }
+    let transport = packet.transport_header();
+    match (&prepared.tuple, &transport) {
+        (Some(tuple), Some(transport)) if !is_damaged => {
+            flow(context, origin, packet, (tuple, transport, prepared.near))
         }
-        Kind::Fragment => invalid(context, origin, packet.destination()),
-        // As the kernel does, which verifies in PREROUTING only.
-        _ if origin != Origin::Node && packet.has_bad_checksum() => {
-            context.conntrack.count_invalid(packet.protocol());
-            invalid(context, origin, packet.destination())
-        }
-        Kind::Flow(headers) => flow(context, origin, packet, (headers, near)),
-        Kind::Error(quote) => related(context, origin, packet, quote),
+        _ => broken(context, origin, (packet.protocol(), packet.destination())),
     }
 }
 
@@ -144,17 +178,20 @@ fn whole(
 fn flow(
     context: &mut Context<'_>,
     origin: Origin,
-    packet: &mut Packet<'_>,
-    (headers, near): (&Headers, Option<Near>),
+    packet: Packet<'_>,
+    (tuple, transport, near): (&Tuple, &Transport, Option<Near>),
 ) -> Verdict {
-    let (tuple, now) = (&headers.tuple, context.now);
+    let now = context.now;
     let found = match near {
         Some((hash, guess)) => context.conntrack.find_near(tuple, hash, guess, now),
         None => context.conntrack.find(tuple, now),
     };
     match found {
-        Some(found) => established(context, origin, packet, headers, &found),
-        None => new_flow(context, origin, packet, headers),
+        Some(found) => established(context, origin, packet, (tuple, transport, &found)),
+        None => {
+            let headers = headers(&packet, tuple, transport);
+            new_flow(context, origin, packet, &headers)
+        }
     }
 }
 
@@ -163,18 +200,32 @@ fn flow(
 fn established(
     context: &mut Context<'_>,
     origin: Origin,
-    packet: &mut Packet<'_>,
-    headers: &Headers,
-    found: &Found,
+    mut packet: Packet<'_>,
+    (tuple, transport, found): (&Tuple, &Transport, &Found),
 ) -> Verdict {
-    if is_stale(context, headers.tuple.protocol, found) {
-        context.conntrack.end(found.entry(), context.now);
-        return new_flow(context, origin, packet, headers);
+    let (conntrack, now) = (context.conntrack, context.now);
+    if is_stale(context, tuple.protocol, found) {
+        conntrack.end(found.entry(), now);
+        let headers = headers(&packet, tuple, transport);
+        return new_flow(context, origin, packet, &headers);
     }
-    match context.conntrack.track(found, headers, context.now) {
-        Tracked::Accepted | Tracked::Ignored => translate(packet, headers, found),
+    if conntrack.goes_on(found, now) {
+        return translate(&mut packet, tuple, found);
+    }
+    let headers = headers(&packet, tuple, transport);
+    match conntrack.track(found, &headers, now) {
+        Tracked::Accepted | Tracked::Ignored => translate(&mut packet, tuple, found),
         Tracked::Invalid(_) => invalid(context, origin, packet.destination()),
-        Tracked::Restart => new_flow(context, origin, packet, headers),
+        Tracked::Restart => new_flow(context, origin, packet, &headers),
+    }
+}
+
+#[inline(always)]
+fn headers(packet: &Packet<'_>, tuple: &Tuple, transport: &Transport) -> Headers {
+    Headers {
+        tuple: *tuple,
+        transport: *transport,
+        length: packet.length() as u32,
     }
 }
 
@@ -182,7 +233,7 @@ fn established(
 fn new_flow(
     context: &mut Context<'_>,
     origin: Origin,
-    packet: &mut Packet<'_>,
+    mut packet: Packet<'_>,
     headers: &Headers,
 ) -> Verdict {
     if is_with_the_node_itself(context, origin, &headers.tuple) {
@@ -196,7 +247,7 @@ fn new_flow(
         Err(verdict) => return verdict,
     };
     match confirm(context, &mut tentative, masqueraded) {
-        Ok(found) => translate(packet, headers, &found),
+        Ok(found) => translate(&mut packet, &headers.tuple, &found),
         Err(reason) => no_room(context, &tentative, reason),
     }
 }
@@ -222,10 +273,11 @@ fn is_with_the_node_itself(context: &Context<'_>, origin: Origin, tuple: &Tuple)
 ///
 /// DIFFERS: so are those of the node about a connection from 127.0.0.1, which the kernel loses. Those of the node with a
 /// wrong checksum pass where the connection is not known here, because it needs no translation.
+#[cold]
 fn related(
     context: &mut Context<'_>,
     origin: Origin,
-    packet: &mut Packet<'_>,
+    mut packet: Packet<'_>,
     quote: &Quote,
 ) -> Verdict {
     let about = quote.tuple.inverse();
@@ -248,13 +300,14 @@ fn related(
     if packet.is_redirect() {
         return Verdict::Drop(DropReason::Redirect);
     }
-    match nat::rewrite_error(packet, quote, &translation) {
+    match nat::rewrite_error(&mut packet, quote, &translation) {
         Ok(()) => Verdict::Forward,
         Err(reason) => Verdict::Drop(reason),
     }
 }
 
 /// A fragment: waits until its datagram is whole. What becomes of the datagram becomes of all of its fragments.
+#[cold]
 fn datagram(
     context: &mut Context<'_>,
     origin: Origin,
@@ -273,13 +326,12 @@ fn datagram(
     let Some(mut joined) = fragments::join(&mut frames) else {
         return Verdict::Drop(DropReason::Malformed);
     };
-    let verdict = match Layout::of(joined.packet()) {
+    let mut prepared = Prepared::NONE;
+    prepared.read(joined.packet());
+    let verdict = match prepared.layout {
         // One more header of a fragment inside.
         Ok(layout) if layout.is_fragment() => invalid(context, origin, described.destination()),
-        layout => {
-            let prepared = Prepared { layout, near: None };
-            process(context, origin, &mut joined, &prepared)
-        }
+        _ => process(context, origin, &mut joined, &prepared),
     };
     match verdict {
         Verdict::Forward => fragments::spread(&mut joined, &mut frames),
@@ -292,11 +344,11 @@ fn datagram(
 }
 
 #[inline(always)]
-fn translate(packet: &mut Packet<'_>, headers: &Headers, found: &Found) -> Verdict {
+fn translate(packet: &mut Packet<'_>, tuple: &Tuple, found: &Found) -> Verdict {
     let Some(translation) = found.translation() else {
         return Verdict::Pass;
     };
-    nat::rewrite(packet, headers, &translation);
+    nat::rewrite(packet, tuple, &translation);
     Verdict::Forward
 }
 
@@ -424,6 +476,17 @@ fn has_lost_its_place(context: &Context<'_>, entry: EntryId, tag: ServiceTag) ->
         context.conntrack.revalidate(entry, newest);
     }
     stale
+}
+
+/// A packet whose headers or checksum are not right: it belongs to no connection.
+#[cold]
+fn broken(
+    context: &Context<'_>,
+    origin: Origin,
+    (protocol, destination): (Protocol, Address),
+) -> Verdict {
+    context.conntrack.count_invalid(protocol);
+    invalid(context, origin, destination)
 }
 
 /// INVALID packets are never translated. kube-proxy drops them in forwarding (KUBE-FORWARD), not on their way to or

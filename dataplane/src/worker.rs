@@ -92,7 +92,7 @@ pub struct Worker<'a, D> {
     counters: Arc<Counters>,
     rng: Rng,
     frames: Vec<Frame>,
-    prepared: Vec<Prepared>,
+    prepared: [Prepared; NEAR],
     train: Train,
     /// When it last had work.
     worked_until: Timestamp,
@@ -118,7 +118,7 @@ impl<'a, D: Device> Worker<'a, D> {
             counters,
             rng,
             frames,
-            prepared: Vec::with_capacity(NEAR),
+            prepared: [Prepared::NONE; NEAR],
             train: Train::default(),
             worked_until: Timestamp(0),
         }

@@ -124,7 +124,7 @@ impl Conntrack {
                         direction: Direction::Original,
                         other: new.reply,
                         meta: new.meta,
-                        hot: entry.hot,
+                        service: [entry.hot[state::SERVICE], entry.hot[state::FLAGS]],
                     };
                     return Ok(Confirmed::Inserted(Found(sighting)));
                 }

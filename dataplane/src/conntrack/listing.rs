@@ -105,7 +105,7 @@ impl Conntrack {
             status: Status(entry.meta.status),
             packets: [count(0), count(2)],
             bytes: [count(1), count(3)],
-            service: state::load_service(entry.hot),
+            service: state::load_service([entry.hot[state::SERVICE], entry.hot[state::FLAGS]]),
             // Another one for each life of an entry.
             id: entry.id.index ^ entry.id.generation.rotate_left(24),
         }

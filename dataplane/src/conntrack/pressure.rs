@@ -134,7 +134,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_seconds(100);
 
     /// Datagrams from one client to one pod, from any port, both of whose tuples have only these two buckets to be in.
-    fn flows_of(conntrack: &Conntrack, wanted: [usize; 2]) -> Vec<Headers> {
+    fn flows_of(conntrack: &Conntrack, wanted: [u32; 2]) -> Vec<Headers> {
         let flow = |source_port| Headers {
             tuple: Tuple {
                 source: Address::from_v4([10, 0, 0, 1]),

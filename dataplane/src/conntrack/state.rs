@@ -48,11 +48,12 @@ pub(super) fn store_service(words: &mut StateWords, service: Option<ServiceTag>)
     words[FLAGS] = with_generation(words[FLAGS], tag.generation);
 }
 
+/// Of the words SERVICE and FLAGS.
 #[inline]
-pub(super) fn load_service(hot: [u64; 3]) -> Option<ServiceTag> {
-    let generation = high(hot[FLAGS]).checked_sub(1)?;
+pub(super) fn load_service([service, flags]: [u64; 2]) -> Option<ServiceTag> {
+    let generation = high(flags).checked_sub(1)?;
     Some(ServiceTag {
-        id: hot[SERVICE],
+        id: service,
         generation: Generation(u64::from(generation)),
     })
 }

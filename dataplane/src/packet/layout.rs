@@ -77,6 +77,9 @@ pub struct Fragment {
     pub(crate) protocol_at: usize,
 }
 
+/// Both port fields.
+const PORTS: usize = 4;
+
 /// Extension headers that are followed; more are not on any real packet, and make it malformed.
 const MAXIMUM_EXTENSION_HEADERS: usize = 8;
 
@@ -85,16 +88,11 @@ impl Layout {
     ///
     /// # Errors
     /// Why it is not an intact IP packet.
-    #[inline]
     pub fn of(packet: &[u8]) -> Result<Self, DropReason> {
-        match packet.first().map(|byte| byte >> 4) {
-            Some(4) => Self::of_v4(packet)?.if_within(packet),
-            Some(6) => Self::of_v6(packet)?.if_within(packet),
-            _ => Err(DropReason::Malformed),
-        }
+        Self::of_headers(packet)?.if_within(packet)
     }
 
-    #[inline]
+    #[inline(always)]
     fn if_within(self, packet: &[u8]) -> Result<Self, DropReason> {
         if self.end() > packet.len() || self.transport > self.end {
             return Err(DropReason::Malformed);
@@ -103,12 +101,50 @@ impl Layout {
     }
 
     /// Of a packet of which the end may be missing.
+    #[inline(always)]
     fn of_headers(packet: &[u8]) -> Result<Self, DropReason> {
         match packet.first().map(|byte| byte >> 4) {
             Some(4) => Self::of_v4(packet),
             Some(6) => Self::of_v6(packet),
             _ => Err(DropReason::Malformed),
         }
+    }
+
+    /// As [`Layout::of`], of what most packets are: UDP or TCP behind an IPv4 header without options, and no fragment.
+    #[inline(always)]
+    pub(crate) fn of_plain_v4(packet: &[u8]) -> Option<Self> {
+        let header = packet.first_chunk::<{ IPV4_HEADER + PORTS }>()?;
+        let end = u32::from(word(header, 2));
+        let is_plain = header[0] == 0x45
+            && word(header, 6) & 0x3fff == 0
+            && matches!(Protocol(header[9]), Protocol::UDP | Protocol::TCP)
+            && (IPV4_HEADER..=packet.len()).contains(&(end as usize));
+        is_plain.then_some(Self {
+            transport: IPV4_HEADER as u32,
+            end,
+            protocol: Protocol(header[9]),
+            is_ipv4: true,
+            cut: None,
+        })
+    }
+
+    /// The same of IPv6, without extension headers.
+    #[inline(always)]
+    pub(crate) fn of_plain_v6(packet: &[u8]) -> Option<Self> {
+        let header = packet.first_chunk::<{ IPV6_HEADER + PORTS }>()?;
+        let layout = Self {
+            transport: IPV6_HEADER as u32,
+            end: IPV6_HEADER as u32 + u32::from(word(header, 4)),
+            protocol: Protocol(header[6]),
+            is_ipv4: false,
+            cut: None,
+        };
+        let is_plain = header[0] >> 4 == 6
+            && matches!(layout.protocol, Protocol::UDP | Protocol::TCP)
+            && layout.end() <= packet.len()
+            && !layout.source(header).is_ipv4()
+            && !layout.destination(header).is_ipv4();
+        is_plain.then_some(layout)
     }
 
     /// Offset of the transport header.
@@ -165,28 +201,64 @@ impl Layout {
     }
 
     /// What the packet is to connection tracking.
-    #[inline(always)]
     pub(super) fn kind(&self, packet: &[u8]) -> Kind {
         if self.is_fragment() {
             return Kind::Fragment;
         }
-        let transport = &packet[self.transport()..self.end()];
-        if is_icmp_error(self.protocol, transport) {
-            return quote(transport).map_or(Kind::Invalid, Kind::Error);
+        if self.is_icmp_error(packet) {
+            return self.quote(packet).map_or(Kind::Invalid, Kind::Error);
         }
-        if is_neighbour_or_multicast_discovery(self.protocol, transport) {
+        if self.is_untracked(packet) {
             return Kind::Untracked;
         }
-        let (Some(tuple), Some(transport)) =
-            (self.tuple(packet), transport_of(self.protocol, transport))
-        else {
-            return Kind::Invalid;
-        };
-        Kind::Flow(Headers {
-            tuple,
-            transport,
-            length: self.end,
-        })
+        let tuple = self.tuple(packet);
+        match tuple.zip(self.transport_header(packet)) {
+            Some((tuple, transport)) => Kind::Flow(Headers {
+                tuple,
+                transport,
+                length: self.end,
+            }),
+            None => Kind::Invalid,
+        }
+    }
+
+    /// Destination unreachable, source quench, redirect, time exceeded, parameter problem; for IPv6 all errors and
+    /// redirect.
+    #[inline]
+    pub(super) fn is_icmp_error(&self, packet: &[u8]) -> bool {
+        match self.protocol {
+            Protocol::ICMP => matches!(self.icmp_type(packet), Some(3 | 4 | 5 | 11 | 12)),
+            Protocol::ICMPV6 => matches!(self.icmp_type(packet), Some(0..=127 | 137)),
+            _ => false,
+        }
+    }
+
+    /// Never tracked (Linux `nf_conntrack_proto_icmpv6.c`, `noct_valid_new`): MLD, neighbour and router discovery.
+    #[inline]
+    pub(super) fn is_untracked(&self, packet: &[u8]) -> bool {
+        self.protocol == Protocol::ICMPV6
+            && matches!(self.icmp_type(packet), Some(130..=136 | 143 | 151 | 152))
+    }
+
+    fn icmp_type(&self, packet: &[u8]) -> Option<u8> {
+        packet[self.transport()..self.end()].first().copied()
+    }
+
+    /// The packet that an ICMP error quotes, if its tuple is there: not in later fragments and short quotes.
+    pub(super) fn quote(self, packet: &[u8]) -> Option<Quote> {
+        let quoted = packet[self.transport()..self.end()].get(ICMP_HEADER..)?;
+        let layout = Self::of_headers(quoted).ok()?;
+        let is_later = layout
+            .fragment(quoted)
+            .is_some_and(|fragment| fragment.offset != 0);
+        let tuple = layout.tuple(quoted).filter(|_| !is_later)?;
+        Some(Quote { tuple, layout })
+    }
+
+    /// The transport header; `None` when it is not intact.
+    #[inline(always)]
+    pub(super) fn transport_header(&self, packet: &[u8]) -> Option<Transport> {
+        transport_of(self.protocol, &packet[self.transport()..self.end()])
     }
 
     /// What the header of a fragment says (RFC 791, section 3.1; RFC 8200, section 4.5).
@@ -336,31 +408,4 @@ fn ports(protocol: Protocol, transport: &[u8]) -> Option<(u16, u16)> {
         }
         _ => Some((0, 0)),
     }
-}
-
-/// Destination unreachable, source quench, redirect, time exceeded, parameter problem; for IPv6 all errors and redirect.
-#[inline]
-fn is_icmp_error(protocol: Protocol, transport: &[u8]) -> bool {
-    match (protocol, transport.first()) {
-        (Protocol::ICMP, Some(kind)) => matches!(kind, 3 | 4 | 5 | 11 | 12),
-        (Protocol::ICMPV6, Some(kind)) => *kind < 128 || *kind == 137,
-        _ => false,
-    }
-}
-
-/// Never tracked (Linux `nf_conntrack_proto_icmpv6.c`, `noct_valid_new`): MLD, neighbour and router discovery.
-#[inline]
-fn is_neighbour_or_multicast_discovery(protocol: Protocol, transport: &[u8]) -> bool {
-    protocol == Protocol::ICMPV6 && matches!(transport.first(), Some(130..=136 | 143 | 151 | 152))
-}
-
-/// The quoted packet, if its tuple is there: not in later fragments and short quotes.
-fn quote(icmp: &[u8]) -> Option<Quote> {
-    let quoted = icmp.get(ICMP_HEADER..)?;
-    let layout = Layout::of_headers(quoted).ok()?;
-    let is_later = layout
-        .fragment(quoted)
-        .is_some_and(|fragment| fragment.offset != 0);
-    let tuple = layout.tuple(quoted).filter(|_| !is_later)?;
-    Some(Quote { tuple, layout })
 }

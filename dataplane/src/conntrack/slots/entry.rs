@@ -57,6 +57,15 @@ impl EntryId {
     pub(super) const fn slot(self, hash: TupleHash) -> u64 {
         hash.tag() | (self.generation as u16 as u64) << 32 | (self.index as u64 + 1)
     }
+
+    /// The one that a slot names. Its generation has 16 bits; the rest of it is checked by whoever reads the entry.
+    #[inline(always)]
+    pub(super) fn of_slot(word: u64) -> Option<Self> {
+        Some(Self {
+            index: (word as u32).checked_sub(1)?,
+            generation: (word >> 32) as u16 as u32,
+        })
+    }
 }
 
 /// What a reader copied of one life of an entry.
@@ -105,8 +114,8 @@ pub(in crate::conntrack) struct Sighting {
     /// The tuple of the other direction.
     pub(in crate::conntrack) other: Tuple,
     pub(in crate::conntrack) meta: Meta,
-    /// The hot words of the state.
-    pub(in crate::conntrack) hot: [u64; 3],
+    /// The first words of the state, which say for whom it was made.
+    pub(in crate::conntrack) service: [u64; 2],
 }
 
 /// What a new entry holds.

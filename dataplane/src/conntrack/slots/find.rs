@@ -2,10 +2,14 @@
 
 use super::entry::{EntryId, Meta, Sighting, Snapshot, has_windows, pair_v4, ports, tuple_v4};
 use super::index::TupleHash;
-use super::{CONTROL, LIVE, META, ORIGINAL, PENDING, PHASE, PORTS, REPLY, STATE, Slots};
-use crate::conntrack::sync::{Ordering, fence};
+use super::{CONTROL, LIVE, LOCKED, META, ORIGINAL, PENDING, PHASE, PORTS, REPLY, STATE, Slots};
+use crate::conntrack::sync::{AtomicU64, Ordering, fence};
 use crate::sys::memory::prefetch;
 use crate::tuple::{Address, Direction, Protocol, Tuple};
+use std::hint::select_unpredictable;
+
+/// Of the META word: protocol and family.
+const KIND: u64 = 0xff01;
 
 /// An entry that a tuple with a certain hash may have.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +24,7 @@ impl Slots {
         protocol: Protocol,
         is_ipv4: bool,
     ) -> Option<Guess> {
-        let id = self.candidates(hash).next()?;
+        let id = self.likely(hash)?;
         let index = id.index as usize;
         prefetch(&self.hot[index]);
         if has_windows(protocol) {
@@ -44,7 +48,9 @@ impl Slots {
     /// The LIVE entry that owns `tuple`, expired or not.
     #[inline]
     pub(in crate::conntrack) fn find(&self, tuple: &Tuple, hash: TupleHash) -> Option<Sighting> {
-        self.candidates(hash).find_map(|id| self.sight(id, tuple))
+        let likely = self.likely(hash)?;
+        self.sight(likely, tuple)
+            .or_else(|| self.candidates(hash).find_map(|id| self.sight(id, tuple)))
     }
 
     /// Gives an entry whose meta was `seen` another deadline, if it has still that meta. False when it has not.
@@ -73,19 +79,26 @@ impl Slots {
     fn sight(&self, id: EntryId, tuple: &Tuple) -> Option<Sighting> {
         let line = &self.hot[id.index as usize].0;
         let before = line[CONTROL].load(Ordering::Acquire);
-        if !matches!(before & PHASE, PENDING | LIVE)
-            || (before >> 32) as u16 != id.generation as u16
-        {
+        if before & PHASE != LIVE || (before >> 32) as u16 != id.generation as u16 {
             return None;
         }
         let word = |at: usize| line[at].load(Ordering::Relaxed);
-        let meta = Meta::unpack(word(META));
-        let (direction, other) = self.sides(id.index, tuple)?;
-        let hot = [word(STATE), word(STATE + 1), word(STATE + 2)];
+        let meta = word(META);
+        let is_ipv4 = tuple.source.is_ipv4();
+        let kind = u64::from(tuple.protocol.0) << 8 | u64::from(!is_ipv4);
+        if meta & KIND != kind {
+            return None;
+        }
+        let (direction, other) = if is_ipv4 {
+            sides_v4(line, tuple)?
+        } else {
+            self.sides_v6(id.index, tuple)?
+        };
+        let service = [word(STATE), word(STATE + 1)];
         // As in `snapshot`.
         fence(Ordering::Acquire);
         let after = line[CONTROL].load(Ordering::Relaxed);
-        let is_same_life = before >> 32 == after >> 32 && after & PHASE == LIVE;
+        let is_same_life = (before ^ after) & !LOCKED == 0;
         is_same_life.then_some(Sighting {
             id: EntryId {
                 generation: (before >> 32) as u32,
@@ -93,36 +106,18 @@ impl Slots {
             },
             direction,
             other,
-            meta,
-            hot,
+            meta: Meta::unpack(meta),
+            service,
         })
     }
 
-    /// Which of an entry's tuples this one is, and the other one.
-    #[inline(always)]
-    fn sides(&self, index: u32, tuple: &Tuple) -> Option<(Direction, Tuple)> {
-        let line = &self.hot[index as usize].0;
-        let word = |at: usize| line[at].load(Ordering::Relaxed);
-        let meta = word(META);
-        let is_ipv6 = meta & 1 != 0;
-        if is_ipv6 == tuple.source.is_ipv4() || Meta::unpack(meta).protocol != tuple.protocol {
-            return None;
-        }
-        if is_ipv6 {
-            let [original, reply] = self.tuples(index, tuple.protocol);
-            return if original == *tuple {
-                Some((Direction::Original, reply))
-            } else {
-                (reply == *tuple).then_some((Direction::Reply, original))
-            };
-        }
-        let (own, both) = ((pair_v4(tuple), ports(tuple)), word(PORTS));
-        let original = (word(ORIGINAL), (both >> 32) as u32);
-        let reply = (word(REPLY), both as u32);
-        if own == original {
-            Some((Direction::Original, tuple_v4(reply, tuple.protocol)))
+    /// Which of an IPv6 entry's tuples this one is, and the other one.
+    fn sides_v6(&self, index: u32, tuple: &Tuple) -> Option<(Direction, Tuple)> {
+        let [original, reply] = self.tuples(index, tuple.protocol);
+        if original == *tuple {
+            Some((Direction::Original, reply))
         } else {
-            (own == reply).then(|| (Direction::Reply, tuple_v4(original, tuple.protocol)))
+            (reply == *tuple).then_some((Direction::Reply, original))
         }
     }
 
@@ -229,4 +224,24 @@ impl Slots {
             )
         })
     }
+}
+
+/// Which of an IPv4 entry's tuples this one is, and the other one. Without a branch: nobody can foretell which packets are
+/// answers.
+#[inline(always)]
+fn sides_v4(line: &[AtomicU64; 8], tuple: &Tuple) -> Option<(Direction, Tuple)> {
+    let word = |at: usize| line[at].load(Ordering::Relaxed);
+    let own = (pair_v4(tuple), ports(tuple));
+    let both = word(PORTS);
+    let original = (word(ORIGINAL), (both >> 32) as u32);
+    let reply = (word(REPLY), both as u32);
+    let is = |side: (u64, u32)| (own.0 ^ side.0) | u64::from(own.1 ^ side.1) == 0;
+    let is_original = is(original);
+    if !(is_original | is(reply)) {
+        return None;
+    }
+    let direction = select_unpredictable(is_original, Direction::Original, Direction::Reply);
+    let pair = select_unpredictable(is_original, reply.0, original.0);
+    let ports = select_unpredictable(is_original, reply.1, original.1);
+    Some((direction, tuple_v4((pair, ports), tuple.protocol)))
 }

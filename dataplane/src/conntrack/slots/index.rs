@@ -6,48 +6,54 @@ use crate::conntrack::sync::{AtomicU64, Ordering};
 use crate::sys::memory::prefetch;
 use crate::tuple::Tuple;
 use std::hash::{BuildHasher, Hasher};
+use std::hint::select_unpredictable;
 
 /// A tuple goes to so many slots of its first bucket; when they are filled, to the emptier one of its two.
 const PREFERRED: usize = WIDTH / 2;
 
-/// A keyed hash of a tuple, and what follows from it.
+/// What follows from a keyed hash of a tuple: where its slot is in a table, and its tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TupleHash {
-    pub(super) bits: u64,
+    /// The two buckets. They differ unless there is only one.
+    buckets: [u32; 2],
+    tag: u16,
 }
 
 impl TupleHash {
-    pub(super) const fn tag(self) -> u64 {
-        (self.bits as u16 as u64) << 48
+    #[inline(always)]
+    fn new(bits: u64, buckets: usize) -> Self {
+        let first = reduce(bits, buckets);
+        let second = reduce(
+            bits.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            buckets,
+        );
+        let next = || {
+            if first as usize + 1 == buckets {
+                0
+            } else {
+                first + 1
+            }
+        };
+        Self {
+            buckets: [first, if second == first { next() } else { second }],
+            // That of empty slots is zero.
+            tag: (bits as u16).max(1),
+        }
     }
 
-    /// The two buckets. They differ unless there is only one.
-    pub(super) fn buckets(self, count: usize) -> [usize; 2] {
-        let first = reduce(self.bits, count);
-        let second = reduce(
-            self.bits
-                .rotate_left(32)
-                .wrapping_mul(0x9e37_79b9_7f4a_7c15),
-            count,
-        );
-        [
-            first,
-            if second == first {
-                (first + 1) % count
-            } else {
-                second
-            },
-        ]
+    #[inline(always)]
+    pub(super) const fn tag(self) -> u64 {
+        (self.tag as u64) << 48
     }
 }
 
 /// Maps a hash evenly to `0..count` without a division.
-const fn reduce(hash: u64, count: usize) -> usize {
-    ((hash as u128 * count as u128) >> 64) as usize
+const fn reduce(hash: u64, count: usize) -> u32 {
+    ((hash as u128 * count as u128) >> 64) as u32
 }
 
 impl Slots {
-    #[inline]
+    #[inline(always)]
     pub(in crate::conntrack) fn hash(&self, tuple: &Tuple) -> TupleHash {
         let mut hasher = self.hash.build_hasher();
         let ports = u64::from(tuple.source_port) << 32 | u64::from(tuple.destination_port) << 16;
@@ -58,32 +64,52 @@ impl Slots {
             hasher.write_u128(tuple.destination.to_bits());
         }
         hasher.write_u64(ports | u64::from(tuple.protocol.0));
-        TupleHash {
-            bits: hasher.finish(),
-        }
+        TupleHash::new(hasher.finish(), self.buckets.len())
+    }
+
+    /// Both buckets of a tuple.
+    #[inline(always)]
+    fn buckets(&self, hash: TupleHash) -> [&Bucket; 2] {
+        hash.buckets.map(|bucket| &self.buckets[bucket as usize])
     }
 
     /// Brings the index lines of a tuple near. For batches: first all buckets, then all entries, then the work.
     #[inline]
     pub(in crate::conntrack) fn prefetch_buckets(&self, hash: TupleHash) {
-        for bucket in hash.buckets(self.buckets.len()) {
-            prefetch(&self.buckets[bucket]);
+        for bucket in self.buckets(hash) {
+            prefetch(bucket);
         }
     }
 
     /// Entries whose slots have the tag of `hash`, in its two buckets.
     #[inline(always)]
     pub(super) fn candidates(&self, hash: TupleHash) -> Candidates<'_> {
-        let buckets = hash.buckets(self.buckets.len());
-        Candidates::new(buckets.map(|bucket| &self.buckets[bucket]), hash.tag())
+        Candidates::new(self.buckets(hash), hash.tag())
+    }
+
+    /// One of [`Self::candidates`], if there are any: of a tuple that is in the table most often its entry.
+    #[inline(always)]
+    pub(super) fn likely(&self, hash: TupleHash) -> Option<EntryId> {
+        let [first, second] = self.buckets(hash);
+        let tag = hash.tag();
+        let word = match first.any_with(tag) {
+            0 => second.any_with(tag),
+            word => word,
+        };
+        EntryId::of_slot(word)
+    }
+
+    /// Whether there are [`Self::candidates`] beside `id`.
+    pub(super) fn has_others(&self, id: EntryId, hash: TupleHash) -> bool {
+        let own = id.slot(hash);
+        let [first, second] = self.buckets(hash);
+        first.has_others(own) | second.has_others(own)
     }
 
     /// Puts `id` into an empty slot of one of the two buckets. False when there is none.
     pub(super) fn link(&self, id: EntryId, hash: TupleHash) -> bool {
         let word = id.slot(hash);
-        let [first, second] = hash
-            .buckets(self.buckets.len())
-            .map(|bucket| &self.buckets[bucket]);
+        let [first, second] = self.buckets(hash);
         if put(&first.0[..PREFERRED], word) {
             return true;
         }
@@ -99,10 +125,10 @@ impl Slots {
     pub(super) fn unlink(&self, id: EntryId, hashes: [TupleHash; 2]) {
         for hash in hashes {
             let word = id.slot(hash);
-            let slot = hash
-                .buckets(self.buckets.len())
+            let slot = self
+                .buckets(hash)
                 .into_iter()
-                .flat_map(|bucket| &self.buckets[bucket].0)
+                .flat_map(|bucket| &bucket.0)
                 .find(|slot| slot.load(Ordering::Relaxed) == word);
             if let Some(slot) = slot {
                 slot.store(0, Ordering::Release);
@@ -116,8 +142,8 @@ impl Slots {
         hash: TupleHash,
         nth: usize,
     ) -> impl Iterator<Item = Snapshot> + '_ {
-        let bucket = (hash.buckets(self.buckets.len())[0] + nth) % self.buckets.len();
-        self.live_of(bucket)
+        let bucket = (hash.buckets[0] as usize + nth) % self.buckets.len();
+        self.live_of(&self.buckets[bucket])
     }
 
     /// The LIVE entries of the two buckets of `hash`, when neither has an empty slot.
@@ -125,11 +151,11 @@ impl Slots {
         &self,
         hash: TupleHash,
     ) -> impl Iterator<Item = Snapshot> + '_ {
-        let buckets = hash.buckets(self.buckets.len());
+        let buckets = self.buckets(hash);
         let is_empty = |slot: &AtomicU64| slot.load(Ordering::Relaxed) == 0;
         let has_place = buckets
             .into_iter()
-            .any(|bucket| self.buckets[bucket].0.iter().any(is_empty));
+            .any(|bucket| bucket.0.iter().any(is_empty));
         buckets
             .into_iter()
             .filter(move |_| !has_place)
@@ -137,17 +163,13 @@ impl Slots {
     }
 
     #[cfg(all(test, not(any(loom, shuttle))))]
-    pub(in crate::conntrack) fn buckets_of(&self, tuple: &Tuple) -> [usize; 2] {
-        self.hash(tuple).buckets(self.buckets.len())
+    pub(in crate::conntrack) fn buckets_of(&self, tuple: &Tuple) -> [u32; 2] {
+        self.hash(tuple).buckets
     }
 
-    fn live_of(&self, bucket: usize) -> impl Iterator<Item = Snapshot> + '_ {
-        self.buckets[bucket].0.iter().filter_map(|slot| {
-            let word = slot.load(Ordering::Acquire);
-            let id = EntryId {
-                index: (word as u32).checked_sub(1)?,
-                generation: (word >> 32) as u16 as u32,
-            };
+    fn live_of<'t>(&'t self, bucket: &'t Bucket) -> impl Iterator<Item = Snapshot> + 't {
+        bucket.0.iter().filter_map(|slot| {
+            let id = EntryId::of_slot(slot.load(Ordering::Acquire))?;
             self.snapshot(id).filter(|snapshot| snapshot.is_live)
         })
     }
@@ -194,8 +216,26 @@ impl Bucket {
             .count()
     }
 
-    /// A bit for each slot that has the tag; a tag of zero is that of empty slots, too. Without a branch: which slot it
-    /// is nobody can foretell.
+    /// A slot that has the tag, or zero where there is none. Without a branch: which slot it is nobody can foretell.
+    #[inline(always)]
+    fn any_with(&self, tag: u64) -> u64 {
+        self.0.iter().fold(0, |found, slot| {
+            let word = slot.load(Ordering::Acquire);
+            select_unpredictable((word ^ tag) >> 48 == 0, word, found)
+        })
+    }
+
+    /// Whether a slot that is not `own` has its tag. Without a branch, as few slots have.
+    #[inline(always)]
+    fn has_others(&self, own: u64) -> bool {
+        const UNTAGGED: u64 = (1 << 48) - 1;
+        self.0.iter().fold(false, |found, slot| {
+            let difference = slot.load(Ordering::Acquire) ^ own;
+            found | (difference.wrapping_sub(1) < UNTAGGED)
+        })
+    }
+
+    /// A bit for each slot that has the tag.
     #[inline(always)]
     fn matching(&self, tag: u64) -> u32 {
         let mut matching = 0;
@@ -220,12 +260,10 @@ impl Iterator for Candidates<'_> {
             let slot = &self.bucket.0[self.matching.trailing_zeros() as usize % WIDTH];
             self.matching &= self.matching - 1;
             let word = slot.load(Ordering::Acquire);
-            if word != 0 && (word ^ self.tag) >> 48 == 0 {
-                // The generation has 16 bits here; the rest of it is checked by whoever reads the entry.
-                return Some(EntryId {
-                    index: word as u32 - 1,
-                    generation: (word >> 32) as u16 as u32,
-                });
+            if (word ^ self.tag) >> 48 == 0
+                && let Some(id) = EntryId::of_slot(word)
+            {
+                return Some(id);
             }
         }
     }

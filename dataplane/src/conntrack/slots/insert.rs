@@ -88,17 +88,15 @@ impl Slots {
             };
         }
         fence(Ordering::SeqCst);
-        let taken = [InsertError::OriginalTaken, InsertError::ReplyTaken];
-        for ((tuple, hash), error) in [&new.original, &new.reply]
-            .into_iter()
-            .zip(hashes)
-            .zip(taken)
-        {
-            match self.rival(id, tuple, hash, (round, now)) {
-                Rival::None => {}
-                Rival::Live => return Err(error),
-                Rival::Pending => return Ok(false),
-            }
+        match self.rival(id, (&new.original, hashes[0]), (round, now)) {
+            Rival::None => {}
+            Rival::Live => return Err(InsertError::OriginalTaken),
+            Rival::Pending => return Ok(false),
+        }
+        match self.rival(id, (&new.reply, hashes[1]), (round, now)) {
+            Rival::None => {}
+            Rival::Live => return Err(InsertError::ReplyTaken),
+            Rival::Pending => return Ok(false),
         }
         // Fails when a rival has turned us DEAD.
         Ok(control
@@ -112,11 +110,26 @@ impl Slots {
     }
 
     /// Looks for others that own `tuple`, or are about to.
+    #[inline]
     fn rival(
         &self,
         id: EntryId,
-        tuple: &Tuple,
-        hash: TupleHash,
+        (tuple, hash): (&Tuple, TupleHash),
+        turn: (u32, Timestamp),
+    ) -> Rival {
+        if self.has_others(id, hash) {
+            self.rival_among_others(id, (tuple, hash), turn)
+        } else {
+            Rival::None
+        }
+    }
+
+    /// Few tuples share a tag with others in their buckets.
+    #[cold]
+    fn rival_among_others(
+        &self,
+        id: EntryId,
+        (tuple, hash): (&Tuple, TupleHash),
         (round, now): (u32, Timestamp),
     ) -> Rival {
         for other in self

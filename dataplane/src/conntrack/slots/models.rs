@@ -69,7 +69,7 @@ fn look(slots: &Slots, tuple: &Tuple) -> Option<EntryId> {
     };
     let [.., endpoint] = reply.source.octets_v4();
     assert_eq!(
-        entry.hot[0],
+        entry.service[0],
         u64::from(original.source_port) << 8 | u64::from(endpoint)
     );
     assert_eq!(reply.destination_port, original.source_port);

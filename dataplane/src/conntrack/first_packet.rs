@@ -115,8 +115,8 @@ impl Conntrack {
                 Ok(id) => {
                     self.statistics.add(Counter::Inserted, 1);
                     self.open_account(id.index, tentative.length);
-                    let entry = Snapshot::of_new(id, &new);
                     if self.slots.events().is_heard() {
+                        let entry = Snapshot::of_new(id, &new);
                         self.slots.events().tell(EventKind::New, now, entry);
                     }
                     let sighting = Sighting {
@@ -124,7 +124,7 @@ impl Conntrack {
                         direction: Direction::Original,
                         other: new.reply,
                         meta: new.meta,
-                        service: [entry.hot[state::SERVICE], entry.hot[state::FLAGS]],
+                        service: [new.state[state::SERVICE], new.state[state::FLAGS]],
                     };
                     return Ok(Confirmed::Inserted(Found(sighting)));
                 }

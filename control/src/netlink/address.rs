@@ -39,7 +39,8 @@ impl Netlink {
             .collect())
     }
 
-    /// Adds an address. IPv6 ones are usable at once (no duplicate address detection).
+    /// Adds an address. IPv6 ones are usable at once (no duplicate address detection) by who binds to them; the kernel adds the
+    /// route to them a moment later, from a queue.
     pub fn add_address(&mut self, index: u32, address: IpNet) -> Result<()> {
         let message = RouteNetlinkMessage::NewAddress(message(index, address));
         let request = Request {

@@ -10,11 +10,15 @@ use super::segment::Keepers;
 use super::wire::{ICMP, ICMPV6, Ip, TCP};
 use crate::namespace::Namespace;
 use control::model::Family;
-use control::netlink::{Netlink, Route, write_sysctl};
+use control::netlink::{Netlink, Route, RouteKind, TABLE_LOCAL, write_sysctl};
 use dataplane::frame::Frame;
 use dataplane::sys::tun::{self, Offloads, Queue};
 use dataplane::worker::Device;
+use ipnet::IpNet;
+use std::collections::HashSet;
 use std::io;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 /// A packet that came out, and the number of the link that it came out of; the number of links for the node itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +65,9 @@ impl World {
             netlink.set_up(lo, true).map_err(io::Error::other)?;
             let links = case.links.iter();
             let queues = links.map(|link| create_link(&mut netlink, link));
-            Ok((queues.collect::<io::Result<Vec<Queue>>>()?, Host::open()?))
+            let queues = queues.collect::<io::Result<Vec<Queue>>>()?;
+            wait_for_addresses(&mut netlink, case)?;
+            Ok((queues, Host::open()?))
         })?;
         Ok(Self {
             namespace,
@@ -203,4 +209,33 @@ fn create_link(netlink: &mut Netlink, link: &Link) -> io::Result<Queue> {
     // Taking a device down takes longer than a case; the namespace takes all of its own down at once.
     queue.persist()?;
     Ok(queue)
+}
+
+/// Waits until packets to the node's addresses reach it. The kernel adds the route to an address of IPv6 from a queue of its own
+/// (`addrconf_dad_work`), also without duplicate address detection, and on a busy machine packets overtake it: they are sent on.
+fn wait_for_addresses(netlink: &mut Netlink, case: &Case) -> io::Result<()> {
+    const LONGEST: Duration = Duration::from_secs(10);
+    let own: HashSet<IpNet> = case
+        .own_addresses()
+        .filter(IpAddr::is_ipv6)
+        .map(IpNet::from)
+        .collect();
+    let start = Instant::now();
+    loop {
+        let routes = netlink.routes_in(TABLE_LOCAL, Family::V6);
+        let routes = routes.map_err(io::Error::other)?;
+        let is_local = |route: &&Route| route.kind == RouteKind::Local;
+        let local: HashSet<IpNet> = routes
+            .iter()
+            .filter(is_local)
+            .map(|route| route.destination)
+            .collect();
+        if own.is_subset(&local) {
+            return Ok(());
+        }
+        if start.elapsed() > LONGEST {
+            return Err(io::Error::other("addresses of the node are not routed"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

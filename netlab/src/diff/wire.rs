@@ -53,8 +53,9 @@ pub(super) fn build(packet: &Packet, ends: &Ends, given: Circumstances<'_>) -> V
     };
     // By as much on both sides, whose ports may differ.
     if packet.shape.wrong_checksum
+        && !is_unchecked(&packet.body)
         && let Some(at) = checksum_offset(protocol)
-        && let Some(right) = word(&body, at).filter(|right| *right != 0)
+        && let Some(right) = word(&body, at)
     {
         let wrong = fold(u32::from(right) + 0x55);
         body[at..at + 2].copy_from_slice(&wrong.to_be_bytes());
@@ -121,17 +122,10 @@ fn transport(packet: &Packet, ends: &Ends, heard: Option<&[u8]>) -> Option<(u8, 
         } => (SCTP, sctp(*chunk, *tag, *initiate, ports())),
         Body::Other { data } => (ends.protocol, payload(*data)),
     };
-    let unchecked = matches!(
-        packet.body,
-        Body::Udp {
-            no_checksum: true,
-            ..
-        }
-    );
     if protocol == SCTP {
         let checksum = crc32c(&bytes).to_le_bytes();
         bytes[8..12].copy_from_slice(&checksum);
-    } else if let Some(at) = checksum_offset(protocol).filter(|_| !unchecked) {
+    } else if let Some(at) = checksum_offset(protocol).filter(|_| !is_unchecked(&packet.body)) {
         let sum =
             !fold(pseudo_sum(ends.source, ends.destination, protocol, bytes.len()) + sum(&bytes));
         let sum = if sum == 0 && protocol == UDP {
@@ -142,6 +136,14 @@ fn transport(packet: &Packet, ends: &Ends, heard: Option<&[u8]>) -> Option<(u8, 
         bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
     }
     Some((protocol, bytes))
+}
+
+/// Whether it is sent without a checksum: a zero says so, of UDP alone. Of other protocols a right one may be zero.
+const fn is_unchecked(body: &Body) -> bool {
+    let Body::Udp { no_checksum, .. } = body else {
+        return false;
+    };
+    *no_checksum
 }
 
 fn tcp(segment: &Segment, ends: &Ends, mut bytes: Vec<u8>) -> Vec<u8> {
@@ -411,4 +413,46 @@ fn crc32c(bytes: &[u8]) -> u32 {
             (crc >> 1) ^ (0x82f6_3b78 * (crc & 1))
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A right checksum of zero would say "none" of UDP alone. A client's port is each side's own, so what is wrong with one
+    /// must be wrong with all.
+    #[test]
+    fn a_checksum_is_wrong_whatever_the_right_one_is() {
+        let segment = Segment {
+            flags: "S".to_owned(),
+            sequence: 0,
+            acknowledgement: 0,
+            window: 1000,
+            data: 0,
+            scale: None,
+            sack: None,
+        };
+        let right = Packet::from(Body::Tcp(segment));
+        let mut wrong = right.clone();
+        wrong.shape.wrong_checksum = true;
+        let checksum = |packet: &Packet, source_port| {
+            let ends = Ends {
+                protocol: TCP,
+                source: IpAddr::from([10, 0, 0, 1]),
+                source_port,
+                destination: IpAddr::from([10, 0, 0, 2]),
+                destination_port: 80,
+                initial: (1, 2),
+            };
+            let given = Circumstances {
+                tag: 1,
+                heard: None,
+            };
+            word(&build(packet, &ends, given)[0], 36)
+        };
+        let mut ports = 1..=u16::MAX;
+        assert!(ports.any(|port| checksum(&right, port) == Some(0)));
+        let mut ports = 1..=u16::MAX;
+        assert!(ports.all(|port| checksum(&right, port) != checksum(&wrong, port)));
+    }
 }

@@ -6,9 +6,9 @@
 //!
 //! The kernel's clock cannot be stopped, so a difference may be one of time: a timeout passed between two packets on one
 //! side, and on the other, a moment earlier or later, not. `compare::clock` keeps packets away from such moments, and knows when
-//! a stall led one into it nevertheless. Only a case of which it knows that is run again, at most [`REPEATS`] times, and
-//! what shows each time is told as any difference. What did not show again is neither told nor hidden: the summary
-//! counts it, with its seed. All other differences are told at once, whether they would show again or not.
+//! a stall led one into it nevertheless. It may also be one of chance: a port that one side drew is that of another flow. So a
+//! case that differs is run again, at most [`REPEATS`] times: a difference counts when it shows a second time, and where time may
+//! explain it, when it shows each time. What did not show again is neither told nor hidden: the summary counts it, with its seed.
 //!
 //! Read first: [`case`], `compare`.
 
@@ -159,7 +159,9 @@ pub fn run(request: &Request, progress: &(dyn Fn(&Found) + Sync)) -> Result<Repo
 
 fn proportions(request: &Request) -> Result<Vec<Proportion>> {
     let case = proportion::case(request.seed)?;
-    with_sides(&case, request, |sides, _| proportion::measure(&case, sides))
+    with_sides((&case, 0), request, |sides, _| {
+        proportion::measure(&case, sides)
+    })
 }
 
 /// Runs a case again that was saved at `path`.
@@ -207,14 +209,14 @@ fn given(request: &Request, seed: u64) -> Result<Given> {
 /// Further runs of a case that differs.
 const REPEATS: usize = 3;
 
-/// Runs `case`, and again where it differs: our side does the same each time, but the kernel has clocks and caches of its own. A
-/// difference counts when it shows a second time; those that time may explain, a timeout that passed on one side only, when
-/// they show each time. Also what differed in runs that count no more.
+/// Runs `case`, and again where it differs: our side does the same each time, but for the ports that it draws, and the kernel
+/// has clocks and caches of its own. A difference counts when it shows a second time; those that time may explain, a timeout
+/// that passed on one side only, when they show each time. Also what differed in runs that count no more.
 fn clear(case: &Case, request: &Request) -> Result<(Outcome, Vec<Repeated>)> {
     let (mut repeated, mut certain, mut same) = (Vec::new(), 0, None);
     let mut runs = 0;
     loop {
-        let outcome = one(case, request)?;
+        let outcome = one((case, runs), request)?;
         match &outcome.difference {
             None if certain == 0 => return Ok((outcome, repeated)),
             None => same = Some(outcome),
@@ -238,8 +240,9 @@ fn clear(case: &Case, request: &Request) -> Result<(Outcome, Vec<Repeated>)> {
     }
 }
 
-fn one(case: &Case, request: &Request) -> Result<Outcome> {
-    with_sides(case, request, |[kernel, subject], modes| {
+/// Runs `case` once, for the time of this number.
+fn one((case, run): (&Case, usize), request: &Request) -> Result<Outcome> {
+    with_sides((case, run), request, |[kernel, subject], modes| {
         let mut outcome = compare::run(case, modes, kernel, subject)?;
         outcome.coverage = subject.coverage();
         Ok(outcome)
@@ -248,7 +251,7 @@ fn one(case: &Case, request: &Request) -> Result<Outcome> {
 
 /// Runs `inside` with both sides of `case`, and with what kube-proxy's modes do not do alike if both matter.
 fn with_sides<T>(
-    case: &Case,
+    (case, run): (&Case, usize),
     request: &Request,
     inside: impl FnOnce([&mut dyn Side; 2], Option<&Modes>) -> Result<T>,
 ) -> Result<T> {
@@ -258,7 +261,9 @@ fn with_sides<T>(
         Rules::Nftables => Some(Modes::of(case)?),
     };
     match request.subject {
-        Subject::Penstock => ours::with(case, |ours| inside([&mut kernel, ours], modes.as_ref())),
+        Subject::Penstock => ours::with((case, run), |ours| {
+            inside([&mut kernel, ours], modes.as_ref())
+        }),
         Subject::Iptables => {
             let mut iptables = kernel::Kernel::start(case, Rules::Iptables)?;
             inside([&mut kernel, &mut iptables], modes.as_ref())
@@ -270,7 +275,7 @@ fn with_sides<T>(
 fn find(case: &Case, difference: &Difference, request: &Request) -> Result<Found> {
     let kind = difference.kind(case);
     let again = |case: &Case| {
-        one(case, request)
+        one((case, 0), request)
             .ok()
             .and_then(|outcome| outcome.difference)
     };

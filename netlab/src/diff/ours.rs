@@ -31,10 +31,16 @@ pub(super) struct Ours<'a> {
     now: Timestamp,
     coverage: Coverage,
     watched: Watched,
+    /// What it draws its choices from.
+    rng: Rng,
 }
 
-/// Runs `inside` with our side of `case`.
-pub(super) fn with<T>(case: &Case, inside: impl FnOnce(&mut Ours<'_>) -> Result<T>) -> Result<T> {
+/// Runs `inside` with our side of `case`, for the `run`th time. In each run it draws other ports: where a port is that of another
+/// flow by chance, the kernel's is not, and what follows from that must not show again.
+pub(super) fn with<T>(
+    (case, run): (&Case, usize),
+    inside: impl FnOnce(&mut Ours<'_>) -> Result<T>,
+) -> Result<T> {
     let world = World::create(case)?;
     let (snapshot, mut config) = (side::snapshot(&case.objects)?, side::config(case)?);
     // The other side serves none of these, so nothing must listen there.
@@ -43,17 +49,18 @@ pub(super) fn with<T>(case: &Case, inside: impl FnOnce(&mut Ours<'_>) -> Result<
     let (node, queues) = world.namespace().run(start)?;
     let shared = Arc::clone(node.shared());
     let counters = Arc::new(Counters::default());
-    let rng = Rng::with_seed(case.seed);
+    let mut rng = Rng::with_seed(case.seed ^ (run as u64) << 56);
     let mut ours = Ours {
         world,
         node,
         shared: &shared,
-        worker: Worker::new(&shared, queues, Arc::clone(&counters), rng),
+        worker: Worker::new(&shared, queues, Arc::clone(&counters), rng.fork()),
         counters,
         start: Instant::now(),
         now: Timestamp(0),
         coverage: Coverage::default(),
         watched: Watched::default(),
+        rng,
     };
     let result = inside(&mut ours);
     let Ours { world, node, .. } = ours;
@@ -138,7 +145,7 @@ impl Side for Ours<'_> {
         let Some(wanted) = wanted else { return };
         let fits = |seed: &u64| Rng::with_seed(*seed).usize(..endpoints.len()) == wanted;
         // Among so many seeds each of up to a few hundred endpoints comes up.
-        let start = u64::from(first.source_port) << 16;
+        let start = u64::from(self.rng.u32(..)) << 16;
         if let Some(seed) = (start..start + 10_000).find(fits) {
             self.worker.reseed(Rng::with_seed(seed));
         }

@@ -6,7 +6,7 @@
 //!
 //! - before each packet the clock is stepped past the end of a timeout that is near;
 //! - when a timeout was met all the same, the case is [`unclear`](Clock::is_unclear). Only then may a difference be one
-//!   of time, and only such a case is run again ([`crate::diff`]); no other difference gets a second chance.
+//!   of time, and it must show in each run of the case ([`crate::diff`]), where any other counts when it shows twice.
 
 use crate::diff::case::Case;
 use std::net::IpAddr;

@@ -107,7 +107,7 @@ impl ServiceTable {
     /// whose address of the Service goes, and flows whose endpoint stopped serving before it went. They end here too,
     /// and so do answered ones to a server of the node, on a NodePort's number, when that NodePort has no endpoints.
     /// Its `conntrack -D` by address or by nodePort alone takes flows through the Service's other ports, and to that
-    /// port anywhere, of both families. They stay here.
+    /// port anywhere, of both families. They stay here, and so does a flow whose endpoint is listed again by its next packet.
     pub fn is_stale(
         &self,
         original: &Tuple,

@@ -15,7 +15,7 @@ use super::deliberate;
 use super::difference::{Difference, Seen};
 use super::modes::Modes;
 use super::ports::Ports;
-use super::side::{self, Side};
+use super::side::{self, Side, Tuple};
 use super::wire::{self, Ip};
 use super::world::Output;
 use anyhow::{Context as _, Result};
@@ -71,6 +71,8 @@ struct Run<'a> {
     parted: HashSet<usize>,
     /// Clients that the kernel turned away and our side led to this endpoint, on purpose. By affinity they stay with it.
     led_apart: HashSet<(IpAddr, IpAddr)>,
+    /// Tuples of flows of UDP that the kernel has ended since objects changed, and that end at our side with their next packet.
+    ending: HashSet<(Tuple, Tuple)>,
     tally: Tally,
 }
 
@@ -89,6 +91,7 @@ pub(super) fn run<'s>(
         clock: Clock::of(case),
         parted: HashSet::new(),
         led_apart: HashSet::new(),
+        ending: HashSet::new(),
         tally: Tally::default(),
     };
     let mut sides: Sides<'s> = [first, second];
@@ -105,7 +108,7 @@ pub(super) fn run<'s>(
                         let bystanders = side.change(&snapshot)?;
                         run.part_udp(&bystanders, "a flow of UDP beside those that changed");
                     }
-                    run.part_stale(&mut sides)?;
+                    run.part_stale(&mut sides, objects)?;
                 }
                 difference
             }

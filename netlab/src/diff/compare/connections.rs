@@ -4,9 +4,10 @@ use super::{Run, Sides};
 use crate::diff::canonical;
 use crate::diff::difference::{Difference, Seen};
 use crate::diff::ports::Ports;
-use crate::diff::side::Entry;
+use crate::diff::side::{Entry, Tuple};
 use crate::diff::wire;
 use anyhow::Result;
+use serde_json::Value;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -20,14 +21,26 @@ impl Run<'_> {
         self.tally.deliberate.push(why);
     }
 
-    /// We end more flows of UDP than kube-proxy does when objects change.
-    pub(super) fn part_stale(&mut self, sides: &mut Sides<'_>) -> Result<()> {
+    /// We end more flows of UDP than kube-proxy does when objects change, and not those whose endpoint is there again when
+    /// their next packet comes.
+    pub(super) fn part_stale(&mut self, sides: &mut Sides<'_>, objects: &[Value]) -> Result<()> {
         let [first, second] = sides;
         let kept = first.entries()?;
-        let is_kept = |stale: &Entry| kept.iter().any(|entry| entry.original == stale.original);
-        let mut stale = second.entries()?;
-        stale.retain(|entry| entry.is_stale && is_kept(entry));
-        self.part_udp(&stale, "a flow of UDP whose Service changed");
+        let is_kept = |ours: &Entry| kept.iter().any(|entry| entry.original == ours.original);
+        let tuples = |entry: &Entry| (entry.original, entry.reply);
+        let (stale, live): (Vec<_>, Vec<_>) = second
+            .entries()?
+            .into_iter()
+            .partition(|entry| entry.is_stale);
+        let (early, ending): (Vec<_>, Vec<_>) = stale.into_iter().partition(is_kept);
+        let is_back = |entry: &Entry| {
+            let was_ending = self.ending.contains(&tuples(entry)) && !is_kept(entry);
+            was_ending && is_listed(objects, &entry.reply)
+        };
+        let back: Vec<_> = live.into_iter().filter(is_back).collect();
+        self.ending = ending.iter().map(tuples).collect();
+        self.part_udp(&early, "a flow of UDP whose Service changed");
+        self.part_udp(&back, "a flow of UDP whose endpoint came back");
         Ok(())
     }
 
@@ -138,4 +151,21 @@ impl Run<'_> {
         self.tally.timeouts += kernel.len() as u64;
         Ok(None)
     }
+}
+
+/// Whether `objects` list the endpoint that `reply` comes from.
+fn is_listed(objects: &[Value], reply: &Tuple) -> bool {
+    let all = |of: &Value, key: &str| of[key].as_array().cloned().unwrap_or_default();
+    let is_address = |text: &Value| {
+        let address = text.as_str().and_then(|text| text.parse().ok());
+        address == Some(reply.source)
+    };
+    let has_address = |endpoint: &Value| all(endpoint, "addresses").iter().any(is_address);
+    let slices = objects
+        .iter()
+        .filter(|object| object["kind"] == "EndpointSlice");
+    slices
+        .filter(|slice| all(slice, "endpoints").iter().any(has_address))
+        .flat_map(|slice| all(slice, "ports"))
+        .any(|port| port["port"] == reply.source_port)
 }

@@ -63,6 +63,8 @@ pub fn rewrite(packet: &mut Packet<'_>, tuple: &Tuple, translation: &Translation
         }
         Protocol::SCTP => {
             write_ports(transport, tuple.protocol, translation);
+            // DIFFERS: the kernel computes it anew all the same, and thereby mends a wrong one, which only the node itself can
+            // send.
             if change.ports != Change::default() {
                 let checksum = packet::sctp_checksum(transport);
                 transport[8..12].copy_from_slice(&checksum);

@@ -2,7 +2,7 @@
 
 use super::canonical;
 use super::case::{Body, Case, Flow, Packet, Place};
-use super::wire::{Ends, ICMPV6, Ip, TCP, UDP};
+use super::wire::{self, Ends, ICMPV6, Ip, SCTP, TCP, UDP};
 use super::world::Output;
 use std::net::IpAddr;
 
@@ -33,6 +33,10 @@ pub(super) fn reason(
     if is_damaged && is_error && canonical::is_own(case, ends.source) && passed(kernel, ours, ends)
     {
         return Some("an error of the node with a wrong checksum");
+    }
+    let is_cut_sctp = ends.protocol == SCTP && shape.cut.is_some();
+    if is_cut_sctp && canonical::is_own(case, ends.source) && same_but_mended(kernel, ours) {
+        return Some("a wrong checksum of SCTP that the node sent");
     }
     if is_too_big(kernel) && (ours.is_empty() || is_refused(ours)) {
         return Some("what is turned away is larger than the way");
@@ -72,6 +76,18 @@ fn passed(kernel: &[Output], ours: &[Output], ends: &Ends) -> bool {
         ip.is_some_and(|ip| (ip.source, ip.destination) == (ends.source, ends.destination))
     };
     kernel.is_empty() && !ours.is_empty() && ours.iter().all(is_as_sent)
+}
+
+/// Whether the kernel mended wrong checksums of SCTP, which our side left as they were, and nothing else differs.
+fn same_but_mended(kernel: &[Output], ours: &[Output]) -> bool {
+    let mended = |output: &Output| {
+        let ip = Ip::parse(&output.bytes).filter(|ip| !wire::sctp_is_right(&output.bytes, ip))?;
+        let mut mended = output.clone();
+        wire::mend_sctp(&mut mended.bytes, &ip);
+        Some(mended)
+    };
+    let mended: Option<Vec<Output>> = ours.iter().map(mended).collect();
+    mended.is_some_and(|mended| !mended.is_empty() && mended == kernel)
 }
 
 /// Whether a router said that a packet is too big, and nothing else.

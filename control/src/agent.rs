@@ -242,7 +242,8 @@ impl Agent {
         let (devices, queues) = devices::create(&mut self.netlink, &self.settings)?;
         self.devices = devices;
         let steering = Netlink::open().context("cannot open rtnetlink")?;
-        self.steering = Some(Steering::start(steering)?);
+        let [_, _, node_device] = devices;
+        self.steering = Some(Steering::start(steering, node_device)?);
         self.sysctls.prepare_node()?;
         Ok(queues)
     }

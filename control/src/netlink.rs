@@ -12,6 +12,7 @@ mod address;
 mod link;
 mod monitor;
 mod neighbour;
+mod nexthop;
 mod route;
 mod rule;
 mod socket;
@@ -20,6 +21,7 @@ mod sysctl;
 pub use address::Address;
 pub use link::{Link, VethEnd};
 pub use monitor::{Changes, Monitor};
+pub use nexthop::Nexthop;
 pub use route::{Route, RouteKind, Scope, TABLE_LOCAL, TABLE_MAIN};
 pub use rule::{Rule, RuleAction};
 pub use socket::Sockets;
@@ -28,7 +30,7 @@ pub use sysctl::{read_sysctl, write_sysctl};
 use crate::model::Family;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -79,8 +81,8 @@ fn errno_text(source: &io::Error) -> String {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// A request and its words, for the error.
-pub(crate) struct Request {
-    message: RouteNetlinkMessage,
+pub(crate) struct Request<M = RouteNetlinkMessage> {
+    message: M,
     /// `NLM_F_*` beside `NLM_F_REQUEST` and `NLM_F_ACK`.
     flags: u16,
 }
@@ -113,8 +115,12 @@ impl Netlink {
     }
 
     /// One request, acknowledged.
-    pub(crate) fn request(&mut self, request: Request, words: impl Fn() -> String) -> Result<()> {
-        match self.exchange(vec![request]) {
+    pub(crate) fn request<M: NetlinkSerializable>(
+        &mut self,
+        request: Request<M>,
+        words: impl Fn() -> String,
+    ) -> Result<()> {
+        match self.exchange([request].into_iter()) {
             Ok(failures) => match failures.into_iter().next() {
                 None => Ok(()),
                 Some((_, source)) => Err(Error::new(words(), source)),
@@ -135,7 +141,7 @@ impl Netlink {
         let mut first = None;
         for batch in items.chunks(BATCH) {
             let failures = self
-                .exchange(batch.iter().map(&make).collect())
+                .exchange(batch.iter().map(&make))
                 .map_err(|source| Error::new(words(&batch[0]), source))?;
             let mut refusals = failures
                 .into_iter()
@@ -148,11 +154,14 @@ impl Netlink {
 
     /// Sends at most [`BATCH`] requests in one datagram and reads until the last is acknowledged. Returns the
     /// refused ones by index.
-    fn exchange(&mut self, requests: Vec<Request>) -> io::Result<Vec<(usize, io::Error)>> {
+    fn exchange<M: NetlinkSerializable>(
+        &mut self,
+        requests: impl ExactSizeIterator<Item = Request<M>>,
+    ) -> io::Result<Vec<(usize, io::Error)>> {
         let count = requests.len();
         let first = self.sequence.wrapping_add(1);
         let mut datagram = Vec::with_capacity(count * 128);
-        for (index, request) in requests.into_iter().enumerate() {
+        for (index, request) in requests.enumerate() {
             let acknowledge = if index + 1 == count { NLM_F_ACK } else { 0 };
             self.append(&mut datagram, request.message, request.flags | acknowledge);
         }
@@ -216,7 +225,7 @@ impl Netlink {
         Ok((!interrupted).then_some(all))
     }
 
-    fn append(&mut self, datagram: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) {
+    fn append<M: NetlinkSerializable>(&mut self, datagram: &mut Vec<u8>, message: M, flags: u16) {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;

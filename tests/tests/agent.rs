@@ -8,7 +8,7 @@ use control::agent::socket::{Status, ask};
 use control::agent::steering::DEVICES;
 use control::model::Family;
 use control::netlink::{
-    Netlink, Route, RuleAction, TABLE_LOCAL, VethEnd, read_sysctl, write_sysctl,
+    Netlink, Nexthop, Route, RuleAction, TABLE_LOCAL, VethEnd, read_sysctl, write_sysctl,
 };
 use dataplane::sys::netns::cookie;
 use rustix::process::{Pid, Signal};
@@ -573,7 +573,66 @@ fn root_what_the_kernel_refuses_is_tried_again() {
         assert!(!has_route());
         netlink.set_up(device, true).unwrap();
         wait_for(has_route);
+        // What led to the device went when it went down.
+        let other = SERVICE.replace("10.96.0.10", "10.96.0.11");
+        let other = other.replace("web", "blog").replace("3", "4");
+        let (one, two) = (
+            format!("{NODE}{SERVICE}"),
+            format!("{NODE}{SERVICE}{other}"),
+        );
+        agent.replace(&two);
+        wait_for(|| route_to("10.96.0.11").is_some());
+        // A route can be taken away that went with it.
+        netlink.set_up(device, false).unwrap();
+        agent.replace(&one);
+        agent.wait_until(|status| status.services == 1);
+        netlink.set_up(device, true).unwrap();
+        agent.replace(&two);
+        wait_for(|| route_to("10.96.0.11").is_some());
     });
+}
+
+/// The route by which the node's own packets to `address` get here.
+fn route_to(address: &str) -> Option<Route> {
+    const TABLE_VIRTUAL: u32 = 8305;
+    let mut netlink = Netlink::open().unwrap();
+    let routes = netlink.routes_in(TABLE_VIRTUAL, Family::V4).unwrap();
+    let destination = address.parse::<IpAddr>().unwrap().into();
+    routes
+        .into_iter()
+        .find(|route| route.destination == destination)
+}
+
+#[test]
+fn root_routes_share_a_nexthop_unless_its_number_is_taken() {
+    const ID: u32 = 8305;
+    let route = |is_taken| {
+        in_fresh_namespace(|| {
+            let mut netlink = Netlink::open().unwrap();
+            let oif = netlink.link_index("lo").unwrap();
+            netlink.set_up(oif, true).unwrap();
+            let (id, family, protocol) = (ID, Family::V4, 3);
+            let of_others = Nexthop {
+                id,
+                family,
+                oif,
+                protocol,
+            };
+            if is_taken {
+                netlink.add_nexthop(&of_others).unwrap();
+            }
+            let agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
+            let device = netlink.link_index(DEVICES[2]).unwrap();
+            let route = route_to("10.96.0.10").unwrap();
+            drop(agent);
+            assert_eq!(route_to("10.96.0.10"), None);
+            let added = netlink.add_nexthop(&of_others);
+            assert_eq!(added.is_err_and(|error| error.is_exists()), is_taken);
+            (route.nexthop, route.oif == Some(device))
+        })
+    };
+    assert_eq!(route(false).0, Some(ID));
+    assert_eq!(route(true), (None, true));
 }
 
 /// Whether it is told to end before it listens to signals, while it reads, while it makes its devices, or later.

@@ -23,10 +23,11 @@
 //!
 //! Invariants: each of our rules names its protocol before the local table is reached, because one that takes everything
 //! hides the node's own addresses from ARP and neighbour discovery; each carries [`PROTOCOL`], so that the next start
-//! finds what a crash left; the routes lie in tables of their own and go with the devices.
+//! finds what a crash left; the routes lie in tables of their own and go with the devices, as do the nexthops that they
+//! lead to.
 
 use crate::model::{Family, Transport};
-use crate::netlink::{Netlink, Result, Route, Rule, RuleAction};
+use crate::netlink::{Netlink, Nexthop, Result, Route, Rule, RuleAction};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -41,6 +42,9 @@ const TABLE_OUT: u32 = 8302;
 const TABLE_NODE: u32 = 8303;
 const TABLE_NODE_PORTS: u32 = 8304;
 const TABLE_VIRTUAL: u32 = 8305;
+
+/// Nexthops of the routes to virtual addresses, per family of [`FAMILIES`]. As the tables, they are numbers of our own.
+const NEXTHOPS: [u32; 2] = [8305, 8306];
 
 const FROM_DEVICES: u32 = 100;
 const FROM_NODE: u32 = 110;
@@ -143,7 +147,8 @@ impl Plan {
         rules
     }
 
-    fn routes(&self, family: Family) -> Routes {
+    /// Those to virtual addresses, which may be many, lead to `nexthop` where there is one.
+    fn routes(&self, family: Family, nexthop: Option<Nexthop>) -> Routes {
         let Some(source) = self.source(family) else {
             return Routes::new();
         };
@@ -172,12 +177,12 @@ impl Plan {
             .iter()
             .filter(|address| is_of(**address, family))
         {
-            routes.push(route(
-                IpNet::from(*address),
-                TABLE_VIRTUAL,
-                node,
-                Some(source),
-            ));
+            let to_device = route(IpNet::from(*address), TABLE_VIRTUAL, node, Some(source));
+            routes.push(Route {
+                oif: to_device.oif.filter(|_| nexthop.is_none()),
+                nexthop: nexthop.map(|nexthop| nexthop.id),
+                ..to_device
+            });
         }
         routes
             .into_iter()
@@ -269,20 +274,25 @@ const fn number(transport: Transport) -> u8 {
 pub struct Steering {
     netlink: Netlink,
     plan: Plan,
+    /// Which lead to `pen-node`, per family of [`FAMILIES`].
+    nexthops: [Option<Nexthop>; 2],
 }
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 impl Steering {
-    /// Starts from what the kernel has, after removing what a crashed predecessor left.
+    /// Starts from what the kernel has, after removing what a crashed predecessor left. `node_device` is the index of
+    /// `pen-node`.
     ///
     /// # Errors
     /// Those of netlink.
-    pub fn start(mut netlink: Netlink) -> Result<Self> {
+    pub fn start(mut netlink: Netlink, node_device: u32) -> Result<Self> {
         restore(&mut netlink)?;
+        let nexthops = [0, 1].map(|at| nexthop(&mut netlink, at, node_device));
         Ok(Self {
             netlink,
             plan: Plan::default(),
+            nexthops,
         })
     }
 
@@ -297,12 +307,20 @@ impl Steering {
     /// # Errors
     /// Those of netlink; the plan is then the one before, and the kernel follows some of either.
     pub fn follow(&mut self, plan: Plan) -> Result<()> {
-        for family in FAMILIES {
-            let (old, new) = (self.plan.routes(family), plan.routes(family));
+        for (family, nexthop) in FAMILIES.into_iter().zip(self.nexthops) {
+            let routes = |plan: &Plan| plan.routes(family, nexthop);
+            let (old, new) = (routes(&self.plan), routes(&plan));
             let changed = new
                 .iter()
                 .filter(|(key, route)| old.get(key) != Some(route));
             let changed: Vec<Route> = changed.map(|(_, route)| *route).collect();
+            if let Some(nexthop) = nexthop.filter(|_| changed.iter().any(leads_to_nexthop)) {
+                // It goes when somebody takes the device down.
+                match self.netlink.add_nexthop(&nexthop) {
+                    Err(error) if error.is_exists() => {}
+                    other => other?,
+                }
+            }
             self.netlink.replace_routes(&changed)?;
             self.follow_rules(family, &plan)?;
             let gone = old.iter().filter(|(key, _)| !new.contains_key(key));
@@ -340,6 +358,27 @@ impl Steering {
     pub fn stop(mut self) -> Result<()> {
         restore(&mut self.netlink)
     }
+}
+
+/// A nexthop that leads to `device`; none where the kernel has no nexthops or none of the family, or where somebody has
+/// taken the number. The kernel adds a route to one in less than half of the time: of each that names a device it first
+/// makes a nexthop to find out whether another route has the same.
+fn nexthop(netlink: &mut Netlink, at: usize, device: u32) -> Option<Nexthop> {
+    let nexthop = Nexthop {
+        id: NEXTHOPS[at],
+        family: FAMILIES[at],
+        oif: device,
+        protocol: PROTOCOL,
+    };
+    netlink
+        .add_nexthop(&nexthop)
+        .inspect_err(|error| tracing::debug!("routes name the device: {error}"))
+        .ok()
+        .map(|()| nexthop)
+}
+
+const fn leads_to_nexthop(route: &Route) -> bool {
+    route.nexthop.is_some()
 }
 
 /// The rule of the local table at its usual place, and none of ours.

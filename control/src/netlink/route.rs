@@ -74,6 +74,8 @@ pub struct Route {
     pub table: u32,
     /// Interface index to send on.
     pub oif: Option<u32>,
+    /// Number of the nexthop that says where to send, instead of a link and gateway here.
+    pub nexthop: Option<u32>,
     /// Next hop, of the destination's family.
     pub gateway: Option<IpAddr>,
     /// The gateway is on the link, whatever the addresses say.
@@ -99,6 +101,7 @@ impl Route {
             destination: destination.trunc(),
             table: TABLE_MAIN,
             oif: None,
+            nexthop: None,
             gateway: None,
             onlink: false,
             preferred_source: None,
@@ -138,6 +141,9 @@ impl fmt::Display for Route {
         }
         if let Some(oif) = self.oif {
             write!(f, " dev {oif}")?;
+        }
+        if let Some(nexthop) = self.nexthop {
+            write!(f, " nhid {nexthop}")?;
         }
         if self.table != TABLE_MAIN {
             write!(f, " table {}", self.table)?;
@@ -209,10 +215,15 @@ impl Netlink {
         )
     }
 
-    /// Deletes routes, many at once; those that are gone already are no error.
+    /// Deletes routes, many at once; those that are gone already are no error, with their nexthop or without.
     pub fn delete_routes(&mut self, routes: &[Route]) -> Result<()> {
+        // The kernel refuses the number of a nexthop that is gone, and needs none to find a route.
+        let found_by = |route: &Route| Route {
+            nexthop: None,
+            ..*route
+        };
         let make = |route: &Route| Request {
-            message: RouteNetlinkMessage::DelRoute(message(route)),
+            message: RouteNetlinkMessage::DelRoute(message(&found_by(route))),
             flags: 0,
         };
         let missing = |error: &super::Error| error.is_missing();
@@ -260,6 +271,7 @@ fn attributes(route: &Route) -> Vec<RouteAttribute> {
         attributes.push(RouteAttribute::Destination(destination));
     }
     attributes.extend(route.oif.map(RouteAttribute::Oif));
+    attributes.extend(route.nexthop.map(RouteAttribute::NhId));
     attributes.extend(
         route
             .gateway
@@ -319,6 +331,7 @@ fn read_attribute(route: &mut Route, attribute: RouteAttribute) {
             }
         }
         RouteAttribute::Oif(index) => route.oif = Some(index),
+        RouteAttribute::NhId(id) => route.nexthop = Some(id),
         RouteAttribute::Gateway(address) => route.gateway = ip(&address),
         RouteAttribute::PrefSource(address) => route.preferred_source = ip(&address),
         RouteAttribute::Priority(metric) => route.metric = Some(metric),

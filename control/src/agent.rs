@@ -28,27 +28,30 @@ pub use links::LinkPattern;
 use links::{NamedLink, Surroundings};
 pub use stepped::Stepped;
 
-use crate::compile::compile_all;
+use crate::compile::{CompileError, Compiled, compile_all};
 use crate::config::KubeProxyConfig;
 use crate::conntrack::Responder;
+use crate::health::Moment;
 use crate::metrics::{Changes, WithoutLocal};
 use crate::netlink::Netlink;
+use crate::node_network::NodeNetwork;
 use crate::problem::in_words;
 use crate::snapshot::{Followed, Snapshot, Texts};
 use anyhow::{Context as _, Result, bail};
 use dataplane::ports::ReservedPorts;
 use dataplane::service::{Generation, ServiceTable};
 use dataplane::sys::tun::Offloads;
-use dataplane::tuple::{Origin, Timestamp};
+use dataplane::tuple::Timestamp;
 use dataplane::verdict::Counts;
 use dataplane::worker::Shared;
+use devices::Queues;
 use servers::{Servers, Telemetry};
 use slices::Exchange;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use steering::{Plan, Steering};
 pub(crate) use workers::Clock;
@@ -119,6 +122,10 @@ struct Agent {
     rounds_since_count: usize,
     telemetry: Arc<Telemetry>,
     servers: Servers,
+    /// What the files with the objects held at the start, not looked at again yet.
+    texts: Option<Texts>,
+    /// Finds what is [`Agent::seen`] from the start on.
+    hashing: Option<JoinHandle<u64>>,
     /// What the files with the objects held when all of them were looked at last, if no single one was since.
     seen: Option<u64>,
     /// Of what the files hold: there may be many megabytes of it.
@@ -155,14 +162,9 @@ impl Agent {
         };
         settings::follow_host(&settings, &config);
         let mut agent = Self::prepare(settings, snapshot, config)?;
-        // The text of many objects takes as long to give back as to hash.
-        let digests = agent.digests.clone();
-        let seen = thread::spawn(move || digests.hash_one(&texts));
+        agent.texts = Some(texts);
         match agent.attach(watch, events) {
-            Ok(()) => {
-                agent.seen = Some(or_its_panic(seen.join()));
-                Ok(agent)
-            }
+            Ok(()) => Ok(agent),
             Err(error) => {
                 agent.stop()?;
                 Err(error)
@@ -170,7 +172,7 @@ impl Agent {
         }
     }
 
-    /// An agent with its first table. Nothing is made when the objects do not compile.
+    /// An agent without a table. Nothing of the node is touched.
     fn prepare(settings: Settings, snapshot: Snapshot, config: KubeProxyConfig) -> Result<Self> {
         let mut netlink = Netlink::open().context("cannot open rtnetlink")?;
         links::require(&mut netlink, &settings.uplinks)?;
@@ -183,9 +185,11 @@ impl Agent {
         let clock = Clock::start();
         let shared = Arc::new(settings::shared(&settings, &config));
         let telemetry = Arc::new(Telemetry::new(&config, Arc::clone(&shared), clock));
-        let mut agent = Self {
+        Ok(Self {
             servers: Servers::start(&config, Arc::clone(&telemetry))?,
             telemetry,
+            texts: None,
+            hashing: None,
             seen: None,
             digests: ahash::RandomState::new(),
             refused: None,
@@ -208,19 +212,12 @@ impl Agent {
             objects: Followed::new(snapshot),
             netlink,
             clock,
-        };
-        agent.publish(&Changes::between(
-            &Snapshot::default(),
-            agent.objects.snapshot(),
-        ))?;
-        // The first change may follow at once.
-        agent.objects.prepare();
-        Ok(agent)
+        })
     }
 
     /// Devices, workers, routing, and the threads that tell of events.
     fn attach(&mut self, watch: files::Watch, events: &Sender<Event>) -> Result<()> {
-        let queues = self.open()?;
+        let queues = self.begin()?;
         self.sysctls.write_down();
         let failed = events.clone();
         let told = move |error| drop(failed.send(Event::WorkerFailed(error)));
@@ -236,19 +233,34 @@ impl Agent {
         Ok(())
     }
 
-    /// What the devices need, and the devices themselves; element `i` of the result is what worker `i` receives from.
-    fn open(&mut self) -> Result<Vec<Vec<(Origin, Source)>>> {
-        // Fails where another agent has them; what it has set is left alone then.
-        let (devices, queues) = devices::create(&mut self.netlink, &self.settings)?;
-        self.devices = devices;
-        let steering = Netlink::open().context("cannot open rtnetlink")?;
-        let [_, _, node_device] = devices;
-        self.steering = Some(Steering::start(steering, node_device)?);
+    /// The first table, and what leads packets to workers but the rules; element `i` of the result is what worker `i`
+    /// receives from. Nothing is left of it when the objects do not compile.
+    fn begin(&mut self) -> Result<Queues> {
+        let start = self.telemetry.moment();
+        let at = Surroundings::read(&mut self.netlink, &self.settings)?;
+        let (settings, snapshot) = (&self.settings, self.objects.snapshot());
+        let (compiled, entrance) = thread::scope(|scope| {
+            let entrance = scope.spawn(|| Entrance::make(settings, snapshot, &at.network));
+            let compiled = self.compile(&at);
+            (compiled, or_its_panic(entrance.join()))
+        });
+        let (compiled, entrance) = (compiled?, entrance?);
+        self.devices = entrance.devices;
+        self.steering = Some(entrance.steering);
         self.sysctls.prepare_node()?;
-        Ok(queues)
+        let changes = Changes::between(&Snapshot::default(), self.objects.snapshot());
+        self.publish(start, at, compiled, &changes);
+        Ok(entrance.queues)
     }
 
     fn run(&mut self, events: &Receiver<Event>) -> Result<()> {
+        // What the first change begins with; packets flow already.
+        self.objects.prepare();
+        if let Some(texts) = self.texts.take() {
+            let digests = self.digests.clone();
+            // It takes as long to give the text back, and the change of one file waits for neither.
+            self.hashing = Some(thread::spawn(move || digests.hash_one(&texts)));
+        }
         let mut maintained = self.clock.now();
         loop {
             let now = self.clock.now();
@@ -292,6 +304,9 @@ impl Agent {
     }
 
     fn try_reread(&mut self) -> Result<Reread> {
+        if let Some(hashing) = self.hashing.take() {
+            self.seen = Some(or_its_panic(hashing.join()));
+        }
         let texts = Texts::read(&self.settings.snapshot).inspect_err(|_| self.seen = None)?;
         // One change of a file makes several events.
         let seen = self.digests.hash_one(&texts);
@@ -307,7 +322,8 @@ impl Agent {
     fn take(&mut self, snapshot: Snapshot) -> Result<()> {
         let changes = Changes::between(self.objects.snapshot(), &snapshot);
         let old = std::mem::replace(&mut self.objects, Followed::new(snapshot));
-        self.publish(&changes).inspect_err(|_| self.objects = old)?;
+        self.compile_and_publish(&changes)
+            .inspect_err(|_| self.objects = old)?;
         let steered = self.steer();
         self.catch_up_later(steered);
         Ok(())
@@ -326,7 +342,7 @@ impl Agent {
             return Ok(());
         }
         if !is_same {
-            self.publish(&Changes::default())?;
+            self.compile_and_publish(&Changes::default())?;
         }
         self.steer()
     }
@@ -339,20 +355,35 @@ impl Agent {
         self.is_behind = done.is_err();
     }
 
-    /// Compiles and publishes a whole table.
-    fn publish(&mut self, changes: &Changes) -> Result<()> {
+    /// A whole table.
+    fn compile_and_publish(&mut self, changes: &Changes) -> Result<()> {
         let start = self.telemetry.moment();
-        let generation = Generation(self.generation.0 + 1);
-        let surroundings = Surroundings::read(&mut self.netlink, &self.settings)?;
-        let network = &surroundings.network;
-        let node = &self.settings.node;
-        let compiled = compile_all(
+        let at = Surroundings::read(&mut self.netlink, &self.settings)?;
+        let compiled = self.compile(&at)?;
+        self.publish(start, at, compiled, changes);
+        Ok(())
+    }
+
+    fn compile(&self, at: &Surroundings) -> Result<Compiled, CompileError> {
+        compile_all(
             self.objects.snapshot(),
             &self.config,
-            network,
-            node,
-            generation,
-        )?;
+            &at.network,
+            &self.settings.node,
+            Generation(self.generation.0 + 1),
+        )
+    }
+
+    fn publish(
+        &mut self,
+        start: Moment,
+        surroundings: Surroundings,
+        compiled: Compiled,
+        changes: &Changes,
+    ) {
+        let network = &surroundings.network;
+        let node = &self.settings.node;
+        let generation = compiled.parts.generation;
         let pod_links: Vec<u32> = surroundings.pods.iter().map(|link| link.index).collect();
         let ports = Arc::clone(&self.reserved_ports);
         let facts = facts::node_facts(network, self.objects.snapshot(), node, &pod_links, ports);
@@ -370,7 +401,6 @@ impl Agent {
             self.telemetry.health().follow_node(node);
         }
         self.servers.follow(compiled.health_checks, &table);
-        Ok(())
     }
 
     /// Makes the routing follow the links and the table.
@@ -446,6 +476,35 @@ impl Agent {
             let _ = std::fs::remove_file(&self.settings.control_socket);
         }
         Ok(steering.unwrap_or(Ok(()))?)
+    }
+}
+
+/// By what packets come here: devices, and the routes of which it is known before there is a table that they are needed.
+/// They go when this is dropped.
+struct Entrance {
+    devices: [u32; 3],
+    queues: Queues,
+    steering: Steering,
+}
+
+impl Entrance {
+    fn make(settings: &Settings, snapshot: &Snapshot, network: &NodeNetwork) -> Result<Self> {
+        let mut netlink = Netlink::open().context("cannot open rtnetlink")?;
+        // Fails where another agent has them; what it has set is left alone then.
+        let (devices, queues) = devices::create(&mut netlink, settings)?;
+        let [_, _, node_device] = devices;
+        let mut steering = Steering::start(netlink, node_device)?;
+        steering.lay(&Plan {
+            devices,
+            sources: facts::sources(network, snapshot, &settings.node),
+            virtual_addresses: facts::cluster_ips(snapshot),
+            ..Plan::default()
+        })?;
+        Ok(Self {
+            devices,
+            queues,
+            steering,
+        })
     }
 }
 

@@ -4,6 +4,7 @@ use super::steering::Plan;
 use crate::model::{Family, Transport};
 use crate::netlink::{self, Netlink, RouteKind, Sockets, TABLE_MAIN, read_sysctl, write_sysctl};
 use crate::node_network::{InterfaceAddress, NodeNetwork, Route, Scope};
+use crate::resolve::served_address;
 use crate::snapshot::Snapshot;
 use dataplane::ports::ReservedPorts;
 use dataplane::reject::RejectSources;
@@ -142,6 +143,7 @@ pub(super) fn addressed(services: &ServiceTable, sources: Vec<IpAddr>) -> Plan {
         .filter(|address| !is_link_local(*address))
         .collect();
     plan.node_addresses.sort();
+    let mut virtual_addresses = Vec::new();
     for (key, frontend) in services.frontends() {
         let Some(transport) = transport(key.protocol) else {
             continue;
@@ -149,11 +151,23 @@ pub(super) fn addressed(services: &ServiceTable, sources: Vec<IpAddr>) -> Plan {
         if frontend.kind == FrontendKind::NodePort {
             include(&mut plan.node_ports, transport, key.port);
         } else {
-            plan.virtual_addresses.insert(key.address.into());
+            virtual_addresses.push(key.address.into());
         }
     }
+    // Of many at once a set is made faster.
+    plan.virtual_addresses = virtual_addresses.into_iter().collect();
     plan.host_ports = host_ports(services);
     plan
+}
+
+/// Those of the plan's virtual addresses that follow from the objects alone: most of them.
+pub(super) fn cluster_ips(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
+    let services = snapshot.services.iter();
+    let served = services.filter(|service| !service.spec.ports.is_empty());
+    served
+        .flat_map(|service| [Family::V4, Family::V6].map(|family| served_address(service, family)))
+        .flatten()
+        .collect()
 }
 
 /// The kernel takes no link-local address as the preferred source of a route on another link.
@@ -366,6 +380,31 @@ fn read_former() -> io::Result<Former> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::compile;
+    use crate::config::KubeProxyConfig;
+    use dataplane::service::Generation;
+
+    /// What is led here before there is a table is what the table then says of.
+    #[test]
+    fn cluster_ips_are_those_of_the_table() {
+        const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
+        for name in ["aks-app-routing", "dual-stack", "policy-matrix"] {
+            let folder = Path::new(FIXTURES).join(name);
+            let snapshot = Snapshot::read(&folder.join("snapshot.yaml")).unwrap();
+            let config = KubeProxyConfig::read(&folder.join("kube-proxy.yaml")).unwrap();
+            let node = &snapshot.nodes[0];
+            let network = NodeNetwork::from_snapshot(node);
+            let name = &node.metadata.name;
+            let parts = compile(&snapshot, &config, &network, name, Generation(1)).unwrap();
+            let frontends = parts.frontends.iter();
+            let of_table: BTreeSet<IpAddr> = frontends
+                .filter(|(_, frontend)| frontend.kind == FrontendKind::ClusterIp)
+                .map(|(key, _)| key.address.into())
+                .collect();
+            assert_eq!(cluster_ips(&snapshot), of_table, "{name}");
+            assert!(!of_table.is_empty());
+        }
+    }
 
     #[test]
     fn node_ports_become_the_range_that_holds_them() {

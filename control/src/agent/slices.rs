@@ -40,7 +40,7 @@ impl Agent {
             self.objects.exchange_slices(&name, old);
             return Exchange::Declined;
         }
-        self.seen = None;
+        (self.seen, self.hashing) = (None, None);
         Exchange::Published
     }
 

@@ -194,6 +194,19 @@ impl Plan {
 /// Routes by table and destination.
 type Routes = BTreeMap<(u32, IpNet), Route>;
 
+/// Which of `routes` are not among `others`, by table and destination, or are `same` as none of them. There may be many of
+/// either: both are gone through once.
+fn beyond(routes: &Routes, others: &Routes, same: impl Fn(&Route, &Route) -> bool) -> Vec<Route> {
+    let mut others = others.iter().peekable();
+    let is_beyond = |(key, route): &(&(u32, IpNet), &Route)| {
+        while others.next_if(|(other, _)| other < key).is_some() {}
+        let other = others.peek().filter(|(other, _)| other == key);
+        other.is_none_or(|(_, other)| !same(route, other))
+    };
+    let beyond = routes.iter().filter(is_beyond);
+    beyond.map(|(_, route)| *route).collect()
+}
+
 /// TCP, UDP, SCTP and ICMP into `table`, the rest on. Neighbour discovery is ICMPv6, so of ICMPv6 only that which is not
 /// for the node's own addresses is taken.
 fn section(family: Family, priority: u32, table: u32) -> Vec<Rule> {
@@ -274,6 +287,8 @@ const fn number(transport: Transport) -> u8 {
 pub struct Steering {
     netlink: Netlink,
     plan: Plan,
+    /// Those that are there, per family of [`FAMILIES`].
+    routes: [Routes; 2],
     /// Which lead to `pen-node`, per family of [`FAMILIES`].
     nexthops: [Option<Nexthop>; 2],
 }
@@ -292,6 +307,7 @@ impl Steering {
         Ok(Self {
             netlink,
             plan: Plan::default(),
+            routes: <[Routes; 2]>::default(),
             nexthops,
         })
     }
@@ -301,31 +317,46 @@ impl Steering {
         &self.plan
     }
 
+    /// Adds the routes of `plan`, to which no rule leads before [`Steering::follow`]: what of them it need not add then.
+    ///
+    /// # Errors
+    /// Those of netlink.
+    pub fn lay(&mut self, plan: &Plan) -> Result<()> {
+        for (at, family) in FAMILIES.into_iter().enumerate() {
+            let routes = plan.routes(family, self.nexthops[at]);
+            self.add_missing(at, &routes)?;
+            self.routes[at].extend(routes);
+        }
+        Ok(())
+    }
+
+    fn add_missing(&mut self, at: usize, routes: &Routes) -> Result<()> {
+        let changed = beyond(routes, &self.routes[at], |a, b| a == b);
+        if changed.iter().any(|route| route.nexthop.is_some())
+            && let Some(nexthop) = &self.nexthops[at]
+        {
+            // It goes when somebody takes the device down.
+            match self.netlink.add_nexthop(nexthop) {
+                Err(error) if error.is_exists() => {}
+                other => other?,
+            }
+        }
+        self.netlink.replace_routes(&changed)
+    }
+
     /// Makes the kernel follow `plan`: first routes, then rules, and what is no longer wanted last. What is done already is
     /// no error, so the same call may be tried again.
     ///
     /// # Errors
     /// Those of netlink; the plan is then the one before, and the kernel follows some of either.
     pub fn follow(&mut self, plan: Plan) -> Result<()> {
-        for (family, nexthop) in FAMILIES.into_iter().zip(self.nexthops) {
-            let routes = |plan: &Plan| plan.routes(family, nexthop);
-            let (old, new) = (routes(&self.plan), routes(&plan));
-            let changed = new
-                .iter()
-                .filter(|(key, route)| old.get(key) != Some(route));
-            let changed: Vec<Route> = changed.map(|(_, route)| *route).collect();
-            if let Some(nexthop) = nexthop.filter(|_| changed.iter().any(leads_to_nexthop)) {
-                // It goes when somebody takes the device down.
-                match self.netlink.add_nexthop(&nexthop) {
-                    Err(error) if error.is_exists() => {}
-                    other => other?,
-                }
-            }
-            self.netlink.replace_routes(&changed)?;
+        for (at, family) in FAMILIES.into_iter().enumerate() {
+            let routes = plan.routes(family, self.nexthops[at]);
+            self.add_missing(at, &routes)?;
             self.follow_rules(family, &plan)?;
-            let gone = old.iter().filter(|(key, _)| !new.contains_key(key));
-            let gone: Vec<Route> = gone.map(|(_, route)| *route).collect();
+            let gone = beyond(&self.routes[at], &routes, |_, _| true);
             self.netlink.delete_routes(&gone)?;
+            self.routes[at] = routes;
         }
         self.plan = plan;
         Ok(())
@@ -375,10 +406,6 @@ fn nexthop(netlink: &mut Netlink, at: usize, device: u32) -> Option<Nexthop> {
         .inspect_err(|error| tracing::debug!("routes name the device: {error}"))
         .ok()
         .map(|()| nexthop)
-}
-
-const fn leads_to_nexthop(route: &Route) -> bool {
-    route.nexthop.is_some()
 }
 
 /// The rule of the local table at its usual place, and none of ours.

@@ -28,7 +28,7 @@ impl Stepped {
     ) -> Result<(Self, Vec<(Origin, Source)>)> {
         let mut agent = Agent::prepare(settings, snapshot, config)?;
         match agent
-            .open()
+            .begin()
             .and_then(|queues| agent.steer().map(|()| queues))
         {
             Ok(queues) => Ok((Self { agent }, queues.into_iter().flatten().collect())),

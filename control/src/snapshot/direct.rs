@@ -16,6 +16,7 @@ use serde::de::{
 use serde::forward_to_deserialize_any;
 use std::cell::Cell;
 use std::fmt;
+use std::sync::LazyLock;
 
 /// The kinds that are many.
 const KINDS: [&str; 3] = [Service::KIND, EndpointSlice::KIND, Node::KIND];
@@ -35,12 +36,15 @@ pub(super) fn typed(text: &str, location: &Location) -> Option<Typed> {
 /// What is probably its kind: the first that is read here of those that have the place that a printer gives it. What stands
 /// before the first name of all stands before this one, too.
 fn kind(text: &str) -> Option<&str> {
+    const NAME: &str = "\"kind\":";
+    // It takes as long to make as to look through an object.
+    static NAMES: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(NAME));
     let (before, _) = text.strip_prefix('{')?.split_once('"')?;
-    let start = format!("{before}\"kind\":");
-    let places = memmem::find_iter(text.as_bytes(), &start);
-    let mut kinds = places.filter_map(|at| {
-        let value = text[at + start.len()..].trim_start().strip_prefix('"')?;
-        Some(value.split_once('"')?.0)
+    let mut kinds = NAMES.find_iter(text.as_bytes()).filter_map(|at| {
+        let (head, value) = (&text[..at], &text[at + NAME.len()..]);
+        let value = value.trim_start().strip_prefix('"')?;
+        head.ends_with(before)
+            .then(|| Some(value.split_once('"')?.0))?
     });
     kinds.find(|kind| KINDS.contains(kind))
 }

@@ -7,14 +7,14 @@
 use super::Snapshot;
 use super::fields::{not_an_ip, parse_ip};
 use super::objects::{
-    AddressType, ClusterIp, EndpointAddress, EndpointSlice, Node, Service, ServiceSpec,
-    ServiceType, SessionAffinity,
+    AddressType, ClusterIp, EndpointAddress, EndpointPort, EndpointSlice, Node, Service,
+    ServicePort, ServiceSpec, ServiceType, SessionAffinity,
 };
 use crate::model::Family;
 use crate::problem::Problem;
 use crate::resolve::SELECTION_ANNOTATION;
 use dataplane::service::Selection;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 /// Path of a field and what is wrong with it.
@@ -48,11 +48,11 @@ fn name(name: &str) -> Option<Broken> {
 }
 
 /// A port's name, if it has one: a DNS label.
-fn port_name(field: String, name: &str) -> Option<Broken> {
+fn port_name(field: impl FnOnce() -> String, name: &str) -> Option<Broken> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     (name.len() > 63 || !name.chars().all(allowed)).then(|| {
         let rule = "has other characters than a-z, 0-9 and `-`, or more than 63 of them; no cluster would take it";
-        broken(field, format!("`{}` {rule}", name.escape_debug()))
+        broken(field(), format!("`{}` {rule}", name.escape_debug()))
     })
 }
 
@@ -71,15 +71,16 @@ fn ports(spec: &ServiceSpec) -> Vec<Broken> {
         let message = "is empty; a Service needs at least one port";
         return vec![broken("spec.ports", message)];
     }
-    let mut names = HashSet::new();
-    let mut numbers = HashSet::new();
-    let mut node_ports = HashSet::new();
     let mut found = Vec::new();
     for (index, port) in spec.ports.iter().enumerate() {
         let field = |name: &str| format!("spec.ports[{index}].{name}");
         let protocol = port.protocol;
-        found.extend(port_name(field("name"), &port.name));
-        if !names.insert((&port.name, protocol)) {
+        // They are few.
+        let mut others = spec.ports[..index]
+            .iter()
+            .filter(|other| other.protocol == protocol);
+        found.extend(port_name(|| field("name"), &port.name));
+        if others.clone().any(|other| other.name == port.name) {
             found.push(if port.name.is_empty() {
                 broken(
                     field("name"),
@@ -93,17 +94,15 @@ fn ports(spec: &ServiceSpec) -> Vec<Broken> {
                 broken(field("name"), message)
             });
         }
-        if !numbers.insert((port.port, protocol)) {
+        if others.clone().any(|other| other.port == port.port) {
             let message = format!(
                 "another port has {}/{protocol:?} too; remove one of them",
                 port.port
             );
             found.push(broken(field("port"), message));
         }
-        if port
-            .node_port
-            .is_some_and(|number| !node_ports.insert((number, protocol)))
-        {
+        let has_its = |other: &ServicePort| other.node_port == port.node_port;
+        if port.node_port.is_some() && others.any(has_its) {
             let message = "another port of this Service has the same nodePort; give each its own";
             found.push(broken(field("nodePort"), message));
         }
@@ -173,10 +172,11 @@ fn affinity(spec: &ServiceSpec) -> Option<Broken> {
 pub(super) fn slice(slice: &EndpointSlice) -> Vec<Broken> {
     let mut found = Vec::new();
     found.extend(name(&slice.metadata.name));
-    let mut names = HashSet::new();
     for (index, port) in slice.ports.iter().enumerate() {
-        found.extend(port_name(format!("ports[{index}].name"), &port.name));
-        if !names.insert((&port.name, port.protocol)) {
+        found.extend(port_name(|| format!("ports[{index}].name"), &port.name));
+        let is_same =
+            |other: &EndpointPort| (&other.name, other.protocol) == (&port.name, port.protocol);
+        if slice.ports[..index].iter().any(is_same) {
             let message = format!(
                 "another port is called `{}` too; names are unique",
                 port.name

@@ -271,13 +271,8 @@ fn sort<T: Object>(objects: &mut [T]) -> Vec<Problem> {
         let metadata = object.metadata();
         (&metadata.namespace, &metadata.name, &metadata.location)
     }
-    // What the API server lists is sorted, and objects are large: moving them takes longer than looking.
-    if !objects.is_sorted_by_key(key) {
-        objects.sort_by_cached_key(|object| {
-            let (namespace, name, location) = key(object);
-            (namespace.to_owned(), name.to_owned(), location.clone())
-        });
-    }
+    // What the API server lists is sorted, and what several files hold in runs, which this makes use of.
+    objects.sort_by(|a, b| key(a).cmp(&key(b)));
     let same = |pair: &[T]| {
         let (a, b) = (pair[0].metadata(), pair[1].metadata());
         a.name == b.name && a.namespace == b.namespace && !a.name.is_empty()

@@ -200,46 +200,79 @@ struct Reader {
     problems: Vec<Problem>,
 }
 
-/// What is in one text, and what is wrong in it.
+/// What is in a text or a part of it, and what is wrong there.
+#[derive(Default)]
 struct Found {
-    objects: Vec<Typed>,
+    services: Vec<Service>,
+    endpoint_slices: Vec<EndpointSlice>,
+    endpoints: Vec<Endpoints>,
+    nodes: Vec<Node>,
+    skipped: Vec<String>,
     problems: Vec<Problem>,
 }
 
-impl Found {
-    fn read(file: &str, text: &str) -> Self {
-        let (read, mut problems) = document::read(file, text, AsTyped);
-        let mut objects = Vec::with_capacity(read.len());
-        for object in read {
+impl Extend<Result<Typed, Vec<Problem>>> for Found {
+    fn extend<I: IntoIterator<Item = Result<Typed, Vec<Problem>>>>(&mut self, objects: I) {
+        for object in objects {
             match object {
-                Ok(object) => objects.push(object),
-                Err(found) => problems.extend(found),
+                Ok(Typed::Service(service)) => self.services.push(service),
+                Ok(Typed::EndpointSlice(slice)) => self.endpoint_slices.push(slice),
+                Ok(Typed::Endpoints(endpoints)) => self.endpoints.push(endpoints),
+                Ok(Typed::Node(node)) => self.nodes.push(node),
+                Ok(Typed::Skipped(kind)) => self.skipped.push(kind),
+                Err(problems) => self.problems.extend(problems),
             }
         }
+    }
+}
+
+impl Found {
+    /// In parts, the last of which has what is wrong in any.
+    fn read(file: &str, text: &str) -> Vec<Self> {
+        let (mut parts, mut problems) = document::read(file, text, AsTyped);
+        problems.extend(parts.iter_mut().flat_map(|part| part.problems.drain(..)));
         lines::refine(&mut problems, text);
-        Self { objects, problems }
+        parts.push(Self {
+            problems,
+            ..Self::default()
+        });
+        parts
+    }
+
+    /// Its slices, unless there is anything else.
+    fn only_slices(mut self) -> Option<Vec<EndpointSlice>> {
+        let slices = std::mem::take(&mut self.endpoint_slices);
+        self.is_empty().then_some(slices)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.services.is_empty()
+            && self.endpoint_slices.is_empty()
+            && self.endpoints.is_empty()
+            && self.nodes.is_empty()
+            && self.skipped.is_empty()
+            && self.problems.is_empty()
     }
 }
 
 impl Reader {
-    fn add(&mut self, found: Found) {
-        let count =
-            |of: fn(&Typed) -> bool| found.objects.iter().filter(|object| of(object)).count();
-        let services = count(|object| matches!(object, Typed::Service(_)));
-        let slices = count(|object| matches!(object, Typed::EndpointSlice(_)));
+    fn add(&mut self, parts: Vec<Found>) {
+        let snapshot = &mut self.snapshot;
         // Many files add to these one after another; one with many objects has room made for them.
-        self.snapshot.services.reserve(services);
-        self.snapshot.endpoint_slices.reserve(slices);
-        for object in found.objects {
-            match object {
-                Typed::Service(service) => self.snapshot.services.push(*service),
-                Typed::EndpointSlice(slice) => self.snapshot.endpoint_slices.push(*slice),
-                Typed::Endpoints(endpoints) => self.endpoints.push(*endpoints),
-                Typed::Node(node) => self.snapshot.nodes.push(*node),
-                Typed::Skipped(kind) => *self.snapshot.skipped.entry(kind).or_default() += 1,
+        let services = parts.iter().map(|part| part.services.len()).sum();
+        let slices = parts.iter().map(|part| part.endpoint_slices.len()).sum();
+        snapshot.services.reserve(services);
+        snapshot.endpoint_slices.reserve(slices);
+        for part in parts {
+            snapshot.services.extend(part.services);
+            snapshot.endpoint_slices.extend(part.endpoint_slices);
+            self.endpoints.extend(part.endpoints);
+            snapshot.nodes.extend(part.nodes);
+            for kind in part.skipped {
+                *snapshot.skipped.entry(kind).or_default() += 1;
             }
+            self.problems.extend(part.problems);
         }
-        self.problems.extend(found.problems);
     }
 
     fn finish(mut self, name: &str) -> Result<Snapshot, SnapshotError> {

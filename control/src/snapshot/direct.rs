@@ -24,11 +24,9 @@ const KINDS: [&str; 3] = [Service::KIND, EndpointSlice::KIND, Node::KIND];
 /// The object that `text` holds.
 pub(super) fn typed(text: &str, location: &Location) -> Option<Typed> {
     match kind(text)? {
-        "Service" => decode::<Service>(text, location).map(|found| Typed::Service(found.into())),
-        "EndpointSlice" => {
-            decode::<EndpointSlice>(text, location).map(|found| Typed::EndpointSlice(found.into()))
-        }
-        "Node" => decode::<Node>(text, location).map(|found| Typed::Node(found.into())),
+        "Service" => decode(text, location).map(Typed::Service),
+        "EndpointSlice" => decode(text, location).map(Typed::EndpointSlice),
+        "Node" => decode(text, location).map(Typed::Node),
         _ => None,
     }
 }

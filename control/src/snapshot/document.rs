@@ -27,7 +27,9 @@ pub(super) struct RawObject {
 /// What becomes of an object once it is read.
 pub(super) trait Decode: Sync {
     /// What it becomes.
-    type Object: Send;
+    type Object;
+    /// What many of them are kept in.
+    type Objects: Default + Extend<Self::Object> + Send;
 
     /// Decodes any object, and says what is wrong with one.
     fn decode(&self, object: RawObject) -> Self::Object;
@@ -41,6 +43,7 @@ pub(super) trait Decode: Sync {
 
 impl<T: Send, F: Fn(RawObject) -> T + Sync> Decode for F {
     type Object = T;
+    type Objects = Vec<T>;
 
     fn decode(&self, object: RawObject) -> T {
         self(object)
@@ -50,21 +53,78 @@ impl<T: Send, F: Fn(RawObject) -> T + Sync> Decode for F {
 /// Objects that a processor reads before it asks for more.
 pub(super) const TURN: usize = 64;
 
-/// What `decode` makes of all objects in `text`, lists taken apart, and what could not be read. Each object is
-/// decoded where it was parsed: all of a large file as untyped trees would take twenty times its size.
-pub(super) fn read<D: Decode>(file: &str, text: &str, decode: D) -> (Vec<D::Object>, Vec<Problem>) {
+/// What `decode` makes of all objects in `text`, lists taken apart, in parts that follow one another, and what could not
+/// be read. Each object is decoded where it was parsed: all of a large file as untyped trees would take twenty times its
+/// size.
+pub(super) fn read<D: Decode>(
+    file: &str,
+    text: &str,
+    decode: D,
+) -> (Vec<D::Objects>, Vec<Problem>) {
     let file: Arc<str> = Arc::from(file);
     let chunks = split(text);
-    let mut objects = Vec::new();
-    let mut problems = Vec::new();
-    for result in on_all_processors(&chunks, TURN, |chunk| chunk.read(&file, &decode)) {
-        match result {
-            Ok(found) if objects.is_empty() => objects = found,
-            Ok(found) => objects.extend(found),
-            Err(problem) => problems.push(problem),
+    let turns: Vec<&[Chunk<'_>]> = chunks.chunks(TURN).collect();
+    let read = |turn: &&[Chunk<'_>]| {
+        let mut parts = Parts::<D>::default();
+        let problems = turn
+            .iter()
+            .filter_map(|chunk| chunk.read(&file, &decode, &mut parts).err());
+        let problems: Vec<Problem> = problems.collect();
+        (parts.finish(), problems)
+    };
+    let (mut parts, mut problems) = (Vec::new(), Vec::new());
+    for (more, wrong) in on_all_processors(&turns, 1, read) {
+        parts.extend(more);
+        problems.extend(wrong);
+    }
+    (parts, problems)
+}
+
+/// Objects in parts that follow one another: single ones are added to the last, large ones come whole.
+pub(super) struct Parts<D: Decode> {
+    whole: Vec<D::Objects>,
+    last: D::Objects,
+}
+
+impl<D: Decode> Default for Parts<D> {
+    fn default() -> Self {
+        Self {
+            whole: Vec::new(),
+            last: D::Objects::default(),
         }
     }
-    (objects, problems)
+}
+
+impl<D: Decode> Parts<D> {
+    pub(super) fn add(&mut self, objects: impl Iterator<Item = D::Object>) {
+        self.last.extend(objects);
+    }
+
+    pub(super) fn add_whole(&mut self, parts: Vec<D::Objects>) {
+        self.whole.push(std::mem::take(&mut self.last));
+        self.whole.extend(parts);
+    }
+
+    fn finish(mut self) -> Vec<D::Objects> {
+        self.add_whole(Vec::new());
+        self.whole
+    }
+}
+
+/// What `read` makes of each of many items, a part for each turn that a processor takes; the first failure when there is one.
+pub(super) fn in_parts<I: Sync, D: Decode, E: Send>(
+    items: &[I],
+    read: impl Fn(&I) -> Result<D::Object, E> + Sync,
+) -> Result<Vec<D::Objects>, E> {
+    let turns: Vec<&[I]> = items.chunks(TURN).collect();
+    let part = |turn: &&[I]| {
+        let mut objects = D::Objects::default();
+        for item in *turn {
+            objects.extend([read(item)?]);
+        }
+        Ok(objects)
+    };
+    on_all_processors(&turns, 1, part).into_iter().collect()
 }
 
 /// One document of a stream.
@@ -135,25 +195,31 @@ fn is_marker(text: &str, marker: &str) -> bool {
 }
 
 impl<'t> Chunk<'t> {
-    fn read<D: Decode>(&self, file: &Arc<str>, decode: &D) -> Result<Vec<D::Object>, Problem> {
+    fn read<D: Decode>(
+        &self,
+        file: &Arc<str>,
+        decode: &D,
+        parts: &mut Parts<D>,
+    ) -> Result<(), Problem> {
         let location = |line| Location {
             file: Arc::clone(file),
             document: self.number,
             line: self.lines_before + line,
         };
         if let Some((text, _)) = self.json() {
-            return json::read(text, &location(self.lead), decode);
+            return json::read(text, &location(self.lead), decode, parts);
         }
-        if let Some(objects) = list::read(self, &location(0), decode) {
-            return Ok(objects);
+        if let Some(list) = list::read(self, &location(0), decode) {
+            parts.add_whole(list);
+            return Ok(());
         }
         let document: Document = serde_saphyr::from_str_with_options(self.text, yaml::options())
             .map_err(|error| self.unreadable(file, &error))?;
         let objects = document.into_objects(location(self.lead + 1), |span| {
             location(span.line() as usize)
         });
-        let decoded = objects.into_iter().map(|object| decode.decode(object));
-        Ok(decoded.collect())
+        parts.add(objects.into_iter().map(|object| decode.decode(object)));
+        Ok(())
     }
 
     /// From the first line on that says something, when that begins as JSON does: with a brace, and a name in quotes. And

@@ -1,7 +1,7 @@
 //! The slices of one file in place of those that it held before: what changes most often, taken without reading
 //! everything anew.
 
-use super::typed::{AsTyped, Typed};
+use super::typed::AsTyped;
 use super::{EndpointSlice, Service, Snapshot, document};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -12,12 +12,11 @@ pub type ServiceKey = (String, String);
 
 /// The slices in `text`; `None` if it holds anything else, or anything wrong.
 pub fn slices(file: &str, text: &str) -> Option<Vec<EndpointSlice>> {
-    let (objects, problems) = document::read(file, text, AsTyped);
-    let slice = |object| match object {
-        Ok(Typed::EndpointSlice(slice)) => Some(*slice),
-        _ => None,
-    };
-    let mut slices: Vec<EndpointSlice> = objects.into_iter().map(slice).collect::<Option<_>>()?;
+    let (parts, problems) = document::read(file, text, AsTyped);
+    let mut slices = Vec::new();
+    for part in parts {
+        slices.extend(part.only_slices()?);
+    }
     slices.sort_by(|a, b| key(a).cmp(&key(b)));
     let is_unique = slices.windows(2).all(|pair| key(&pair[0]) != key(&pair[1]));
     (problems.is_empty() && is_unique).then_some(slices)

@@ -6,8 +6,7 @@
 //!
 //! A name that stands twice in one object is refused, as in YAML.
 
-use super::document::{Decode, RawObject, TURN, list_kind};
-use crate::parallel::on_all_processors;
+use super::document::{Decode, Parts, RawObject, in_parts, list_kind};
 use crate::problem::{Location, Problem};
 use memchr::memmem;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -25,12 +24,13 @@ pub(super) struct Piece<'t> {
     list_kind: Option<String>,
 }
 
-/// The objects in `text`, which begins below the line of `location`.
+/// Adds the objects in `text`, which begins below the line of `location`, when all can be read.
 pub(super) fn read<D: Decode>(
     text: &str,
     location: &Location,
     decode: &D,
-) -> Result<Vec<D::Object>, Problem> {
+    parts: &mut Parts<D>,
+) -> Result<(), Problem> {
     let unreadable = |(lines_before, error)| unreadable(location, lines_before, &error);
     let parse = |piece: &Piece<'_>| {
         let location = below(location, piece.lines_before + 1);
@@ -45,17 +45,18 @@ pub(super) fn read<D: Decode>(
             list_kind: piece.list_kind.clone(),
         }))
     };
-    let all = |pieces: &[Piece<'_>]| -> Result<Vec<D::Object>, _> {
-        let parsed = on_all_processors(pieces, TURN, parse);
-        parsed.into_iter().collect()
-    };
     if let Some(pieces) = cut_by_lines(text)
-        && let Ok(objects) = all(&pieces)
+        && let Ok(list) = in_parts::<_, D, _>(&pieces, parse)
     {
-        return Ok(objects);
+        parts.add_whole(list);
+        return Ok(());
     }
     let pieces = cut(text).map_err(|error| unreadable((0, error)))?;
-    all(&pieces).map_err(unreadable)
+    match &pieces[..] {
+        [piece] => parts.add(std::iter::once(parse(piece).map_err(unreadable)?)),
+        pieces => parts.add_whole(in_parts::<_, D, _>(pieces, parse).map_err(unreadable)?),
+    }
+    Ok(())
 }
 
 fn unreadable(location: &Location, lines_before: usize, error: &serde_json::Error) -> Problem {

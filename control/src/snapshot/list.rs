@@ -4,8 +4,7 @@
 //! dash in the first item's column are where items begin. What does not look like that is not cut, and what was
 //! cut and cannot be read (an item may use an anchor of another) is for the caller to read whole.
 
-use super::document::{self, Chunk, Decode, Document, RawObject};
-use crate::parallel::on_all_processors;
+use super::document::{Chunk, Decode, Document, RawObject, in_parts};
 use crate::problem::Location;
 use crate::yaml;
 use serde_json::Value;
@@ -33,16 +32,16 @@ pub(super) fn read<D: Decode>(
     chunk: &Chunk<'_>,
     location: &Location,
     decode: &D,
-) -> Option<Vec<D::Object>> {
+) -> Option<Vec<D::Objects>> {
     if chunk.text.len() < LARGE {
         return None;
     }
     let list = cut(chunk.text)?;
     let head: Document = serde_saphyr::from_str_with_options(&list.head, yaml::options()).ok()?;
     let list_kind = head.list_kind();
-    on_all_processors(&list.items, document::TURN, |item| {
-        let (value, line) = item.read()?;
-        Some(decode.decode(RawObject {
+    let read = |item: &Item<'_>| {
+        let (value, line) = item.read().ok_or(())?;
+        Ok(decode.decode(RawObject {
             location: Location {
                 line: chunk.lines_before + line,
                 ..location.clone()
@@ -50,9 +49,8 @@ pub(super) fn read<D: Decode>(
             value,
             list_kind: list_kind.clone(),
         }))
-    })
-    .into_iter()
-    .collect()
+    };
+    in_parts::<_, D, ()>(&list.items, read).ok()
 }
 
 fn cut(text: &str) -> Option<List<'_>> {

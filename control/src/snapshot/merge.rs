@@ -32,7 +32,7 @@ pub fn objects(texts: &Texts) -> Result<Vec<Value>, Problems> {
 
 /// The objects in a text, each with the kind that the list around it gave it.
 fn untyped(file: &str, text: &str) -> Result<Vec<Value>, Problems> {
-    let (read, problems) = document::read(file, text, |object| object);
+    let (read, problems) = document::read(file, text, |object: document::RawObject| object);
     if !problems.is_empty() {
         return Err(Problems(problems));
     }
@@ -45,7 +45,7 @@ fn untyped(file: &str, text: &str) -> Result<Vec<Value>, Problems> {
         }
         value
     };
-    Ok(read.into_iter().map(whole).collect())
+    Ok(read.into_iter().flatten().map(whole).collect())
 }
 
 fn key(value: &Value) -> [String; 3] {

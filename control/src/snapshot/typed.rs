@@ -1,5 +1,6 @@
 //! Untyped objects to those that kube-proxy reads, by their kind.
 
+use super::Found;
 use super::direct;
 use super::document::{Decode, RawObject};
 use super::objects::{EndpointSlice, Endpoints, Node, Object, Service};
@@ -11,13 +12,13 @@ use serde_json::Value;
 /// The kinds that are read.
 const KINDS: [&str; 4] = ["Service", "EndpointSlice", "Endpoints", "Node"];
 
-/// An object of a kind that is read, or another's kind. They are large, and moved about until all are there.
+/// An object of a kind that is read, or another's kind.
 #[derive(Debug, PartialEq)]
 pub(super) enum Typed {
-    Service(Box<Service>),
-    EndpointSlice(Box<EndpointSlice>),
-    Endpoints(Box<Endpoints>),
-    Node(Box<Node>),
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+    Endpoints(Endpoints),
+    Node(Node),
     Skipped(String),
 }
 
@@ -26,6 +27,7 @@ pub(super) struct AsTyped;
 
 impl Decode for AsTyped {
     type Object = Result<Typed, Vec<Problem>>;
+    type Objects = Found;
 
     fn decode(&self, object: RawObject) -> Self::Object {
         typed(object)
@@ -40,10 +42,10 @@ impl Decode for AsTyped {
 pub(super) fn typed(raw: RawObject) -> Result<Typed, Vec<Problem>> {
     let kind = kind_of(&raw).map_err(|problem| vec![problem])?;
     Ok(match kind.as_str() {
-        "Service" => Typed::Service(Box::new(decode(raw)?)),
-        "EndpointSlice" => Typed::EndpointSlice(Box::new(decode(raw)?)),
-        "Endpoints" => Typed::Endpoints(Box::new(decode(raw)?)),
-        "Node" => Typed::Node(Box::new(decode(raw)?)),
+        "Service" => Typed::Service(decode(raw)?),
+        "EndpointSlice" => Typed::EndpointSlice(decode(raw)?),
+        "Endpoints" => Typed::Endpoints(decode(raw)?),
+        "Node" => Typed::Node(decode(raw)?),
         _ => Typed::Skipped(kind),
     })
 }

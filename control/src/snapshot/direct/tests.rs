@@ -30,7 +30,8 @@ fn location() -> Location {
 
 /// By way of the tree; `None` when it is not one object.
 fn thoroughly(text: &str) -> Option<Result<Typed, Vec<Problem>>> {
-    let (mut objects, problems) = document::read("x.json", text, typed::typed);
+    let (parts, problems) = document::read("x.json", text, typed::typed);
+    let mut objects: Vec<_> = parts.into_iter().flatten().collect();
     let object = objects.pop()?;
     (objects.is_empty() && problems.is_empty()).then_some(object)
 }

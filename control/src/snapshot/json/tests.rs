@@ -30,7 +30,7 @@ fn objects(text: &str) -> Vec<(String, usize)> {
         (name.to_owned(), object.location.line)
     });
     assert_eq!(problems, [], "{text}");
-    objects
+    objects.concat()
 }
 
 fn named(names: &[&str], lines: &[usize]) -> Vec<(String, usize)> {

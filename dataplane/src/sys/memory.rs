@@ -82,14 +82,14 @@ unsafe impl<T: Send> Send for Zeroed<T> {}
 // SAFETY: a shared reference gives shared references to the values only.
 unsafe impl<T: Sync> Sync for Zeroed<T> {}
 
-/// An empty vector with room for so many bytes, in huge pages where there are any: one that is filled once and read
-/// through costs more by its pages than by its bytes.
-pub fn room(bytes: usize) -> Vec<u8> {
-    let mut room = Vec::with_capacity(bytes);
+/// So many zeros that nothing was written to yet, in huge pages where there are any: what is filled once and read through
+/// costs more by its pages than by its bytes.
+pub fn zeros(bytes: usize) -> Vec<u8> {
+    let zeros = vec![0; bytes];
     if bytes > HUGE {
-        prefer_huge_pages(room.spare_capacity_mut());
+        prefer_huge_pages(&zeros);
     }
-    room
+    zeros
 }
 
 /// Starts to bring the cache line at `target` near.

@@ -111,22 +111,22 @@ impl Prepared {
 /// Frames whose waits for memory overlap. More find no place in the caches' queues.
 pub const NEAR: usize = 16;
 
-/// Looks at each of at most [`NEAR`] frames, and brings near what [`process`] will need for them, so that their waits for
-/// memory overlap: the index for all of them first, then the entries. A batch of one would only pay for it.
+/// Looks at each of at most [`NEAR`] frames, and begins to bring near where the index has them, so that their waits for
+/// memory overlap.
 pub fn prepare(conntrack: &Conntrack, frames: &mut [Frame], prepared: &mut [Prepared]) {
-    let is_alone = frames.len() < 2;
-    for (packet, frame) in prepared.iter_mut().zip(&mut *frames) {
+    for (packet, frame) in prepared.iter_mut().zip(frames) {
         packet.look_at(frame);
-        if !is_alone && let Some(tuple) = &packet.tuple {
+        if let Some(tuple) = &packet.tuple {
             let hash = conntrack.hash(tuple);
             conntrack.prefetch_buckets(hash);
             packet.near = Some((hash, None));
         }
     }
-    if is_alone {
-        return;
-    }
-    for packet in &mut prepared[..frames.len()] {
+}
+
+/// Begins to bring near what the index has of the same packets: all lines of an entry, and of all entries, at a time.
+pub fn guess(conntrack: &Conntrack, prepared: &mut [Prepared]) {
+    for packet in prepared {
         if let (Ok(layout), Some((hash, guess))) = (packet.layout, &mut packet.near) {
             *guess = conntrack.guess(*hash, layout.protocol, layout.is_ipv4);
         }

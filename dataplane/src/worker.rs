@@ -148,7 +148,7 @@ impl<'a, D: Device> Worker<'a, D> {
             let mut received = 0;
             for device in 0..self.devices.len() {
                 let count = self.receive_batch(device, BATCH)?;
-                self.handle_batch(device, count, clock());
+                self.handle_batch(device, count, &clock);
                 received += count;
             }
             if received == 0 {
@@ -179,10 +179,11 @@ impl<'a, D: Device> Worker<'a, D> {
         while received < share {
             let size = self.sizes[device].min(share);
             let count = self.receive_batch(device, size)?;
-            let now = clock();
-            if count > 0 {
-                self.handle_batch(device, count, now);
+            if count == 0 {
+                self.sizes[device] = 1;
+                break;
             }
+            let now = self.handle_batch(device, count, &clock);
             let is_probably_alone = size == 1 && now.since(self.worked_until) > REST;
             if count < size || is_probably_alone {
                 self.sizes[device] = 1;
@@ -211,8 +212,19 @@ impl<'a, D: Device> Worker<'a, D> {
         Ok(size)
     }
 
-    fn handle_batch(&mut self, device: usize, count: usize, now: Timestamp) {
+    /// Handles the first frames; returns the time that it took them for.
+    fn handle_batch(
+        &mut self,
+        device: usize,
+        count: usize,
+        clock: &impl Fn() -> Timestamp,
+    ) -> Timestamp {
         let shared = self.shared;
+        let frames = &mut self.frames[..count];
+        let first = &mut frames[..count.min(NEAR)];
+        path::prepare(&shared.conntrack, first, &mut self.prepared);
+        // Read while the index comes near.
+        let now = clock();
         let facts = self.facts.load();
         let mut context = Context {
             conntrack: &shared.conntrack,
@@ -236,10 +248,13 @@ impl<'a, D: Device> Worker<'a, D> {
             origin: *origin,
             is_alone: count == 1,
         };
-        let frames = &mut self.frames[..count];
-        for frames in frames.chunks_mut(NEAR) {
-            path::prepare(&shared.conntrack, frames, &mut self.prepared);
-            for (frame, prepared) in frames.iter_mut().zip(&self.prepared) {
+        for (nth, frames) in frames.chunks_mut(NEAR).enumerate() {
+            if nth > 0 {
+                path::prepare(&shared.conntrack, frames, &mut self.prepared);
+            }
+            let prepared = &mut self.prepared[..frames.len()];
+            path::guess(&shared.conntrack, prepared);
+            for (frame, prepared) in frames.iter_mut().zip(prepared) {
                 let verdict = path::process(&mut context, *origin, frame, prepared);
                 if !exit.device.has_copies() || verdict == Verdict::Forward {
                     exit.carry_out(verdict, frame, &context);
@@ -248,6 +263,7 @@ impl<'a, D: Device> Worker<'a, D> {
             }
         }
         exit.leave();
+        now
     }
 }
 

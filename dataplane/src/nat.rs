@@ -46,7 +46,22 @@ pub fn plan(
 /// Rewrites addresses and ports of a packet, whose tuple this is, and mends its checksums.
 #[inline(always)]
 pub fn rewrite(packet: &mut Packet<'_>, tuple: &Tuple, translation: &Translation) {
-    let change = TransportChange::between(packet.is_ipv4(), tuple, translation);
+    // A copy for each of the protocols that most packets have: it need not ask which one it is.
+    match tuple.protocol {
+        Protocol::UDP => rewrite_as(Protocol::UDP, packet, tuple, translation),
+        Protocol::TCP => rewrite_as(Protocol::TCP, packet, tuple, translation),
+        other => rewrite_as(other, packet, tuple, translation),
+    }
+}
+
+#[inline(always)]
+fn rewrite_as(
+    protocol: Protocol,
+    packet: &mut Packet<'_>,
+    tuple: &Tuple,
+    translation: &Translation,
+) {
+    let change = TransportChange::between((packet.is_ipv4(), protocol), tuple, translation);
     let state = packet.checksum_state();
     packet.set_addresses(
         translation.source,
@@ -54,26 +69,13 @@ pub fn rewrite(packet: &mut Packet<'_>, tuple: &Tuple, translation: &Translation
         change.addresses,
     );
     let transport = packet.transport_mut();
-    match tuple.protocol {
-        Protocol::UDP => {
-            if let Some(header) = transport.first_chunk_mut::<8>() {
-                write_ports(header, tuple.protocol, translation);
-                change.mend(header, tuple.protocol, state);
-            }
-        }
-        Protocol::SCTP => {
-            write_ports(transport, tuple.protocol, translation);
-            // DIFFERS: the kernel computes it anew all the same, and thereby mends a wrong one, which only the node itself can
-            // send.
-            if change.ports != Change::default() {
-                let checksum = packet::sctp_checksum(transport);
-                transport[8..12].copy_from_slice(&checksum);
-            }
-        }
-        _ => {
-            write_ports(transport, tuple.protocol, translation);
-            change.mend(transport, tuple.protocol, state);
-        }
+    write_ports(transport, protocol, translation);
+    if protocol != Protocol::SCTP {
+        change.mend(transport, protocol, state);
+    } else if change.ports != Change::default() {
+        // DIFFERS: the kernel computes it anew all the same, and thereby mends a wrong one, which only the node itself can send.
+        let checksum = packet::sctp_checksum(transport);
+        transport[8..12].copy_from_slice(&checksum);
     }
 }
 
@@ -153,7 +155,7 @@ fn inverse(translation: &Translation, protocol: Protocol) -> Translation {
 fn rewrite_quoted(quoted: &mut [u8], quote: &Quote, translation: &Translation) {
     let protocol = quote.tuple.protocol;
     let is_ipv4 = quote.tuple.source.is_ipv4();
-    let change = TransportChange::between(is_ipv4, &quote.tuple, translation);
+    let change = TransportChange::between((is_ipv4, protocol), &quote.tuple, translation);
     packet::write_addresses(quoted, translation.source, translation.destination);
     let transport = &mut quoted[quote.transport()..];
     write_ports(transport, protocol, translation);
@@ -184,21 +186,25 @@ struct TransportChange {
 
 impl TransportChange {
     #[inline(always)]
-    fn between(is_ipv4: bool, old: &Tuple, new: &Translation) -> Self {
+    fn between((is_ipv4, protocol): (bool, Protocol), old: &Tuple, new: &Translation) -> Self {
         let addresses = Change::addresses(
             is_ipv4,
             [old.source, old.destination],
             [new.source, new.destination],
         );
         let source_port = Change::word(old.source_port, new.source_port);
-        let ports =
-            if old.source_port == new.source_port && old.destination_port == new.destination_port {
+        let both = source_port.and(Change::word(old.destination_port, new.destination_port));
+        let ports = match protocol {
+            // Those that are the same add zero, to a sum that is none.
+            Protocol::UDP | Protocol::TCP => both,
+            _ if (old.source_port, old.destination_port)
+                == (new.source_port, new.destination_port) =>
+            {
                 Change::default()
-            } else if old.protocol.is_icmp() {
-                source_port
-            } else {
-                source_port.and(Change::word(old.destination_port, new.destination_port))
-            };
+            }
+            _ if protocol.is_icmp() => source_port,
+            _ => both,
+        };
         Self { addresses, ports }
     }
 

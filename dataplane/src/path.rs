@@ -108,8 +108,8 @@ impl Prepared {
     }
 }
 
-/// Frames whose waits for memory overlap. More find no place in the caches' queues.
-pub const NEAR: usize = 16;
+/// Frames whose waits for memory overlap. More of them make no difference.
+pub const NEAR: usize = 32;
 
 /// Looks at each of at most [`NEAR`] frames, and begins to bring near where the index has them, so that their waits for
 /// memory overlap.
@@ -154,16 +154,18 @@ fn whole(
     packet: Packet<'_>,
     prepared: &Prepared,
 ) -> Verdict {
-    if packet.is_untracked() {
-        return Verdict::Pass;
-    }
     // As the kernel does, which verifies in PREROUTING only.
     let is_damaged = origin != Origin::Node && packet.has_bad_checksum();
-    if packet.is_icmp_error() {
-        return match packet.quote() {
-            Some(quote) if !is_damaged => related(context, origin, packet, &quote),
-            _ => broken(context, origin, (packet.protocol(), packet.destination())),
-        };
+    if packet.protocol().is_icmp() {
+        if packet.is_untracked() {
+            return Verdict::Pass;
+        }
+        if packet.is_icmp_error() {
+            return match packet.quote() {
+                Some(quote) if !is_damaged => related(context, origin, packet, &quote),
+                _ => broken(context, origin, (packet.protocol(), packet.destination())),
+            };
+        }
     }
     let transport = packet.transport_header();
     match (&prepared.tuple, &transport) {

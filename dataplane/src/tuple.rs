@@ -44,7 +44,7 @@ impl Address {
     /// Whether this is an IPv4 address.
     #[inline]
     pub const fn is_ipv4(self) -> bool {
-        self.high == 0 && self.low >> 32 == MAPPED
+        self.high | (self.low >> 32 ^ MAPPED) == 0
     }
 
     /// The four bytes of an IPv4 address (the last four of an IPv6 one).

@@ -8,6 +8,7 @@
 //! Read first: [`steering`] (how packets get here), then `dataplane::path` (what happens to them).
 
 mod devices;
+mod entrance;
 mod events;
 mod facts;
 mod files;
@@ -34,7 +35,6 @@ use crate::conntrack::Responder;
 use crate::health::Moment;
 use crate::metrics::{Changes, WithoutLocal};
 use crate::netlink::Netlink;
-use crate::node_network::NodeNetwork;
 use crate::problem::in_words;
 use crate::snapshot::{Followed, Snapshot, Texts};
 use anyhow::{Context as _, Result, bail};
@@ -45,6 +45,7 @@ use dataplane::tuple::Timestamp;
 use dataplane::verdict::Counts;
 use dataplane::worker::Shared;
 use devices::Queues;
+use entrance::Entrance;
 use servers::{Servers, Telemetry};
 use slices::Exchange;
 use std::ffi::OsStr;
@@ -476,35 +477,6 @@ impl Agent {
             let _ = std::fs::remove_file(&self.settings.control_socket);
         }
         Ok(steering.unwrap_or(Ok(()))?)
-    }
-}
-
-/// By what packets come here: devices, and the routes of which it is known before there is a table that they are needed.
-/// They go when this is dropped.
-struct Entrance {
-    devices: [u32; 3],
-    queues: Queues,
-    steering: Steering,
-}
-
-impl Entrance {
-    fn make(settings: &Settings, snapshot: &Snapshot, network: &NodeNetwork) -> Result<Self> {
-        let mut netlink = Netlink::open().context("cannot open rtnetlink")?;
-        // Fails where another agent has them; what it has set is left alone then.
-        let (devices, queues) = devices::create(&mut netlink, settings)?;
-        let [_, _, node_device] = devices;
-        let mut steering = Steering::start(netlink, node_device)?;
-        steering.lay(&Plan {
-            devices,
-            sources: facts::sources(network, snapshot, &settings.node),
-            virtual_addresses: facts::cluster_ips(snapshot),
-            ..Plan::default()
-        })?;
-        Ok(Self {
-            devices,
-            queues,
-            steering,
-        })
     }
 }
 

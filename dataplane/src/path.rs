@@ -7,19 +7,24 @@
 //! What a hit passes through is inlined into [`process`], and what is rarely needed is handed small values only: a large
 //! one is handed over in memory, where it is written in parts and read as a whole, for which a processor waits.
 
-use crate::conntrack::{ConfirmError, Confirmed, Conntrack, EntryId, Found, Guess, Headers};
-use crate::conntrack::{ServiceTag, Tentative, Tracked, Transport, TupleHash};
+mod prepared;
+
+pub use prepared::{NEAR, Prepared, guess, prepare};
+
+use crate::conntrack::{ConfirmError, Confirmed, Conntrack, EntryId, Found, Headers};
+use crate::conntrack::{ServiceTag, Tentative, Tracked, Transport};
 use crate::fragments::{self, Collected, Described, Fragments};
 use crate::frame::Frame;
 use crate::nat;
 use crate::notices::{Notice, Notices};
-use crate::packet::{self, Layout, Packet, Quote};
+use crate::packet::{Layout, Packet, Quote};
 use crate::ports::{self, ReservedPorts};
 use crate::select::{self, Affinity, Turn};
 use crate::service::{Decision, ServiceTable};
 use crate::tuple::{Address, Origin, Protocol, Timestamp, Tuple};
 use crate::verdict::{DropReason, RejectWith, Verdict};
 use fastrand::Rng;
+use prepared::Near;
 
 /// All that the path works with, for the packets of one batch.
 #[derive(Debug)]
@@ -44,93 +49,6 @@ pub struct Context<'a> {
     pub rng: &'a mut Rng,
     /// Time.
     pub now: Timestamp,
-}
-
-/// What is known of a packet before it is its turn.
-#[derive(Clone, Copy, Debug)]
-pub struct Prepared {
-    layout: Result<Layout, DropReason>,
-    /// Of a packet that is no fragment.
-    tuple: Option<Tuple>,
-    near: Option<Near>,
-}
-
-/// What was brought near for a packet, or is on its way: the index, and the entry that its tuple probably has.
-type Near = (TupleHash, Option<Guess>);
-
-impl Prepared {
-    /// Of no packet yet.
-    pub const NONE: Self = Self {
-        layout: Err(DropReason::Malformed),
-        tuple: None,
-        near: None,
-    };
-
-    /// Looks at the packet in `frame`, and gives it back the hop that it lost on its way here.
-    pub fn new(frame: &mut Frame) -> Self {
-        let mut prepared = Self::NONE;
-        prepared.look_at(frame);
-        prepared
-    }
-
-    /// In place: a copy of what was just written in parts would have to wait for them.
-    #[inline(always)]
-    fn look_at(&mut self, frame: &mut Frame) {
-        let packet = frame.packet_mut();
-        packet::give_back_hop(packet);
-        self.read(packet);
-    }
-
-    #[inline(always)]
-    fn read(&mut self, packet: &[u8]) {
-        if let Some(layout) = Layout::of_plain_v4(packet) {
-            self.set(Ok(layout), layout.tuple(packet));
-        } else if let Some(layout) = Layout::of_plain_v6(packet) {
-            self.set(Ok(layout), layout.tuple(packet));
-        } else {
-            self.read_odd(packet);
-        }
-    }
-
-    fn read_odd(&mut self, packet: &[u8]) {
-        let layout = Layout::of(packet);
-        let whole = layout.ok().filter(|layout| !layout.is_fragment());
-        self.set(layout, whole.and_then(|layout| layout.tuple(packet)));
-    }
-
-    #[inline(always)]
-    fn set(&mut self, layout: Result<Layout, DropReason>, tuple: Option<Tuple>) {
-        *self = Self {
-            layout,
-            tuple,
-            near: None,
-        };
-    }
-}
-
-/// Frames whose waits for memory overlap. More of them make no difference.
-pub const NEAR: usize = 32;
-
-/// Looks at each of at most [`NEAR`] frames, and begins to bring near where the index has them, so that their waits for
-/// memory overlap.
-pub fn prepare(conntrack: &Conntrack, frames: &mut [Frame], prepared: &mut [Prepared]) {
-    for (packet, frame) in prepared.iter_mut().zip(frames) {
-        packet.look_at(frame);
-        if let Some(tuple) = &packet.tuple {
-            let hash = conntrack.hash(tuple);
-            conntrack.prefetch_buckets(hash);
-            packet.near = Some((hash, None));
-        }
-    }
-}
-
-/// Begins to bring near what the index has of the same packets: all lines of an entry, and of all entries, at a time.
-pub fn guess(conntrack: &Conntrack, prepared: &mut [Prepared]) {
-    for packet in prepared {
-        if let (Ok(layout), Some((hash, guess))) = (packet.layout, &mut packet.near) {
-            *guess = conntrack.guess(*hash, layout.protocol, layout.is_ipv4);
-        }
-    }
 }
 
 /// Decides on the packet in `frame`, which came from `origin` and was prepared, and translates it in place.

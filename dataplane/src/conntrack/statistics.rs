@@ -165,3 +165,29 @@ impl Drop for Owned {
 thread_local! {
     static OWNED: Owned = Owned::take();
 }
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    /// More threads than sets: those that share one lose no count.
+    #[test]
+    fn threads_that_share_a_set_lose_nothing() {
+        const THREADS: usize = SHARDS + 16;
+        const EACH: u64 = 20_000;
+        let statistics = PerWorker::new();
+        let all_are_there = Barrier::new(THREADS);
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    statistics.add(Counter::Found, 1);
+                    all_are_there.wait();
+                    (1..EACH).for_each(|_| statistics.add(Counter::Found, 1));
+                });
+            }
+        });
+        let sum: Statistics = statistics.read().into_iter().sum();
+        assert_eq!(sum.found, THREADS as u64 * EACH);
+    }
+}

@@ -9,7 +9,7 @@ use crate::verdict::DropReason;
 
 /// Where the parts of an IP packet are. Offsets are from its first byte. So small that many can wait for their turn; what
 /// stands in the packet is read there.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Offset of the transport header.
     transport: u32,
@@ -21,7 +21,7 @@ pub struct Layout {
 }
 
 /// Of a fragment: where the header is that says so, and the byte that names the protocol of the data.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cut {
     header: u16,
     protocol_at: u16,
@@ -132,13 +132,7 @@ impl Layout {
     #[inline(always)]
     pub(crate) fn of_plain_v6(packet: &[u8]) -> Option<Self> {
         let header = packet.first_chunk::<{ IPV6_HEADER + PORTS }>()?;
-        let layout = Self {
-            transport: IPV6_HEADER as u32,
-            end: IPV6_HEADER as u32 + u32::from(word(header, 4)),
-            protocol: Protocol(header[6]),
-            is_ipv4: false,
-            cut: None,
-        };
+        let layout = Self::of_fixed_v6(header);
         let is_plain = header[0] >> 4 == 6
             && matches!(layout.protocol, Protocol::UDP | Protocol::TCP)
             && layout.end() <= packet.len()
@@ -316,13 +310,7 @@ impl Layout {
         let Some(header) = packet.first_chunk::<IPV6_HEADER>() else {
             return Err(DropReason::Malformed);
         };
-        let layout = Self {
-            transport: IPV6_HEADER as u32,
-            end: IPV6_HEADER as u32 + u32::from(word(header, 4)),
-            protocol: Protocol(header[6]),
-            is_ipv4: false,
-            cut: None,
-        };
+        let layout = Self::of_fixed_v6(header);
         // DIFFERS: the kernel forwards these. They must not be on the wire, and are IPv4 addresses to the tables.
         if layout.source(header).is_ipv4() || layout.destination(header).is_ipv4() {
             return Err(DropReason::MappedAddress);
@@ -331,6 +319,18 @@ impl Layout {
             return layout.behind_extension_headers(packet);
         }
         Ok(layout)
+    }
+
+    /// By the fixed header of IPv6 alone.
+    #[inline(always)]
+    fn of_fixed_v6(header: &[u8]) -> Self {
+        Self {
+            transport: IPV6_HEADER as u32,
+            end: IPV6_HEADER as u32 + u32::from(word(header, 4)),
+            protocol: Protocol(header[6]),
+            is_ipv4: false,
+            cut: None,
+        }
     }
 
     /// With `transport` behind the extension headers, at the first header that is none.
@@ -407,5 +407,48 @@ fn ports(protocol: Protocol, transport: &[u8]) -> Option<(u16, u16)> {
             Some((word(header, 4), word(header, 0)))
         }
         _ => Some((0, 0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fastrand::Rng;
+
+    /// The short way is one of the long one's answers, whatever stands in the headers; and plain packets take it.
+    #[test]
+    fn plain_packets_have_the_layout_that_all_have() {
+        let mut random = Rng::with_seed(1);
+        let mut plain = [0; 2];
+        for _ in 0..200_000 {
+            let mut packet = vec![0; random.usize(..64)];
+            random.fill(&mut packet);
+            let fields: [(usize, &[u8]); 8] = [
+                (0, &[0x45, 0x45, 0x46, 0x44, 0x60, 0x60, 0x50]),
+                (2, &[0]),
+                (4, &[0]),
+                (5, &[8, 20, 24, 25, 40]),
+                (6, &[0, 0x40, 0x20, 6, 17, 44]),
+                (7, &[0, 0, 1]),
+                (9, &[6, 17, 1, 132]),
+                (3, &[19, 20, 24, 28, 46, 60]),
+            ];
+            for (at, values) in fields {
+                if let Some(byte) = packet.get_mut(at) {
+                    *byte = values[random.usize(..values.len())];
+                }
+            }
+            if packet.len() > 20 && random.bool() {
+                packet[8..18].fill(0);
+                packet[18..20].fill(0xff);
+            }
+            let short = [Layout::of_plain_v4(&packet), Layout::of_plain_v6(&packet)];
+            for (layout, count) in short.into_iter().zip(&mut plain) {
+                let Some(layout) = layout else { continue };
+                assert_eq!(Ok(layout), Layout::of(&packet), "{packet:02x?}");
+                *count += 1;
+            }
+        }
+        assert!(plain.iter().all(|count| *count > 300), "{plain:?}");
     }
 }

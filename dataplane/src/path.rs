@@ -72,18 +72,16 @@ fn whole(
     packet: Packet<'_>,
     prepared: &Prepared,
 ) -> Verdict {
+    if packet.is_untracked() {
+        return Verdict::Pass;
+    }
     // As the kernel does, which verifies in PREROUTING only.
     let is_damaged = origin != Origin::Node && packet.has_bad_checksum();
-    if packet.protocol().is_icmp() {
-        if packet.is_untracked() {
-            return Verdict::Pass;
-        }
-        if packet.is_icmp_error() {
-            return match packet.quote() {
-                Some(quote) if !is_damaged => related(context, origin, packet, &quote),
-                _ => broken(context, origin, (packet.protocol(), packet.destination())),
-            };
-        }
+    if packet.is_icmp_error() {
+        return match packet.quote() {
+            Some(quote) if !is_damaged => related(context, origin, packet, &quote),
+            _ => broken(context, origin, (packet.protocol(), packet.destination())),
+        };
     }
     let transport = packet.transport_header();
     match (&prepared.tuple, &transport) {

@@ -374,9 +374,9 @@ impl Conntrack {
         match &headers.transport {
             Transport::Tcp(segment) => {
                 let mut words = entry.state();
-                let mut connection = state::load_tcp(&words);
+                let mut connection = state::load_tcp(&words, direction);
                 let outcome = connection.track(segment, direction, status, &self.settings.tcp);
-                state::store_tcp(&mut words, &connection);
+                state::store_tcp(&mut words, &connection, direction);
                 entry.set_state(&words);
                 outcome
             }

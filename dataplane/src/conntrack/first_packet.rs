@@ -62,7 +62,7 @@ impl Conntrack {
         let timeout = match &headers.transport {
             Transport::Tcp(segment) => {
                 let (connection, timeout) = tcp::Connection::open(segment, &self.settings.tcp)?;
-                state::store_tcp(&mut state, &connection);
+                state::store_tcp(&mut state, &connection, Direction::Original);
                 timeout
             }
             Transport::Sctp(packet) => {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! hot   0  identifier of the Service
-//!       1  generation plus one, 0 without a tag (32) | TCP: flags of the last segment (8), scales (4 + 4 + 4), flags of the peers (6 + 6)
+//!       1  generation plus one, 0 without a tag (32) | TCP: flags (8) and scale (4) of the last segment, scale (4) and flags (6) of the peers, reply first
 //!       2  TCP: end of the last segment (32), its window (16), duplicates (6), state (4), zero (2), direction (1), kind (3)
 //!          SCTP: state, flags; others: tick of the first packet (32)
 //! cold  3  TCP: end, max_end of the original side; SCTP: tags
@@ -31,7 +31,7 @@ const fn low(word: u64) -> u32 {
     word as u32
 }
 
-const fn direction(bit: u32) -> Direction {
+const fn direction_of(bit: u32) -> Direction {
     if bit & 1 == 0 {
         Direction::Original
     } else {
@@ -62,19 +62,28 @@ pub(super) const fn with_generation(flags: u64, generation: Generation) -> u64 {
     pair((generation.0 as u32).wrapping_add(1), low(flags))
 }
 
-pub(super) fn store_tcp(words: &mut StateWords, connection: &tcp::Connection) {
+/// The words of a connection after a segment of `direction`.
+#[inline(always)]
+pub(super) fn store_tcp(
+    words: &mut StateWords,
+    connection: &tcp::Connection,
+    direction: Direction,
+) {
     let tcp::Connection {
         state,
-        peers: [original, reply],
+        sender,
+        receiver,
         last,
         retransmissions,
     } = connection;
+    let of_peer = |peer: &Peer, nth: usize| {
+        (u32::from(peer.scale) << 6 | u32::from(peer.flags)) << (10 * nth)
+    };
+    let [sent, received] = [direction, direction.opposite()].map(|side| side as usize);
     let flags = u32::from(last.flags) << 24
         | u32::from(last.scale) << 20
-        | u32::from(reply.scale) << 16
-        | u32::from(original.scale) << 12
-        | u32::from(reply.flags) << 6
-        | u32::from(original.flags);
+        | of_peer(sender, sent)
+        | of_peer(receiver, received);
     let detail = u32::from(last.window) << 16
         | (*state as u32) << 6
         | u32::from((*retransmissions).min(63)) << 10
@@ -82,29 +91,36 @@ pub(super) fn store_tcp(words: &mut StateWords, connection: &tcp::Connection) {
         | last.kind as u32;
     words[FLAGS] = pair(high(words[FLAGS]), flags);
     words[DETAIL] = pair(last.end, detail);
-    for (nth, peer) in [original, reply].into_iter().enumerate() {
+    for (nth, peer) in [(sent, sender), (received, receiver)] {
         words[3 + 2 * nth] = pair(peer.end, peer.max_end);
         words[4 + 2 * nth] = pair(peer.max_window, peer.max_ack);
     }
     words[7] = pair(last.sequence, last.acknowledgement);
 }
 
-pub(super) fn load_tcp(words: &StateWords) -> tcp::Connection {
+/// A connection as a segment of `direction` sees it.
+#[inline(always)]
+pub(super) fn load_tcp(words: &StateWords, direction: Direction) -> tcp::Connection {
     let flags = low(words[FLAGS]);
     let detail = low(words[DETAIL]);
-    let peer = |nth: usize| Peer {
-        end: high(words[3 + 2 * nth]),
-        max_end: low(words[3 + 2 * nth]),
-        max_window: high(words[4 + 2 * nth]),
-        max_ack: low(words[4 + 2 * nth]),
-        scale: (flags >> (12 + 4 * nth) & 0xf) as u8,
-        flags: (flags >> (6 * nth) & 0x3f) as u8,
+    let peer = |side: Direction| {
+        let nth = side as usize;
+        let bits = flags >> (10 * nth);
+        Peer {
+            end: high(words[3 + 2 * nth]),
+            max_end: low(words[3 + 2 * nth]),
+            max_window: high(words[4 + 2 * nth]),
+            max_ack: low(words[4 + 2 * nth]),
+            scale: (bits >> 6 & 0xf) as u8,
+            flags: (bits & 0x3f) as u8,
+        }
     };
     tcp::Connection {
         state: tcp_state(words[DETAIL]),
-        peers: [peer(0), peer(1)],
+        sender: peer(direction),
+        receiver: peer(direction.opposite()),
         last: Last {
-            direction: direction(detail >> 3),
+            direction: direction_of(detail >> 3),
             kind: Kind::ALL[(detail & 0x7) as usize % Kind::ALL.len()],
             sequence: high(words[7]),
             acknowledgement: low(words[7]),
@@ -142,7 +158,7 @@ pub(super) fn load_sctp(words: &StateWords) -> sctp::Association {
         tags: [high(words[3]), low(words[3])],
         init: [detail & 1 != 0, detail & 2 != 0],
         heartbeat_failed: detail & 4 != 0,
-        last_direction: direction(detail >> 3),
+        last_direction: direction_of(detail >> 3),
     }
 }
 

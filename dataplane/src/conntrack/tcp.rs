@@ -183,11 +183,14 @@ impl Default for Last {
     }
 }
 
-/// A tracked TCP connection (`struct ip_ct_tcp`).
+/// A tracked TCP connection (`struct ip_ct_tcp`), as the segment in hand sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct Connection {
     pub(super) state: State,
-    pub(super) peers: [Peer; 2],
+    /// The side that sent the segment.
+    pub(super) sender: Peer,
+    /// The other side.
+    pub(super) receiver: Peer,
     pub(super) last: Last,
     /// Identical ACKs in a row, saturating.
     pub(super) retransmissions: u8,
@@ -209,7 +212,7 @@ impl Connection {
     ) -> Result<(Self, Duration), Invalid> {
         let kind = Kind::of(segment.flags);
         let mut connection = Self::default();
-        let peer = &mut connection.peers[0];
+        let peer = &mut connection.sender;
         peer.end = segment.end();
         peer.max_window = u32::from(segment.window).max(1);
         match next_state(Direction::Original, kind, State::None) {
@@ -221,7 +224,7 @@ impl Connection {
                 peer.max_end = peer.end.wrapping_add(peer.max_window);
                 // Scale and SACK are not known any more, so the windows cannot be judged.
                 peer.flags = Peer::SACK_PERMITTED | Peer::BE_LIBERAL;
-                connection.peers[1].flags = peer.flags;
+                connection.receiver.flags = peer.flags;
             }
             _ => return Err(Invalid::TcpNew),
         }
@@ -236,6 +239,7 @@ impl Connection {
     }
 
     /// A further segment (`nf_conntrack_tcp_packet`). `status` is that before the packet.
+    #[inline(always)]
     pub(super) fn track(
         &mut self,
         segment: &TcpSegment,
@@ -248,17 +252,35 @@ impl Connection {
             direction,
             kind: Kind::of(segment.flags),
         };
-        let old = self.state;
+        let (old, established) = (self.state, State::Established);
+        if arrival.kind == Kind::Ack && old == established && self.sender.max_window != 0 {
+            // Most segments by far: of the table below nothing but the windows is left. What is known of the connection
+            // stays in registers, for nothing here is handed to a function.
+            return self.finish(&arrival, Step::check(old, established), status, settings);
+        }
+        let mut connection = *self;
+        let outcome = connection.track_by_table(&arrival, status, settings);
+        *self = connection;
+        outcome
+    }
+
+    fn track_by_table(
+        &mut self,
+        arrival: &Arrival<'_>,
+        status: &mut Status,
+        settings: &TcpSettings,
+    ) -> Outcome {
+        let (old, direction) = (self.state, arrival.direction);
         let step = match next_state(direction, arrival.kind, old) {
             Next::Invalid => return Outcome::Invalid(Invalid::TcpState(old), None),
-            Next::Ignore => self.ignore(&arrival, old),
+            Next::Ignore => self.ignore(arrival, old),
             Next::To(State::SynSent) if matches!(old, State::TimeWait | State::Close) => {
                 if self.may_reopen(direction) {
                     return Outcome::Restart;
                 }
-                self.ignore(&arrival, old)
+                self.ignore(arrival, old)
             }
-            Next::To(State::TimeWait) if self.is_challenge_ack(&arrival) => {
+            Next::To(State::TimeWait) if self.is_challenge_ack(arrival) => {
                 self.last.flags &= !Last::CHALLENGE_ACK;
                 Step::Stop(Outcome::Ignored)
             }
@@ -266,17 +288,18 @@ impl Connection {
                 self.last.flags |= Last::SIMULTANEOUS_OPEN;
                 Step::check(old, State::SynSent2)
             }
-            Next::To(State::SynReceived) if self.completes_simultaneous_open(&arrival) => {
+            Next::To(State::SynReceived) if self.completes_simultaneous_open(arrival) => {
                 Step::check(old, State::Established)
             }
             Next::To(State::Close) if arrival.kind == Kind::Reset => {
-                self.reset(&arrival, *status, settings)
+                self.reset(arrival, *status, settings)
             }
             Next::To(new) => Step::check(old, new),
         };
-        self.finish(&arrival, step, status, settings)
+        self.finish(arrival, step, status, settings)
     }
 
+    #[inline(always)]
     fn finish(
         &mut self,
         arrival: &Arrival<'_>,
@@ -305,6 +328,7 @@ impl Connection {
     }
 
     /// The segment fits: new state, ASSURED, timeout.
+    #[inline(always)]
     fn accept(
         &mut self,
         arrival: &Arrival<'_>,
@@ -317,7 +341,7 @@ impl Connection {
         self.last.direction = arrival.direction;
         self.state = new;
         if old != new && new == State::FinWait {
-            self.peers[arrival.direction as usize].flags |= Peer::CLOSE_INIT;
+            self.sender.flags |= Peer::CLOSE_INIT;
         }
         let timeout = self.timeout(arrival.kind, settings);
         if !status.has(Status::SEEN_REPLY) {
@@ -339,11 +363,12 @@ impl Connection {
     }
 
     /// Reference section 2, "Timeout set by an accepted packet, first match: (a) ... (e)".
+    #[inline(always)]
     fn timeout(&self, kind: Kind, settings: &TcpSettings) -> Duration {
         let timeouts = &settings.timeouts;
         let of_state = timeouts.of(self.state);
         let unacknowledged =
-            (self.peers[0].flags | self.peers[1].flags) & Peer::DATA_UNACKNOWLEDGED != 0;
+            (self.sender.flags | self.receiver.flags) & Peer::DATA_UNACKNOWLEDGED != 0;
         if self.retransmissions >= settings.max_retransmissions
             && of_state > timeouts.max_retransmissions
         {
@@ -362,7 +387,7 @@ impl Connection {
     /// A SYN in TIME_WAIT or CLOSE opens a new connection when this one was closed in order, or aborted by
     /// the side that now tries again (reference section 2, rule 1).
     fn may_reopen(&self, direction: Direction) -> bool {
-        (self.peers[0].flags | self.peers[1].flags) & Peer::CLOSE_INIT != 0
+        (self.sender.flags | self.receiver.flags) & Peer::CLOSE_INIT != 0
             || (self.last.direction == direction && self.last.kind == Kind::Reset)
     }
 
@@ -374,7 +399,7 @@ impl Connection {
             && self.last.direction != arrival.direction
             && segment.acknowledgement == self.last.end
         {
-            self.resynchronise(arrival.direction);
+            self.resynchronise();
             return Step::check(State::SynSent, State::SynReceived);
         }
         self.last.kind = arrival.kind;
@@ -399,15 +424,15 @@ impl Connection {
     }
 
     /// A SYN+ACK answers the SYN that was ignored: both ends agree, so start over from that SYN.
-    fn resynchronise(&mut self, direction: Direction) {
+    fn resynchronise(&mut self) {
         self.last.flags &= !Last::CHALLENGE_ACK;
-        let peer = &mut self.peers[self.last.direction as usize];
+        let peer = &mut self.receiver;
         peer.end = self.last.end;
         peer.max_end = self.last.end;
         peer.max_window = u32::from(self.last.window).max(1);
         peer.scale = self.last.scale;
         peer.flags = self.last.flags & !Last::SIMULTANEOUS_OPEN;
-        self.peers[direction as usize].forget();
+        self.sender.forget();
     }
 
     fn is_challenge_ack(&self, arrival: &Arrival<'_>) -> bool {

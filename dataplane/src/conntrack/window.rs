@@ -13,7 +13,7 @@
 
 use super::Invalid;
 use super::segment::{TcpFlags, TcpSegment};
-use super::tcp::{Arrival, Connection, Kind, Last, Peer, State};
+use super::tcp::{Arrival, Connection, Kind, Peer, State};
 use crate::tuple::Direction;
 
 /// Kernel `MAXACKWINCONST`, bytes.
@@ -52,9 +52,10 @@ struct Numbers {
 }
 
 /// Checks a segment and, when it fits, moves the windows.
+#[inline(always)]
 pub(super) fn check(connection: &mut Connection, arrival: &Arrival<'_>, be_liberal: bool) -> Fit {
     let segment = arrival.segment;
-    let receiver = &connection.peers[arrival.direction.opposite() as usize];
+    let receiver = &connection.receiver;
     let sack = match segment.options.highest_sack {
         Some(edge)
             if receiver.has(Peer::SACK_PERMITTED) && after(edge, segment.acknowledgement) =>
@@ -67,12 +68,12 @@ pub(super) fn check(connection: &mut Connection, arrival: &Arrival<'_>, be_liber
         return Fit::Accepted;
     }
     let numbers = numbers(connection, arrival, sack);
-    let position = judge(connection, arrival.direction, &numbers);
+    let position = judge(connection, &numbers);
     if position == Position::Fits {
         advance(connection, arrival, &numbers);
         return Fit::Accepted;
     }
-    let sender = &mut connection.peers[arrival.direction as usize];
+    let sender = &mut connection.sender;
     if position == Position::JustAbove {
         // Should the rules let it pass, its acknowledgement must not look like one of unseen data.
         sender.end = numbers.end;
@@ -89,12 +90,15 @@ pub(super) fn check(connection: &mut Connection, arrival: &Arrival<'_>, be_liber
 
 /// What is learnt before the checks: the first segment of a side, or a SYN that starts it over. True when
 /// there is nothing to check (a SYN without ACK from the reply side: simultaneous open).
+#[inline(always)]
 fn prepare_sender(connection: &mut Connection, arrival: &Arrival<'_>, sack: u32) -> bool {
     let segment = arrival.segment;
     let is_syn = segment.flags.has(TcpFlags::SYN);
     let has_ack = segment.flags.has(TcpFlags::ACK);
     let state = connection.state;
-    let (sender, receiver) = sides(connection, arrival.direction);
+    let Connection {
+        sender, receiver, ..
+    } = connection;
     if sender.max_window == 0 {
         if !is_syn {
             pick_up(sender, receiver, segment, sack);
@@ -111,14 +115,6 @@ fn prepare_sender(connection: &mut Connection, arrival: &Arrival<'_>, sack: u32)
         return arrival.direction == Direction::Reply && !has_ack;
     }
     false
-}
-
-fn sides(connection: &mut Connection, direction: Direction) -> (&mut Peer, &mut Peer) {
-    let [original, reply] = &mut connection.peers;
-    match direction {
-        Direction::Original => (original, reply),
-        Direction::Reply => (reply, original),
-    }
 }
 
 /// `tcp_init_sender`. Window scaling holds only when both SYNs offer it (RFC 7323, 2.2).
@@ -149,6 +145,7 @@ fn pick_up(sender: &mut Peer, receiver: &mut Peer, segment: &TcpSegment, sack: u
     }
 }
 
+#[inline(always)]
 fn numbers(connection: &Connection, arrival: &Arrival<'_>, sack: u32) -> Numbers {
     let segment = arrival.segment;
     let mut numbers = Numbers {
@@ -160,11 +157,11 @@ fn numbers(connection: &Connection, arrival: &Arrival<'_>, sack: u32) -> Numbers
     let is_reset = segment.flags.has(TcpFlags::RST);
     // No acknowledgement, or that of stacks which set ACK in a RST and leave the number zero: take it for right.
     if !segment.flags.has(TcpFlags::ACK) || (is_reset && segment.acknowledgement == 0) {
-        numbers.ack = connection.peers[arrival.direction.opposite() as usize].end;
+        numbers.ack = connection.receiver.end;
         numbers.sack = numbers.ack;
     }
     if is_reset && segment.sequence == 0 && connection.state == State::SynSent {
-        numbers.sequence = connection.peers[arrival.direction as usize].end;
+        numbers.sequence = connection.sender.end;
         numbers.end = numbers.sequence;
     }
     numbers
@@ -181,9 +178,11 @@ enum Position {
     Below,
 }
 
-fn judge(connection: &Connection, direction: Direction, numbers: &Numbers) -> Position {
-    let sender = &connection.peers[direction as usize];
-    let receiver = &connection.peers[direction.opposite() as usize];
+#[inline(always)]
+fn judge(connection: &Connection, numbers: &Numbers) -> Position {
+    let Connection {
+        sender, receiver, ..
+    } = connection;
     let lowest_end = sender.end.wrapping_sub(receiver.max_window).wrapping_sub(1);
     let lowest_ack = receiver
         .end
@@ -216,10 +215,13 @@ fn judge(connection: &Connection, direction: Direction, numbers: &Numbers) -> Po
 }
 
 /// Moves the windows behind a segment that fits, and counts duplicates.
+#[inline(always)]
 fn advance(connection: &mut Connection, arrival: &Arrival<'_>, numbers: &Numbers) {
     let segment = arrival.segment;
     let &Numbers { end, ack, sack, .. } = numbers;
-    let (sender, receiver) = sides(connection, arrival.direction);
+    let Connection {
+        sender, receiver, ..
+    } = connection;
     let mut window = u32::from(segment.window);
     if !segment.flags.has(TcpFlags::SYN) {
         window <<= sender.scale;
@@ -255,19 +257,22 @@ fn advance(connection: &mut Connection, arrival: &Arrival<'_>, numbers: &Numbers
     }
 }
 
+#[inline(always)]
 fn count_duplicate(connection: &mut Connection, arrival: &Arrival<'_>, numbers: &Numbers) {
-    let seen = Last {
-        direction: arrival.direction,
-        sequence: numbers.sequence,
-        acknowledgement: numbers.ack,
-        end: numbers.end,
-        window: arrival.segment.window,
-        ..connection.last
-    };
-    connection.retransmissions = if seen == connection.last {
-        connection.retransmissions.saturating_add(1)
-    } else {
-        0
-    };
-    connection.last = seen;
+    let last = &mut connection.last;
+    let is_duplicate = last.direction == arrival.direction
+        && last.sequence == numbers.sequence
+        && last.acknowledgement == numbers.ack
+        && last.end == numbers.end
+        && last.window == arrival.segment.window;
+    if is_duplicate {
+        connection.retransmissions = connection.retransmissions.saturating_add(1);
+        return;
+    }
+    connection.retransmissions = 0;
+    last.direction = arrival.direction;
+    last.sequence = numbers.sequence;
+    last.acknowledgement = numbers.ack;
+    last.end = numbers.end;
+    last.window = arrival.segment.window;
 }

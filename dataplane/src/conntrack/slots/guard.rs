@@ -26,12 +26,24 @@ impl Slots {
 
     /// Takes the lock bit of a LIVE entry. `None` when that life of it is over.
     pub(in crate::conntrack) fn lock(&self, id: EntryId) -> Option<Guard<'_>> {
-        let control = &self.hot[id.index as usize].0[CONTROL];
+        let line = &self.hot[id.index as usize].0;
         let [unlocked, locked] = [id.control(LIVE), id.control(LIVE | LOCKED)];
         let mut round = 0;
         loop {
-            match control.compare_exchange(unlocked, locked, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return Some(Guard { slots: self, id }),
+            let taken = line[CONTROL].compare_exchange(
+                unlocked,
+                locked,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            );
+            match taken {
+                Ok(_) => {
+                    return Some(Guard {
+                        slots: self,
+                        id,
+                        line,
+                    });
+                }
                 Err(other) if other != locked => return None,
                 Err(_) => {
                     pause(round);
@@ -46,27 +58,24 @@ impl Slots {
 pub(in crate::conntrack) struct Guard<'t> {
     slots: &'t Slots,
     id: EntryId,
+    line: &'t [AtomicU64; 8],
 }
 
 impl Guard<'_> {
-    fn line(&self) -> &[AtomicU64; 8] {
-        &self.slots.hot[self.id.index as usize].0
-    }
-
     pub(in crate::conntrack) fn meta(&self) -> Meta {
-        Meta::unpack(self.line()[META].load(Ordering::Relaxed))
+        Meta::unpack(self.line[META].load(Ordering::Relaxed))
     }
 
     pub(in crate::conntrack) fn set_meta(&self, meta: Meta) {
-        let family = self.line()[META].load(Ordering::Relaxed) & 1;
-        self.line()[META].store(meta.pack() | family, Ordering::Relaxed);
+        let family = self.line[META].load(Ordering::Relaxed) & 1;
+        self.line[META].store(meta.pack() | family, Ordering::Relaxed);
     }
 
     /// All words, of an entry whose protocol has windows.
     pub(in crate::conntrack) fn state(&self) -> StateWords {
         let mut state = [0; 8];
         let windows = &self.slots.windows[self.id.index as usize].0;
-        let words = self.line()[STATE..].iter().chain(windows);
+        let words = self.line[STATE..].iter().chain(windows);
         for (value, word) in state.iter_mut().zip(words) {
             *value = word.load(Ordering::Relaxed);
         }
@@ -82,11 +91,11 @@ impl Guard<'_> {
 
     /// One hot word of the state.
     pub(in crate::conntrack) fn word(&self, nth: usize) -> u64 {
-        self.line()[STATE + nth].load(Ordering::Relaxed)
+        self.line[STATE + nth].load(Ordering::Relaxed)
     }
 
     pub(in crate::conntrack) fn set_word(&self, nth: usize, value: u64) {
-        self.line()[STATE + nth].store(value, Ordering::Relaxed);
+        self.line[STATE + nth].store(value, Ordering::Relaxed);
     }
 
     /// Tells those who listen what became of the entry.
@@ -102,10 +111,9 @@ impl Guard<'_> {
     pub(in crate::conntrack) fn remove(self, farewell: Farewell) {
         let by_user = farewell.by_user;
         self.tell(EventKind::Destroy { by_user }, farewell.now);
-        let Self { slots, id } = self;
+        let Self { slots, id, line } = self;
         std::mem::forget(self);
         // The tuples are still those of this life: we hold the lock.
-        let line = &slots.hot[id.index as usize].0;
         let protocol = Meta::unpack(line[META].load(Ordering::Relaxed)).protocol;
         let [original, reply] = slots.tuples(id.index, protocol);
         line[CONTROL].store(id.control(DEAD), Ordering::SeqCst);
@@ -120,6 +128,6 @@ impl Guard<'_> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        self.line()[CONTROL].store(self.id.control(LIVE), Ordering::Release);
+        self.line[CONTROL].store(self.id.control(LIVE), Ordering::Release);
     }
 }

@@ -22,7 +22,7 @@ impl Connection {
             };
         }
         let sequence = arrival.segment.sequence;
-        let receiver = &self.peers[arrival.direction.opposite() as usize];
+        let receiver = &self.receiver;
         // `nf_conntrack_tcp_established`.
         let is_established = old == State::Established && status.has(Status::ASSURED);
         let mut new = State::Close;
@@ -70,6 +70,7 @@ impl Connection {
 
     /// FINs or RSTs out of the window from both sides: the two ends are probably done with each other, so
     /// an assured entry must not linger for days (`nf_tcp_handle_invalid`). Gives the most it may last.
+    #[inline(always)]
     pub(super) fn out_of_window_end(
         &mut self,
         arrival: &Arrival<'_>,

@@ -52,11 +52,16 @@ impl Conntrack {
     ///
     /// # Errors
     /// The packet can open no connection: it is INVALID.
+    #[inline]
     pub fn open(&self, headers: &Headers, now: Timestamp) -> Result<Tentative, Invalid> {
-        self.try_open(headers, now)
-            .inspect_err(|_| self.statistics.add(Counter::Invalid, 1))
+        let opened = self.try_open(headers, now);
+        if opened.is_err() {
+            self.statistics.add(Counter::Invalid, 1);
+        }
+        opened
     }
 
+    #[inline(always)]
     fn try_open(&self, headers: &Headers, now: Timestamp) -> Result<Tentative, Invalid> {
         let mut state = StateWords::default();
         let timeout = match &headers.transport {

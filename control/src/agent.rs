@@ -29,12 +29,13 @@ pub use links::LinkPattern;
 use links::{NamedLink, Surroundings};
 pub use stepped::Stepped;
 
-use crate::compile::{CompileError, Compiled, compile_all};
+use crate::compile::{CompileError, compile_all};
 use crate::config::KubeProxyConfig;
 use crate::conntrack::Responder;
-use crate::health::Moment;
+use crate::health::{HealthCheck, Moment, ServiceName};
 use crate::metrics::{Changes, WithoutLocal};
 use crate::netlink::Netlink;
+use crate::parallel::beside;
 use crate::problem::in_words;
 use crate::snapshot::{Followed, Snapshot, Texts};
 use anyhow::{Context as _, Result, bail};
@@ -48,6 +49,7 @@ use devices::Queues;
 use entrance::Entrance;
 use servers::{Servers, Telemetry};
 use slices::Exchange;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -240,17 +242,14 @@ impl Agent {
         let start = self.telemetry.moment();
         let at = Surroundings::read(&mut self.netlink, &self.settings)?;
         let (settings, snapshot) = (&self.settings, self.objects.snapshot());
-        let (compiled, entrance) = thread::scope(|scope| {
-            let entrance = scope.spawn(|| Entrance::make(settings, snapshot, &at.network));
-            let compiled = self.compile(&at);
-            (compiled, or_its_panic(entrance.join()))
-        });
-        let (compiled, entrance) = (compiled?, entrance?);
+        let make = || Entrance::make(settings, snapshot, &at.network);
+        let (entrance, next) = beside(make, || self.compile(&at));
+        let (next, entrance) = (next?, entrance?);
         self.devices = entrance.devices;
         self.steering = Some(entrance.steering);
         self.sysctls.prepare_node()?;
         let changes = Changes::between(&Snapshot::default(), self.objects.snapshot());
-        self.publish(start, at, compiled, &changes);
+        self.publish(start, at, next, &changes);
         Ok(entrance.queues)
     }
 
@@ -360,48 +359,51 @@ impl Agent {
     fn compile_and_publish(&mut self, changes: &Changes) -> Result<()> {
         let start = self.telemetry.moment();
         let at = Surroundings::read(&mut self.netlink, &self.settings)?;
-        let compiled = self.compile(&at)?;
-        self.publish(start, at, compiled, changes);
+        let next = self.compile(&at)?;
+        self.publish(start, at, next, changes);
         Ok(())
     }
 
-    fn compile(&self, at: &Surroundings) -> Result<Compiled, CompileError> {
-        compile_all(
+    fn compile(&self, at: &Surroundings) -> Result<Next, CompileError> {
+        let compiled = compile_all(
             self.objects.snapshot(),
             &self.config,
             &at.network,
             &self.settings.node,
             Generation(self.generation.0 + 1),
-        )
+        )?;
+        let table = ServiceTable::following(compiled.parts, &self.shared.services.load());
+        Ok(Next {
+            table: Arc::new(table),
+            health_checks: compiled.health_checks,
+            without_local: compiled.without_local,
+        })
     }
 
     fn publish(
         &mut self,
         start: Moment,
         surroundings: Surroundings,
-        compiled: Compiled,
+        next: Next,
         changes: &Changes,
     ) {
         let network = &surroundings.network;
         let node = &self.settings.node;
-        let generation = compiled.parts.generation;
         let pod_links: Vec<u32> = surroundings.pods.iter().map(|link| link.index).collect();
         let ports = Arc::clone(&self.reserved_ports);
         let facts = facts::node_facts(network, self.objects.snapshot(), node, &pod_links, ports);
         self.shared.facts.store(Arc::new(facts));
-        let table = ServiceTable::following(compiled.parts, &self.shared.services.load());
-        let table = Arc::new(table);
+        let table = next.table;
         self.shared.services.store(Arc::clone(&table));
         self.shared.affinity.follow(&table);
-        self.generation = generation;
+        self.generation = table.generation();
         self.surroundings = surroundings;
-        self.without_local = compiled.without_local;
-        self.telemetry
-            .published(start, changes, compiled.without_local);
+        self.without_local = next.without_local;
+        self.telemetry.published(start, changes, next.without_local);
         if let Some(node) = self.objects.snapshot().node(node) {
             self.telemetry.health().follow_node(node);
         }
-        self.servers.follow(compiled.health_checks, &table);
+        self.servers.follow(next.health_checks, &table);
     }
 
     /// Makes the routing follow the links and the table.
@@ -478,6 +480,13 @@ impl Agent {
         }
         Ok(steering.unwrap_or(Ok(()))?)
     }
+}
+
+/// What is about to be published.
+struct Next {
+    table: Arc<ServiceTable>,
+    health_checks: BTreeMap<ServiceName, HealthCheck>,
+    without_local: WithoutLocal,
 }
 
 /// What came of looking at the objects again.

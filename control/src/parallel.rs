@@ -1,5 +1,6 @@
 //! Work on many items on all processors.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock};
 
 /// What `work` makes of each item, in their order. Items differ in size, so processors take turns at so many of them;
@@ -37,10 +38,37 @@ pub(crate) fn on_all_processors<'i, I: Sync, R: Send>(
     done.into_iter().flat_map(|(_, results)| results).collect()
 }
 
-/// How many there are; finding out takes some thirty system calls, where the system limits them.
+/// Threads that are at work beside what is done on all processors.
+static BESIDE: AtomicUsize = AtomicUsize::new(0);
+
+/// Runs `first` on a thread of its own while `second` runs here. What `second` does on all processors leaves one to `first`,
+/// for it takes as long as the longer of the two.
+pub(crate) fn beside<A: Send, B>(
+    first: impl FnOnce() -> A + Send,
+    second: impl FnOnce() -> B,
+) -> (A, B) {
+    BESIDE.fetch_add(1, Relaxed);
+    let first = || {
+        let result = first();
+        BESIDE.fetch_sub(1, Relaxed);
+        result
+    };
+    std::thread::scope(|scope| {
+        let first = scope.spawn(first);
+        let second = second();
+        match first.join() {
+            Ok(first) => (first, second),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// How many are left to who asks; finding out takes some thirty system calls, where the system limits them.
 fn processors() -> usize {
     static PROCESSORS: OnceLock<usize> = OnceLock::new();
-    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+    let all =
+        *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from));
+    all.saturating_sub(BESIDE.load(Relaxed)).max(1)
 }
 
 #[cfg(test)]

@@ -92,7 +92,7 @@ impl<'s> Resolver<'s> {
 pub fn served_address(service: &Service, family: Family) -> Option<IpAddr> {
     let ignored = IGNORE_LABELS
         .iter()
-        .any(|label| service.metadata.labels.contains_key(*label));
+        .any(|label| service.metadata.labels.contains(label));
     let spec = &service.spec;
     if ignored || spec.kind == ServiceType::ExternalName {
         return None;
@@ -121,10 +121,7 @@ fn is_slice_used(slice: &EndpointSlice, family: Family) -> bool {
         Family::V6 => AddressType::IPv6,
     };
     let labels = &slice.metadata.labels;
-    slice.address_type == address_type
-        && !IGNORE_LABELS
-            .iter()
-            .any(|label| labels.contains_key(*label))
+    slice.address_type == address_type && !IGNORE_LABELS.iter().any(|label| labels.contains(label))
 }
 
 fn service_port(
@@ -223,8 +220,8 @@ fn hints_annotation(service: &Service, config: &KubeProxyConfig) -> String {
     let annotations = &service.metadata.annotations;
     let value = HINTS_ANNOTATIONS
         .iter()
-        .find_map(|name| annotations.get(*name));
-    value.cloned().unwrap_or_default()
+        .find_map(|name| annotations.get(name));
+    value.unwrap_or_default().to_owned()
 }
 
 fn selection(service: &Service) -> Option<Selection> {

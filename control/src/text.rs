@@ -1,11 +1,11 @@
 //! Files of text.
 
+use crate::parallel::beside;
 use dataplane::sys::memory::zeros;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::thread;
 
 /// Bytes of a file that is worth a thread.
 const LARGE: usize = 1 << 20;
@@ -42,14 +42,9 @@ pub fn read(file: &Path) -> io::Result<String> {
 fn fill(bytes: &mut [u8], file: &File) -> io::Result<()> {
     let (first, second) = bytes.split_at_mut(bytes.len() / 2);
     let middle = first.len() as u64;
-    thread::scope(|scope| {
-        let second = scope.spawn(move || file.read_exact_at(second, middle));
-        let first = file.read_exact_at(first, 0);
-        let second = second
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        first.and(second)
-    })
+    let read_second = || file.read_exact_at(second, middle);
+    let (second, first) = beside(read_second, || file.read_exact_at(first, 0));
+    first.and(second)
 }
 
 #[cfg(test)]

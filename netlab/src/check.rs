@@ -333,7 +333,7 @@ impl<'a> Way<'a> {
         let ready: Vec<_> =
             ready_endpoints(self.input.snapshot, self.service, self.port, family).collect();
         let labels = &self.service.metadata.labels;
-        if let Some(label) = NOT_OURS.iter().find(|label| labels.contains_key(**label)) {
+        if let Some(label) = NOT_OURS.iter().find(|label| labels.contains(label)) {
             return Err(format!("its label {label} leaves it to somebody else"));
         }
         let runs_something = |&(address, ..): &(IpAddr, u16, &Endpoint)| {

@@ -61,7 +61,7 @@ fn local_detector(
 pub(super) fn default_selection(config: &KubeProxyConfig, node: &Node) -> Selection {
     let annotation = node.metadata.annotations.get(resolve::SELECTION_ANNOTATION);
     annotation
-        .and_then(|name| Selection::from_name(name))
+        .and_then(Selection::from_name)
         .unwrap_or(config.selection)
 }
 

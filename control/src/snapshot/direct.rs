@@ -224,6 +224,11 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Elements<A> {
     ) -> Result<Option<S::Value>, A::Error> {
         self.0.next_element_seed(Below(seed))
     }
+
+    /// Most lists here have one element, and else room would be made for four.
+    fn size_hint(&self) -> Option<usize> {
+        Some(1)
+    }
 }
 
 /// An object of more fields is unusual.
@@ -275,6 +280,11 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, 'de, A> {
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
         self.map.next_value_seed(Below(seed))
+    }
+
+    /// As that of lists.
+    fn size_hint(&self) -> Option<usize> {
+        Some(1)
     }
 }
 

@@ -62,6 +62,9 @@ pub(super) fn read<D: Decode>(
     decode: D,
 ) -> (Vec<D::Objects>, Vec<Problem>) {
     let file: Arc<str> = Arc::from(file);
+    if let Some(parts) = whole_list(&file, text, &decode) {
+        return (parts, Vec::new());
+    }
     let chunks = split(text);
     let turns: Vec<&[Chunk<'_>]> = chunks.chunks(TURN).collect();
     let read = |turn: &&[Chunk<'_>]| {
@@ -78,6 +81,17 @@ pub(super) fn read<D: Decode>(
         problems.extend(wrong);
     }
     (parts, problems)
+}
+
+/// Those in `text` if that is one list in JSON, as `kubectl` prints it: no marker can be in it, so none is looked for.
+fn whole_list<D: Decode>(file: &Arc<str>, text: &str, decode: &D) -> Option<Vec<D::Objects>> {
+    let mut chunks = Vec::new();
+    push(&mut chunks, without_mark(text), 0);
+    let [chunk] = &chunks[..] else {
+        return None;
+    };
+    let (text, lines) = chunk.json()?;
+    json::read_list(text, &chunk.location(file, lines), decode)
 }
 
 /// Objects in parts that follow one another: single ones are added to the last, large ones come whole.
@@ -140,7 +154,7 @@ pub(super) struct Chunk<'t> {
 
 /// Cuts at document markers; documents of comments alone are left out. JSON without markers is one.
 pub(super) fn split(text: &str) -> Vec<Chunk<'_>> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let text = without_mark(text);
     let mut chunks: Vec<Chunk<'_>> = Vec::new();
     let (mut start, mut start_line) = (0, 0);
     let (mut number, mut counted) = (0, 0);
@@ -159,6 +173,11 @@ pub(super) fn split(text: &str) -> Vec<Chunk<'_>> {
     }
     push(&mut chunks, &text[start..], start_line);
     chunks
+}
+
+/// Without the byte order mark that some editors begin a text with.
+fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 /// Where lines begin as markers do, ascending. Few do, and a text may have millions of lines.
@@ -201,11 +220,7 @@ impl<'t> Chunk<'t> {
         decode: &D,
         parts: &mut Parts<D>,
     ) -> Result<(), Problem> {
-        let location = |line| Location {
-            file: Arc::clone(file),
-            document: self.number,
-            line: self.lines_before + line,
-        };
+        let location = |line| self.location(file, self.lines_before + line);
         if let Some((text, _)) = self.json() {
             return json::read(text, &location(self.lead), decode, parts);
         }
@@ -234,6 +249,14 @@ impl<'t> Chunk<'t> {
         is_json.then_some((text, self.lines_before + self.lead))
     }
 
+    fn location(&self, file: &Arc<str>, line: usize) -> Location {
+        Location {
+            file: Arc::clone(file),
+            document: self.number,
+            line,
+        }
+    }
+
     fn unreadable(&self, file: &Arc<str>, error: &serde_saphyr::Error) -> Problem {
         let line = error
             .location()
@@ -250,11 +273,7 @@ impl<'t> Chunk<'t> {
             None => format!("this is not readable as YAML: {}", yaml::reason(error)),
         };
         Problem {
-            location: Location {
-                file: Arc::clone(file),
-                document: self.number,
-                line: self.lines_before + line,
-            },
+            location: self.location(file, self.lines_before + line),
             object: None,
             field: String::new(),
             message,

@@ -103,6 +103,6 @@ impl EndpointSlice {
     /// The Service that it belongs to, by its label.
     pub fn service_name(&self) -> Option<&str> {
         let name = self.metadata.labels.get(SERVICE_NAME)?;
-        (!name.is_empty()).then_some(name.as_str())
+        (!name.is_empty()).then_some(name)
     }
 }

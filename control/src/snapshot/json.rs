@@ -31,32 +31,50 @@ pub(super) fn read<D: Decode>(
     decode: &D,
     parts: &mut Parts<D>,
 ) -> Result<(), Problem> {
-    let unreadable = |(lines_before, error)| unreadable(location, lines_before, &error);
-    let parse = |piece: &Piece<'_>| {
-        let location = below(location, piece.lines_before + 1);
-        if let Some(object) = decode.decode_json(piece.text, &location) {
-            return Ok(object);
-        }
-        let parsed = serde_json::from_str(piece.text);
-        let Unique(value) = parsed.map_err(|error| (piece.lines_before, error))?;
-        Ok(decode.decode(RawObject {
-            location,
-            value,
-            list_kind: piece.list_kind.clone(),
-        }))
-    };
-    if let Some(pieces) = cut_by_lines(text)
-        && let Ok(list) = in_parts::<_, D, _>(&pieces, parse)
-    {
+    if let Some(list) = read_list(text, location, decode) {
         parts.add_whole(list);
         return Ok(());
     }
+    let unreadable = |(lines_before, error)| unreadable(location, lines_before, &error);
+    let parse = |piece: &Piece<'_>| piece.read(location, decode);
     let pieces = cut(text).map_err(|error| unreadable((0, error)))?;
     match &pieces[..] {
         [piece] => parts.add(std::iter::once(parse(piece).map_err(unreadable)?)),
         pieces => parts.add_whole(in_parts::<_, D, _>(pieces, parse).map_err(unreadable)?),
     }
     Ok(())
+}
+
+/// The objects in `text` if that is one list, in the indentation of a printer, and all can be read.
+pub(super) fn read_list<D: Decode>(
+    text: &str,
+    location: &Location,
+    decode: &D,
+) -> Option<Vec<D::Objects>> {
+    let pieces = cut_by_lines(text)?;
+    let parse = |piece: &Piece<'_>| piece.read(location, decode);
+    in_parts::<_, D, _>(&pieces, parse).ok()
+}
+
+impl Piece<'_> {
+    /// The object in it; the text that it is of begins below the line of `location`. An error comes with the lines before it.
+    fn read<D: Decode>(
+        &self,
+        location: &Location,
+        decode: &D,
+    ) -> Result<D::Object, (usize, serde_json::Error)> {
+        let location = below(location, self.lines_before + 1);
+        if let Some(object) = decode.decode_json(self.text, &location) {
+            return Ok(object);
+        }
+        let parsed = serde_json::from_str(self.text);
+        let Unique(value) = parsed.map_err(|error| (self.lines_before, error))?;
+        Ok(decode.decode(RawObject {
+            location,
+            value,
+            list_kind: self.list_kind.clone(),
+        }))
+    }
 }
 
 fn unreadable(location: &Location, lines_before: usize, error: &serde_json::Error) -> Problem {

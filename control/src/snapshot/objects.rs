@@ -4,6 +4,7 @@
 //! typed, so what is in a [`super::Snapshot`] needs no second look.
 
 mod endpoint_slice;
+mod labels;
 mod node;
 mod service;
 
@@ -12,6 +13,7 @@ pub use endpoint_slice::{
     Hints, TargetRef,
 };
 pub(super) use endpoint_slice::{Endpoints, Subset, SubsetAddress};
+pub use labels::Labels;
 pub use node::{Node, NodeAddress, NodeSpec, NodeStatus, Taint};
 pub use service::{
     ClientIpConfig, ClusterIp, Ingress, IpFamily, IpMode, LoadBalancerStatus, Policy, Service,
@@ -23,7 +25,6 @@ use super::validate::{self, Broken};
 use crate::model::Transport;
 use crate::problem::{Location, ObjectName};
 use serde::Deserialize;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Name, labels and annotations of an object, and where it was read, which makes no difference to what it is.
@@ -38,10 +39,10 @@ pub struct Metadata {
     pub namespace: String,
     /// Labels.
     #[serde(default)]
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// Annotations.
     #[serde(default)]
-    pub annotations: BTreeMap<String, String>,
+    pub annotations: Labels,
     /// Set once the object is being deleted.
     #[serde(default)]
     pub deletion_timestamp: Option<String>,

@@ -7,14 +7,14 @@
 use super::Snapshot;
 use super::fields::{not_an_ip, parse_ip};
 use super::objects::{
-    AddressType, ClusterIp, EndpointAddress, EndpointPort, EndpointSlice, Node, Service,
+    AddressType, ClusterIp, EndpointAddress, EndpointPort, EndpointSlice, Labels, Node, Service,
     ServicePort, ServiceSpec, ServiceType, SessionAffinity,
 };
 use crate::model::Family;
 use crate::problem::Problem;
 use crate::resolve::SELECTION_ANNOTATION;
 use dataplane::service::Selection;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 /// Path of a field and what is wrong with it.
@@ -56,7 +56,7 @@ fn port_name(field: impl FnOnce() -> String, name: &str) -> Option<Broken> {
     })
 }
 
-fn annotation(annotations: &BTreeMap<String, String>) -> Option<Broken> {
+fn annotation(annotations: &Labels) -> Option<Broken> {
     let value = annotations.get(SELECTION_ANNOTATION)?;
     Selection::from_name(value).is_none().then(|| {
         let names = Selection::NAMES.map(|(name, _)| name).join(", ");

@@ -23,7 +23,7 @@ impl Node {
     /// Its zone, if it is labelled with one.
     pub fn zone(&self) -> Option<&str> {
         let zone = self.metadata.labels.get("topology.kubernetes.io/zone")?;
-        (!zone.is_empty()).then_some(zone.as_str())
+        (!zone.is_empty()).then_some(zone)
     }
 
     /// Its addresses of type InternalIP.

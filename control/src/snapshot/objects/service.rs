@@ -1,11 +1,10 @@
 //! Services.
 
-use super::{Metadata, Protocol};
+use super::{Labels, Metadata, Protocol};
 use crate::model::{Family, TrafficPolicy};
 use crate::snapshot::fields;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// A Service.
@@ -40,7 +39,7 @@ pub struct ServiceSpec {
     /// Ports.
     pub ports: Vec<ServicePort>,
     /// Labels of the pods behind it.
-    pub selector: BTreeMap<String, String>,
+    pub selector: Labels,
     /// Addresses that somebody else routes to the nodes.
     #[serde(rename = "externalIPs", deserialize_with = "fields::ips")]
     pub external_ips: Vec<IpAddr>,

@@ -27,7 +27,7 @@ pub use fields::{parse_cidr, parse_ip};
 pub use merge::{merge, objects as untyped};
 pub use objects::{EndpointSlice, Node, Service};
 
-use crate::parallel::on_all_processors;
+use crate::parallel::{beside, on_all_processors};
 use crate::problem::{Location, Problem, Problems};
 use crate::text;
 use objects::{AddressType, Endpoints, Object};
@@ -195,8 +195,11 @@ fn unreadable(path: &Path) -> impl FnOnce(std::io::Error) -> SnapshotError {
 /// Collects objects and problems over several texts.
 #[derive(Default)]
 struct Reader {
-    snapshot: Snapshot,
+    services: Vec<Vec<Service>>,
+    endpoint_slices: Vec<Vec<EndpointSlice>>,
     endpoints: Vec<Endpoints>,
+    nodes: Vec<Node>,
+    skipped: BTreeMap<String, usize>,
     problems: Vec<Problem>,
 }
 
@@ -257,34 +260,37 @@ impl Found {
 
 impl Reader {
     fn add(&mut self, parts: Vec<Found>) {
-        let snapshot = &mut self.snapshot;
-        // Many files add to these one after another; one with many objects has room made for them.
-        let services = parts.iter().map(|part| part.services.len()).sum();
-        let slices = parts.iter().map(|part| part.endpoint_slices.len()).sum();
-        snapshot.services.reserve(services);
-        snapshot.endpoint_slices.reserve(slices);
         for part in parts {
-            snapshot.services.extend(part.services);
-            snapshot.endpoint_slices.extend(part.endpoint_slices);
+            self.services.push(part.services);
+            self.endpoint_slices.push(part.endpoint_slices);
             self.endpoints.extend(part.endpoints);
-            snapshot.nodes.extend(part.nodes);
+            self.nodes.extend(part.nodes);
             for kind in part.skipped {
-                *snapshot.skipped.entry(kind).or_default() += 1;
+                *self.skipped.entry(kind).or_default() += 1;
             }
             self.problems.extend(part.problems);
         }
     }
 
     fn finish(mut self, name: &str) -> Result<Snapshot, SnapshotError> {
-        let snapshot = &mut self.snapshot;
-        self.problems.extend(sort(&mut snapshot.services));
-        self.problems.extend(sort(&mut snapshot.nodes));
-        self.problems.extend(sort(&mut self.endpoints));
-        self.problems.extend(sort(&mut snapshot.endpoint_slices));
-        snapshot.has_endpoints_objects = !self.endpoints.is_empty();
-        endpoints_object::convert(self.endpoints, &mut snapshot.endpoint_slices);
-        self.problems.extend(validate::between(snapshot));
-        if !self.problems.is_empty() {
+        let problems = &mut self.problems;
+        let (of_slices, of_services) = (self.endpoint_slices, self.services);
+        let (slices, services) = if of_slices.len() < MANY_PARTS {
+            (joined(of_slices), joined(of_services))
+        } else {
+            beside(|| joined(of_slices), || joined(of_services))
+        };
+        let mut snapshot = Snapshot {
+            services: services.objects(problems),
+            endpoint_slices: slices.objects(problems),
+            nodes: joined(vec![self.nodes]).objects(problems),
+            skipped: self.skipped,
+            has_endpoints_objects: !self.endpoints.is_empty(),
+        };
+        let endpoints = joined(vec![self.endpoints]).objects(problems);
+        endpoints_object::convert(endpoints, &mut snapshot.endpoint_slices);
+        problems.extend(validate::between(&snapshot));
+        if !problems.is_empty() {
             self.problems.sort();
             return Err(Problems(self.problems).into());
         }
@@ -294,8 +300,34 @@ impl Reader {
         {
             return Err(SnapshotError::Empty(name.to_owned()));
         }
-        Ok(self.snapshot)
+        Ok(snapshot)
     }
+}
+
+/// So many parts are worth a thread: a millisecond's work.
+const MANY_PARTS: usize = 32;
+
+/// Objects in order, and those that are twice among them.
+struct Joined<T> {
+    objects: Vec<T>,
+    twice: Vec<Problem>,
+}
+
+impl<T> Joined<T> {
+    /// The objects; those that are twice become problems.
+    fn objects(self, problems: &mut Vec<Problem>) -> Vec<T> {
+        problems.extend(self.twice);
+        self.objects
+    }
+}
+
+fn joined<T: Object>(parts: Vec<Vec<T>>) -> Joined<T> {
+    let mut objects = Vec::with_capacity(parts.iter().map(Vec::len).sum());
+    for part in parts {
+        objects.extend(part);
+    }
+    let twice = sort(&mut objects);
+    Joined { objects, twice }
 }
 
 /// Sorts by namespace and name; of two objects of one name the later is a problem.

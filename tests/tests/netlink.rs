@@ -56,6 +56,8 @@ fn root_links_are_made_changed_moved_and_deleted() {
         netlink.set_mtu(a, 1400).unwrap();
         netlink.set_controller(a, bridge).unwrap();
         netlink.isolate_port(a).unwrap();
+        netlink.set_no_queue(a).unwrap();
+        assert!(netlink.set_no_queue(a).unwrap_err().is_exists());
         netlink.set_up(a, true).unwrap();
 
         let links = netlink.links().unwrap();

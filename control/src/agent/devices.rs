@@ -39,6 +39,10 @@ pub(super) fn create(netlink: &mut Netlink, settings: &Settings) -> Result<([u32
         let mtu = links::device_mtu(netlink, settings, origin)?;
         netlink.set_mtu(indexes[position], mtu)?;
         facts::prepare_device(name)?;
+        // A TUN device queues packets itself. The kernel would make 256 queues more, as many as such a device may ever have.
+        if let Err(error) = netlink.set_no_queue(indexes[position]) {
+            tracing::debug!("{name} has queues that it does not need: {error}");
+        }
         netlink.set_up(indexes[position], true)?;
     }
     Ok((indexes, workers))

@@ -323,9 +323,9 @@ impl Steering {
     /// Those of netlink.
     pub fn lay(&mut self, plan: &Plan) -> Result<()> {
         for (at, family) in FAMILIES.into_iter().enumerate() {
-            let routes = plan.routes(family, self.nexthops[at]);
+            let mut routes = plan.routes(family, self.nexthops[at]);
             self.add_missing(at, &routes)?;
-            self.routes[at].extend(routes);
+            self.routes[at].append(&mut routes);
         }
         Ok(())
     }

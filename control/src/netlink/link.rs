@@ -7,6 +7,7 @@ use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
     LinkFlags, LinkInfo, LinkMessage,
 };
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -86,6 +87,19 @@ impl Netlink {
     pub fn set_mtu(&mut self, index: u32, mtu: u32) -> Result<()> {
         let message = link(index, vec![LinkAttribute::Mtu(mtu)]);
         self.set_link(message, || format!("set link {index} mtu {mtu}"))
+    }
+
+    /// Leaves out the queue that the kernel keeps in front of a link's driver (`tc qdisc add dev … root noqueue`). The link must
+    /// be down, and have none of its own.
+    pub fn set_no_queue(&mut self, index: u32) -> Result<()> {
+        let mut message = TcMessage::with_index(index as i32);
+        message.header.parent = TcHandle::ROOT;
+        message.attributes = vec![TcAttribute::Kind("noqueue".to_owned())];
+        let request = Request {
+            message: RouteNetlinkMessage::NewQueueDiscipline(message),
+            flags: NLM_F_CREATE | NLM_F_EXCL,
+        };
+        self.request(request, || format!("set link {index} qdisc noqueue"))
     }
 
     /// Makes a link a port of a bridge, or of none with 0.

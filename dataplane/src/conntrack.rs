@@ -319,6 +319,45 @@ impl Conntrack {
         let Some(entry) = self.slots.lock(id) else {
             return Tracked::Ignored;
         };
+        if let Transport::Tcp(segment) = &headers.transport
+            && self.moves_windows(&entry, (segment, direction), now)
+        {
+            self.account(id.index, direction, headers.length);
+            return Tracked::Accepted;
+        }
+        self.advance_any(entry, direction, headers, now)
+    }
+
+    /// All that there is to do for a segment which changes nothing but windows and deadline. False when there is more, and then
+    /// nothing has changed.
+    #[inline(always)]
+    fn moves_windows(
+        &self,
+        entry: &Guard<'_>,
+        (segment, direction): (&TcpSegment, Direction),
+        now: Timestamp,
+    ) -> bool {
+        if !Status(entry.meta().status).has(Status::STREAM) {
+            return false;
+        }
+        let mut words = entry.state();
+        let mut connection = state::load_tcp(&words, direction);
+        let Some(timeout) = connection.go_on(segment, direction, &self.settings.tcp) else {
+            return false;
+        };
+        state::store_tcp(&mut words, &connection, direction);
+        entry.set_state(&words);
+        entry.set_deadline(deadline(now, timeout));
+        true
+    }
+
+    fn advance_any(
+        &self,
+        entry: Guard<'_>,
+        direction: Direction,
+        headers: &Headers,
+        now: Timestamp,
+    ) -> Tracked {
         let mut meta = entry.meta();
         let mut status = Status(meta.status);
         let state = state::bits_of_state(entry.word(state::DETAIL));
@@ -328,7 +367,7 @@ impl Conntrack {
             if direction == Direction::Reply && outcome != Outcome::End {
                 status.set(Status::SEEN_REPLY);
             }
-            self.account(id.index, direction, headers.length);
+            self.account(entry.index(), direction, headers.length);
         }
         let has_changed =
             status.0 != meta.status || state::bits_of_state(entry.word(state::DETAIL)) != state;
@@ -361,7 +400,6 @@ impl Conntrack {
         }
     }
 
-    #[inline]
     fn advance(
         &self,
         entry: &Guard<'_>,

@@ -14,6 +14,7 @@ use super::tcp::{self, Kind, Last, Peer};
 use super::{ServiceTag, sctp};
 use crate::service::Generation;
 use crate::tuple::Direction;
+use std::hint::select_unpredictable;
 
 pub(super) const SERVICE: usize = 0;
 pub(super) const FLAGS: usize = 1;
@@ -76,25 +77,18 @@ pub(super) fn store_tcp(
         last,
         retransmissions,
     } = connection;
-    let of_peer = |peer: &Peer, nth: usize| {
-        (u32::from(peer.scale) << 6 | u32::from(peer.flags)) << (10 * nth)
-    };
-    let [sent, received] = [direction, direction.opposite()].map(|side| side as usize);
-    let flags = u32::from(last.flags) << 24
-        | u32::from(last.scale) << 20
-        | of_peer(sender, sent)
-        | of_peer(receiver, received);
+    let [original, reply] = turned([sender, receiver].map(packed), direction);
+    let flags =
+        u64::from(last.flags) << 24 | u64::from(last.scale) << 20 | reply[2] << 10 | original[2];
     let detail = u32::from(last.window) << 16
         | (*state as u32) << 6
         | u32::from((*retransmissions).min(63)) << 10
         | (last.direction as u32) << 3
         | last.kind as u32;
-    words[FLAGS] = pair(high(words[FLAGS]), flags);
+    words[FLAGS] = pair(high(words[FLAGS]), low(flags));
     words[DETAIL] = pair(last.end, detail);
-    for (nth, peer) in [(sent, sender), (received, receiver)] {
-        words[3 + 2 * nth] = pair(peer.end, peer.max_end);
-        words[4 + 2 * nth] = pair(peer.max_window, peer.max_ack);
-    }
+    words[3..5].copy_from_slice(&original[..2]);
+    words[5..7].copy_from_slice(&reply[..2]);
     words[7] = pair(last.sequence, last.acknowledgement);
 }
 
@@ -103,22 +97,13 @@ pub(super) fn store_tcp(
 pub(super) fn load_tcp(words: &StateWords, direction: Direction) -> tcp::Connection {
     let flags = low(words[FLAGS]);
     let detail = low(words[DETAIL]);
-    let peer = |side: Direction| {
-        let nth = side as usize;
-        let bits = flags >> (10 * nth);
-        Peer {
-            end: high(words[3 + 2 * nth]),
-            max_end: low(words[3 + 2 * nth]),
-            max_window: high(words[4 + 2 * nth]),
-            max_ack: low(words[4 + 2 * nth]),
-            scale: (bits >> 6 & 0xf) as u8,
-            flags: (bits & 0x3f) as u8,
-        }
-    };
+    let original = [words[3], words[4], u64::from(flags)];
+    let reply = [words[5], words[6], u64::from(flags >> 10)];
+    let [sender, receiver] = turned([original, reply], direction).map(unpacked);
     tcp::Connection {
         state: tcp_state(words[DETAIL]),
-        sender: peer(direction),
-        receiver: peer(direction.opposite()),
+        sender,
+        receiver,
         last: Last {
             direction: direction_of(detail >> 3),
             kind: Kind::ALL[(detail & 0x7) as usize % Kind::ALL.len()],
@@ -131,6 +116,41 @@ pub(super) fn load_tcp(words: &StateWords, direction: Direction) -> tcp::Connect
         },
         retransmissions: (detail >> 10 & 0x3f) as u8,
     }
+}
+
+/// A side of a connection: its two words, its scale and flags.
+type PackedPeer = [u64; 3];
+
+#[inline(always)]
+fn packed(peer: &Peer) -> PackedPeer {
+    [
+        pair(peer.end, peer.max_end),
+        pair(peer.max_window, peer.max_ack),
+        u64::from(peer.scale) << 6 | u64::from(peer.flags),
+    ]
+}
+
+#[inline(always)]
+fn unpacked([sequence, window, flags]: PackedPeer) -> Peer {
+    Peer {
+        end: high(sequence),
+        max_end: low(sequence),
+        max_window: high(window),
+        max_ack: low(window),
+        scale: (flags >> 6 & 0xf) as u8,
+        flags: (flags & 0x3f) as u8,
+    }
+}
+
+/// Sides in the order original, reply to the order sender, receiver, or back. Without a branch: nobody can foretell which
+/// segments are answers.
+#[inline(always)]
+fn turned([first, second]: [PackedPeer; 2], direction: Direction) -> [PackedPeer; 2] {
+    let is_reply = direction == Direction::Reply;
+    let chosen = |of_reply: PackedPeer, else_: PackedPeer| -> PackedPeer {
+        std::array::from_fn(|nth| select_unpredictable(is_reply, of_reply[nth], else_[nth]))
+    };
+    [chosen(second, first), chosen(first, second)]
 }
 
 /// The state of TCP or SCTP; zero for other protocols.

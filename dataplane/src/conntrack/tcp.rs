@@ -238,8 +238,32 @@ impl Connection {
         }
     }
 
-    /// A further segment (`nf_conntrack_tcp_packet`). `status` is that before the packet.
+    /// All of [`Self::track`] for most segments by far: in an established connection that both sides know, neither SYN nor
+    /// FIN nor RST, and inside the windows. Its timeout; `None` when there is more to do, and then nothing has changed.
     #[inline(always)]
+    pub(super) fn go_on(
+        &mut self,
+        segment: &TcpSegment,
+        direction: Direction,
+        settings: &TcpSettings,
+    ) -> Option<Duration> {
+        let arrival = Arrival {
+            segment,
+            direction,
+            kind: Kind::Ack,
+        };
+        let is_plain = self.state == State::Established
+            && Kind::of(segment.flags) == Kind::Ack
+            && self.sender.max_window != 0;
+        if !is_plain || !window::advance_if_fits(self, &arrival) {
+            return None;
+        }
+        self.last.kind = Kind::Ack;
+        self.last.direction = direction;
+        Some(self.timeout(Kind::Ack, settings))
+    }
+
+    /// A further segment (`nf_conntrack_tcp_packet`). `status` is that before the packet.
     pub(super) fn track(
         &mut self,
         segment: &TcpSegment,
@@ -252,35 +276,17 @@ impl Connection {
             direction,
             kind: Kind::of(segment.flags),
         };
-        let (old, established) = (self.state, State::Established);
-        if arrival.kind == Kind::Ack && old == established && self.sender.max_window != 0 {
-            // Most segments by far: of the table below nothing but the windows is left. What is known of the connection
-            // stays in registers, for nothing here is handed to a function.
-            return self.finish(&arrival, Step::check(old, established), status, settings);
-        }
-        let mut connection = *self;
-        let outcome = connection.track_by_table(&arrival, status, settings);
-        *self = connection;
-        outcome
-    }
-
-    fn track_by_table(
-        &mut self,
-        arrival: &Arrival<'_>,
-        status: &mut Status,
-        settings: &TcpSettings,
-    ) -> Outcome {
-        let (old, direction) = (self.state, arrival.direction);
+        let old = self.state;
         let step = match next_state(direction, arrival.kind, old) {
             Next::Invalid => return Outcome::Invalid(Invalid::TcpState(old), None),
-            Next::Ignore => self.ignore(arrival, old),
+            Next::Ignore => self.ignore(&arrival, old),
             Next::To(State::SynSent) if matches!(old, State::TimeWait | State::Close) => {
                 if self.may_reopen(direction) {
                     return Outcome::Restart;
                 }
-                self.ignore(arrival, old)
+                self.ignore(&arrival, old)
             }
-            Next::To(State::TimeWait) if self.is_challenge_ack(arrival) => {
+            Next::To(State::TimeWait) if self.is_challenge_ack(&arrival) => {
                 self.last.flags &= !Last::CHALLENGE_ACK;
                 Step::Stop(Outcome::Ignored)
             }
@@ -288,18 +294,17 @@ impl Connection {
                 self.last.flags |= Last::SIMULTANEOUS_OPEN;
                 Step::check(old, State::SynSent2)
             }
-            Next::To(State::SynReceived) if self.completes_simultaneous_open(arrival) => {
+            Next::To(State::SynReceived) if self.completes_simultaneous_open(&arrival) => {
                 Step::check(old, State::Established)
             }
             Next::To(State::Close) if arrival.kind == Kind::Reset => {
-                self.reset(arrival, *status, settings)
+                self.reset(&arrival, *status, settings)
             }
             Next::To(new) => Step::check(old, new),
         };
-        self.finish(arrival, step, status, settings)
+        self.finish(&arrival, step, status, settings)
     }
 
-    #[inline(always)]
     fn finish(
         &mut self,
         arrival: &Arrival<'_>,
@@ -328,7 +333,6 @@ impl Connection {
     }
 
     /// The segment fits: new state, ASSURED, timeout.
-    #[inline(always)]
     fn accept(
         &mut self,
         arrival: &Arrival<'_>,

@@ -51,19 +51,22 @@ struct Numbers {
     sack: u32,
 }
 
-/// Checks a segment and, when it fits, moves the windows.
+/// Moves the windows when a segment of a side that was heard before, and that is no SYN, fits. Nothing changes when it does
+/// not.
 #[inline(always)]
+pub(super) fn advance_if_fits(connection: &mut Connection, arrival: &Arrival<'_>) -> bool {
+    let sack = sack(connection, arrival.segment);
+    let numbers = numbers(connection, arrival, sack);
+    let fits = judge(connection, &numbers) == Position::Fits;
+    if fits {
+        advance(connection, arrival, &numbers);
+    }
+    fits
+}
+
+/// Checks a segment and, when it fits, moves the windows.
 pub(super) fn check(connection: &mut Connection, arrival: &Arrival<'_>, be_liberal: bool) -> Fit {
-    let segment = arrival.segment;
-    let receiver = &connection.receiver;
-    let sack = match segment.options.highest_sack {
-        Some(edge)
-            if receiver.has(Peer::SACK_PERMITTED) && after(edge, segment.acknowledgement) =>
-        {
-            edge
-        }
-        _ => segment.acknowledgement,
-    };
+    let sack = sack(connection, arrival.segment);
     if prepare_sender(connection, arrival, sack) {
         return Fit::Accepted;
     }
@@ -88,9 +91,22 @@ pub(super) fn check(connection: &mut Connection, arrival: &Arrival<'_>, be_liber
     }
 }
 
+/// How far the segment acknowledges: to its highest SACK edge, where the other side permits them, or to its acknowledgement.
+#[inline(always)]
+fn sack(connection: &Connection, segment: &TcpSegment) -> u32 {
+    match segment.options.highest_sack {
+        Some(edge)
+            if connection.receiver.has(Peer::SACK_PERMITTED)
+                && after(edge, segment.acknowledgement) =>
+        {
+            edge
+        }
+        _ => segment.acknowledgement,
+    }
+}
+
 /// What is learnt before the checks: the first segment of a side, or a SYN that starts it over. True when
 /// there is nothing to check (a SYN without ACK from the reply side: simultaneous open).
-#[inline(always)]
 fn prepare_sender(connection: &mut Connection, arrival: &Arrival<'_>, sack: u32) -> bool {
     let segment = arrival.segment;
     let is_syn = segment.flags.has(TcpFlags::SYN);

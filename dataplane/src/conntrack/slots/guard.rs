@@ -62,6 +62,10 @@ pub(in crate::conntrack) struct Guard<'t> {
 }
 
 impl Guard<'_> {
+    pub(in crate::conntrack) const fn index(&self) -> u32 {
+        self.id.index
+    }
+
     pub(in crate::conntrack) fn meta(&self) -> Meta {
         Meta::unpack(self.line[META].load(Ordering::Relaxed))
     }
@@ -69,6 +73,14 @@ impl Guard<'_> {
     pub(in crate::conntrack) fn set_meta(&self, meta: Meta) {
         let family = self.line[META].load(Ordering::Relaxed) & 1;
         self.line[META].store(meta.pack() | family, Ordering::Relaxed);
+    }
+
+    /// Puts its end off, or forward, to a tick.
+    pub(in crate::conntrack) fn set_deadline(&self, deadline: u32) {
+        self.set_meta(Meta {
+            deadline,
+            ..self.meta()
+        });
     }
 
     /// All words, of an entry whose protocol has windows.

@@ -70,7 +70,6 @@ impl Connection {
 
     /// FINs or RSTs out of the window from both sides: the two ends are probably done with each other, so
     /// an assured entry must not linger for days (`nf_tcp_handle_invalid`). Gives the most it may last.
-    #[inline(always)]
     pub(super) fn out_of_window_end(
         &mut self,
         arrival: &Arrival<'_>,

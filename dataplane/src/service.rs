@@ -62,7 +62,8 @@ struct Entry {
 /// What a table knows of the node.
 #[derive(Debug)]
 struct Node {
-    addresses: HashSet<Address>,
+    /// In order: there are few, and whether one is among them is asked of each new connection.
+    addresses: Vec<Address>,
     port_addresses_v4: NodePortAddresses,
     port_addresses_v6: NodePortAddresses,
     local_detector_v4: LocalDetector,
@@ -73,6 +74,8 @@ impl ServiceTable {
     /// Builds the index. `hash` keys it.
     pub fn new(mut parts: Parts, hash: &RandomState) -> Self {
         parts.frontends.sort_by_key(|(key, _)| *key);
+        parts.node_addresses.sort_unstable();
+        parts.node_addresses.dedup();
         let frontends = Chunks::cut(parts.frontends, |a: &Claim, b| a.0 != b.0);
         let generation = parts.generation;
         let entry = |service: Service| Entry {
@@ -88,7 +91,7 @@ impl ServiceTable {
             index: Arc::new(Index::new(&frontends, hash)),
             frontends,
             node: Arc::new(Node {
-                addresses: parts.node_addresses.into_iter().collect(),
+                addresses: parts.node_addresses,
                 port_addresses_v4: parts.node_port_addresses_v4,
                 port_addresses_v6: parts.node_port_addresses_v6,
                 local_detector_v4: parts.local_detector_v4,
@@ -151,7 +154,7 @@ impl ServiceTable {
         self.services.at(Position::from_u32(index.0))
     }
 
-    /// All addresses of the node, in no order.
+    /// All addresses of the node, each once.
     pub fn node_addresses(&self) -> impl Iterator<Item = Address> {
         self.node.addresses.iter().copied()
     }

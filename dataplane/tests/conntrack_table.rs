@@ -56,6 +56,40 @@ fn total(conntrack: &Conntrack) -> Statistics {
     conntrack.statistics().into_iter().sum()
 }
 
+/// Two flows whose tuples have one hash, tag and buckets alike: each is found as itself, guessed or not, also when the other
+/// one has gone.
+#[test]
+fn tuples_of_one_hash_are_told_apart() {
+    for ipv4 in flow::FAMILIES {
+        let conntrack = Conntrack::new(Settings::kernel(16), [1, 2, 3, 4]);
+        let mut seen = HashMap::new();
+        let pair = (0..20_000).find_map(|client| {
+            let hash = format!("{:?}", conntrack.hash(&tuple(ipv4, client)));
+            seen.insert(hash, client).map(|other| [other, client])
+        });
+        let flows = pair.unwrap().map(|client| tuple(ipv4, client));
+        let pods = [address(ipv4, 2), address(ipv4, 3)];
+        for (flow, pod) in flows.iter().zip(pods) {
+            assert!(matches!(
+                confirm(&conntrack, *flow, pod, NOW),
+                Ok(Confirmed::Inserted(_))
+            ));
+        }
+        let pod_of = |flow: &Tuple| {
+            let hash = conntrack.hash(flow);
+            let guess = conntrack.guess(hash, flow.protocol, ipv4);
+            let guessed = conntrack.find_near(flow, hash, guess, NOW);
+            let found = conntrack.find(flow, NOW);
+            let pods = [guessed, found].map(|found| Some(found?.translation()?.destination));
+            assert_eq!(pods[0], pods[1]);
+            pods[0]
+        };
+        assert_eq!(flows.each_ref().map(pod_of), pods.map(Some));
+        conntrack.end(conntrack.find(&flows[1], NOW).unwrap().entry(), NOW);
+        assert_eq!(flows.each_ref().map(pod_of), [Some(pods[0]), None]);
+    }
+}
+
 /// "What a packet is rewritten to": the inverse of the tuple of the other direction, both families.
 #[test]
 fn translation_of_both_directions() {

@@ -173,7 +173,7 @@ impl ServiceTable {
 
     /// Whether `address` is one of the node's (`addrtype LOCAL`), loopback included.
     pub fn is_node_address(&self, address: Address) -> bool {
-        address.is_loopback() || self.node.addresses.contains(&address)
+        address.is_loopback() || self.node.addresses.binary_search(&address).is_ok()
     }
 }
 

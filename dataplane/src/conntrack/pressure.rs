@@ -2,7 +2,7 @@
 
 use super::events::Farewell;
 use super::listing::connection_state;
-use super::slots::{EntryId, InsertError, Meta, Snapshot, TupleHash};
+use super::slots::{InsertError, Meta, Named, Snapshot, TupleHash};
 use super::{ConfirmError, ConnectionState, Conntrack, Counter, Status, Tentative};
 use crate::tuple::Timestamp;
 use std::sync::atomic::Ordering::Relaxed;
@@ -32,9 +32,8 @@ impl Conntrack {
             };
             let is_closing = surplus > 0 && self.slots.snapshot(id).is_some_and(is_closing);
             if is_closing || meta.is_expired(now) {
-                self.slots.bring_near(id);
                 surplus = surplus.saturating_sub(1);
-                due.push((id, is_closing));
+                due.push((self.slots.bring_near(id), is_closing));
             }
             if due.len() == AT_ONCE {
                 removed += self.remove(&mut due, now);
@@ -44,10 +43,10 @@ impl Conntrack {
     }
 
     /// Removes what is still due, closing or not. Returns how many.
-    fn remove(&self, due: &mut Vec<(EntryId, bool)>, now: Timestamp) -> usize {
-        let removed = due.drain(..).filter(|&(id, is_closing)| {
-            let may_go = |meta: Meta| is_closing || meta.is_expired(now);
-            self.slots.remove_if(id, Farewell::at(now), may_go)
+    fn remove(&self, due: &mut Vec<(Named, bool)>, now: Timestamp) -> usize {
+        let removed = due.drain(..).filter(|(named, is_closing)| {
+            let may_go = |meta: Meta| *is_closing || meta.is_expired(now);
+            self.slots.remove_named(named, Farewell::at(now), may_go)
         });
         removed.count()
     }

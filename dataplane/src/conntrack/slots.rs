@@ -48,6 +48,7 @@ use super::sync::{AtomicU64, Ordering};
 pub use entry::EntryId;
 pub(super) use entry::{Meta, NewEntry, Sighting, Snapshot, StateWords};
 pub use find::Guess;
+pub(super) use find::Named;
 pub(super) use guard::Guard;
 pub use index::TupleHash;
 pub(super) use insert::InsertError;

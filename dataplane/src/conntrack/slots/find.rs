@@ -15,6 +15,14 @@ const KIND: u64 = 0xff01;
 #[derive(Clone, Copy, Debug)]
 pub struct Guess(EntryId);
 
+/// An entry, and what its tuples' hashes were after it had been seen LIVE: who can lock that life of it afterwards knows that
+/// they are its own.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::conntrack) struct Named {
+    pub(super) id: EntryId,
+    pub(super) hashes: [TupleHash; 2],
+}
+
 impl Slots {
     /// Brings the entry near that a tuple of this protocol and family probably has.
     #[inline(always)]
@@ -164,23 +172,27 @@ impl Slots {
         .filter(|snapshot| snapshot.is_live)
     }
 
-    /// Which life the entry with this number is in, and its meta, if it is LIVE. They may be of two lives: a hint of what
-    /// to ask for under the lock.
+    /// Which life the entry with this number is in, and its meta, if it is LIVE. What is read of it after this may be of a
+    /// later life: a hint of what to ask for under the lock, which tells.
     #[inline]
     pub(in crate::conntrack) fn glance(&self, index: u32) -> Option<(EntryId, Meta)> {
         let line = &self.hot[index as usize].0;
-        let control = line[CONTROL].load(Ordering::Relaxed);
+        let control = line[CONTROL].load(Ordering::Acquire);
         let generation = (control >> 32) as u32;
         let id = EntryId { index, generation };
         (control & PHASE == LIVE).then(|| (id, Meta::unpack(line[META].load(Ordering::Relaxed))))
     }
 
-    /// Brings near what names an entry that is about to be removed.
-    pub(in crate::conntrack) fn bring_near(&self, id: EntryId) {
+    /// Brings near what names an entry that was glanced at and is about to be removed, as [`Slots::remove_named`] wants it.
+    #[inline]
+    pub(in crate::conntrack) fn bring_near(&self, id: EntryId) -> Named {
         let meta = Meta::unpack(self.hot[id.index as usize].0[META].load(Ordering::Relaxed));
-        for tuple in self.tuples(id.index, meta.protocol) {
-            self.prefetch_buckets(self.hash(&tuple));
+        let tuples = self.tuples(id.index, meta.protocol);
+        let hashes = tuples.map(|tuple| self.hash(&tuple));
+        for hash in hashes {
+            self.prefetch_buckets(hash);
         }
+        Named { id, hashes }
     }
 
     pub(super) fn tuples(&self, index: u32, protocol: Protocol) -> [Tuple; 2] {

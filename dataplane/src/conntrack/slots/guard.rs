@@ -1,6 +1,8 @@
 //! The lock of an entry: changes while it lives, and its end (invariants 1 and 3).
 
 use super::entry::{EntryId, HOT_STATE, Meta, StateWords};
+use super::find::Named;
+use super::index::TupleHash;
 use super::{CONTROL, DEAD, LIVE, LOCKED, META, STATE, Slots};
 use crate::conntrack::events::{EventKind, Farewell};
 use crate::conntrack::sync::{AtomicU64, Ordering, pause};
@@ -14,14 +16,25 @@ impl Slots {
         farewell: Farewell,
         may_go: impl Fn(Meta) -> bool,
     ) -> bool {
-        let Some(guard) = self.lock(id) else {
-            return false;
-        };
-        if !may_go(guard.meta()) {
-            return false;
-        }
-        guard.remove(farewell);
-        true
+        self.lock_if(id, may_go)
+            .map(|guard| guard.remove(farewell))
+            .is_some()
+    }
+
+    /// The same with the hashes of its tuples at hand.
+    pub(in crate::conntrack) fn remove_named(
+        &self,
+        named: &Named,
+        farewell: Farewell,
+        may_go: impl Fn(Meta) -> bool,
+    ) -> bool {
+        self.lock_if(named.id, may_go)
+            .map(|guard| guard.remove_named(named.hashes, farewell))
+            .is_some()
+    }
+
+    fn lock_if(&self, id: EntryId, may_go: impl Fn(Meta) -> bool) -> Option<Guard<'_>> {
+        self.lock(id).filter(|guard| may_go(guard.meta()))
     }
 
     /// Takes the lock bit of a LIVE entry. `None` when that life of it is over.
@@ -121,6 +134,12 @@ impl Guard<'_> {
 
     /// Ends this life of the entry: nobody finds it from here on.
     pub(in crate::conntrack) fn remove(self, farewell: Farewell) {
+        let tuples = self.slots.tuples(self.id.index, self.meta().protocol);
+        let hashes = tuples.map(|tuple| self.slots.hash(&tuple));
+        self.remove_named(hashes, farewell);
+    }
+
+    fn remove_named(self, hashes: [TupleHash; 2], farewell: Farewell) {
         let by_user = farewell.by_user;
         self.tell(EventKind::Destroy { by_user }, farewell.now);
         let Self { slots, id, line } = self;
@@ -129,7 +148,7 @@ impl Guard<'_> {
         let protocol = Meta::unpack(line[META].load(Ordering::Relaxed)).protocol;
         let [original, reply] = slots.tuples(id.index, protocol);
         line[CONTROL].store(id.control(DEAD), Ordering::SeqCst);
-        slots.unlink(id, [slots.hash(&original), slots.hash(&reply)]);
+        slots.unlink(id, hashes);
         slots.census.forget(original.source);
         slots.pools.give_back(&reply);
         // What a stranger sent as if it were an answer may have kept a port from being leased.

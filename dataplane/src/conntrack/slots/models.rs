@@ -223,8 +223,10 @@ mod with_shuttle {
             }
             // The sweep.
             5 => {
-                for entry in (0..slots.used() as u32).filter_map(|index| slots.at(index)) {
-                    slots.remove_if(entry.id, FAREWELL, |meta| meta.is_expired(NOW));
+                let live = (0..slots.used() as u32).filter_map(|index| slots.glance(index));
+                for (id, _) in live.filter(|(_, meta)| meta.is_expired(NOW)) {
+                    let named = slots.bring_near(id);
+                    slots.remove_named(&named, FAREWELL, |meta| meta.is_expired(NOW));
                 }
             }
             // Early drop.

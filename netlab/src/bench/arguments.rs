@@ -14,9 +14,9 @@ use std::time::Duration;
 pub struct Arguments {
     /// What is measured
     pub(super) benchmark: Benchmark,
-    /// Numbers of Services
-    #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [1, 10_000], value_parser = clap::value_parser!(u32).range(1..=60_000))]
-    services: Vec<u32>,
+    /// Numbers of Services; 1,10000 when absent, and 1 in `attack`: of many, the kernel's rules alone take all the time of a flood
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    services: Option<Vec<u32>>,
     /// Endpoints of each Service but the probed one, in `update`; 10 when absent
     #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=20))]
     endpoints: Option<Vec<u32>>,
@@ -61,7 +61,12 @@ pub(super) enum Form {
 impl Arguments {
     /// Numbers of Services, each once.
     pub(super) fn sizes(&self) -> Vec<u32> {
-        each_once(self.services.iter().copied())
+        let usual: &[u32] = if self.benchmark == Benchmark::Attack {
+            &[1]
+        } else {
+            &[1, 10_000]
+        };
+        each_once(self.services.as_deref().unwrap_or(usual).iter().copied())
     }
 
     pub(super) fn endpoints(&self) -> Vec<u32> {
@@ -80,8 +85,8 @@ impl Arguments {
 
     /// Whether a Service stands in the middle in one of the sizes.
     fn has_middle(&self) -> bool {
-        let mut sizes = self.services.iter();
-        sizes.any(|services| middle(*services).is_some())
+        let mut sizes = self.sizes().into_iter();
+        sizes.any(|services| middle(services).is_some())
     }
 
     /// Penstock, and what it is held against, each once.
@@ -283,7 +288,7 @@ mod tests {
             ),
             (
                 "attack --against penstock --thousands 5",
-                "attack --services 1,10000 --against penstock --rounds 5 --thousands 5",
+                "attack --services 1 --against penstock --rounds 5 --thousands 5",
             ),
         ] {
             let told = arguments(line).command();

@@ -155,26 +155,36 @@ pub fn run(size: &Size, mut progress: impl FnMut(&str)) -> Report {
     }
 }
 
-/// Time of the packets that are measured: late enough that all flows are assured.
+/// Time of the first packets that are measured: late enough that all flows are assured.
 const MEASURED_AT: Timestamp = Timestamp::from_seconds(110);
+
+/// About the time that a chunk takes, so that deadlines move as they do in life.
+const CHUNK_TIME: Duration = Duration::from_micros(20);
+
+/// When a turn of so many chunks begins, so many of which were before it: time goes on from one to the next.
+fn start_of(turn: u64, chunks: usize) -> Timestamp {
+    MEASURED_AT.after(CHUNK_TIME * (turn * chunks as u64) as u32)
+}
 
 fn established(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Row> {
     let settings = Settings::kernel(flows as usize);
     let shared = shared(settings, (Traffic::UDP_V4, false), 1);
     establish(&shared, Traffic::UDP_V4, flows);
     let limit = Limit::<{ limit::V4 }>::new(Traffic::UDP_V4, flows, 1);
-    [1, 16, 64]
-        .into_iter()
-        .flat_map(|batch| {
+    (0..)
+        .zip([1, 16, 64])
+        .flat_map(|(nth, batch)| {
             let round = |round: u64| {
                 [1, 2].map(|threads| {
+                    let turn = (nth * size.rounds as u64 + round) * 2 + threads as u64 - 1;
+                    let start = start_of(turn, size.chunks);
                     let chunks = |thread| (batch, size.chunks, round * 64 + thread);
                     let ours = together(threads, |thread| {
                         measures::established_chunks(
                             &shared,
                             Traffic::UDP_V4,
                             flows,
-                            chunks(thread),
+                            (chunks(thread), start),
                         )
                     });
                     let bare = together(threads, |thread| {
@@ -214,23 +224,32 @@ fn rows_of(flows: u32, batch: usize, rounds: &[[Turn; 2]]) -> [Row; 2] {
     })
 }
 
-/// Makes the flows and lets both sides speak until they are assured.
+/// Makes the flows and lets both sides speak until they are assured. What was said last is as long ago as it is in life, so
+/// that as many ends are to be put off.
 pub(crate) fn establish(shared: &Shared, traffic: Traffic, flows: u32) {
     let mut subject = Subject::new(shared, traffic, 64, 1);
-    for (direction, stage, second) in [
-        (Direction::Original, Stage::Opening, 100),
-        (Direction::Reply, Stage::Opening, 101),
-        (Direction::Original, Stage::Open, 105),
-    ] {
-        let mut packets = (0..flows)
-            .map(|number| (Flow(number).ends(direction), direction, stage))
-            .peekable();
-        while packets.peek().is_some() {
-            let now = Timestamp::from_seconds(second);
-            subject.handle(packets.by_ref().take(CHUNK), now);
+    let mut speak = |direction, stage, at: &dyn Fn(u32) -> Timestamp| {
+        for first in (0..flows).step_by(CHUNK) {
+            let numbers = first..flows.min(first + CHUNK as u32);
+            let packets = numbers.map(|number| (Flow(number).ends(direction), direction, stage));
+            subject.handle(packets, at(first));
         }
-    }
+    };
+    speak(Direction::Original, Stage::Opening, &|_| {
+        Timestamp::from_seconds(100)
+    });
+    speak(Direction::Reply, Stage::Opening, &|_| {
+        Timestamp::from_seconds(101)
+    });
+    let longest_ago = PUT_OFF_EVERY + CHUNK_TIME * flows.div_ceil(CHUNK as u32);
+    speak(Direction::Original, Stage::Open, &|number| {
+        let ago = longest_ago.mul_f64(f64::from(flows - number) / f64::from(flows));
+        Timestamp(MEASURED_AT.0 - ago.as_nanos() as u64)
+    });
 }
+
+/// How long a flow whose end was put off does without it: a 512th of its timeout.
+const PUT_OFF_EVERY: Duration = Duration::from_millis(234);
 
 /// The first chunks of a round find caches that hold something else; they do not count.
 const WARM_UP: usize = 8;

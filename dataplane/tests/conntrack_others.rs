@@ -8,6 +8,7 @@ mod flow;
 use dataplane::conntrack::{Invalid, SctpPacket, Status, Transport};
 use dataplane::tuple::Protocol;
 use flow::{Class, Client, FAMILIES, Flow, Server, Side};
+use std::time::Duration;
 
 /// "UDP event" rows, samples section 2.
 #[test]
@@ -41,6 +42,37 @@ fn udp() {
         assert_eq!(flow.listed(), "29", "the first reply itself, after 2.5 s");
         flow.packet(Server, Transport::Udp);
         assert_eq!(flow.listed(), "119 [ASSURED]", "the next packet");
+    }
+}
+
+/// Not with each packet, but never by more than a 512th too early.
+#[test]
+fn the_end_of_a_stream_is_put_off_in_steps() {
+    let whole = Duration::from_secs(120);
+    for ipv4 in FAMILIES {
+        let mut flow = Flow::new(ipv4, Protocol::UDP);
+        for from in [Client, Server, Client] {
+            flow.packet(from, Transport::Udp);
+            flow.wait(2_500);
+        }
+        let mut lags = Vec::new();
+        for from in [Client, Server, Server, Client]
+            .into_iter()
+            .cycle()
+            .take(100)
+        {
+            flow.packet(from, Transport::Udp);
+            let entry = flow.conntrack.get(&flow.from_client, flow.now).unwrap();
+            lags.push(whole - entry.timeout);
+            flow.wait(30);
+        }
+        let tick = Duration::from_millis(2);
+        assert!(
+            lags.iter().all(|lag| *lag <= whole / 512 + tick),
+            "{lags:?}"
+        );
+        let put_off = lags.iter().filter(|lag| **lag <= tick).count();
+        assert!((10..15).contains(&put_off), "{lags:?}");
     }
 }
 

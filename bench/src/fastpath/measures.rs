@@ -5,8 +5,8 @@ use super::flows::{Family, Flow, Traffic};
 use super::limit::{self, Limit};
 use super::subject::{self, CHUNK, Subject, Wanted, of_flow, opening};
 use super::{
-    Calm, MEASURED_AT, Size, Turn, Turns, establish, limit_chunks, median, random_packets, rounds,
-    together,
+    CHUNK_TIME, Calm, Size, Turn, Turns, establish, limit_chunks, median, random_packets, rounds,
+    start_of, together,
 };
 use dataplane::conntrack::{Confirmed, Conntrack, Headers, Settings, Statistics, Transport};
 use dataplane::ports::{self, ReservedPorts};
@@ -62,7 +62,9 @@ fn kind<const WORDS: usize>(
     let limit = Limit::<WORDS>::new(traffic, flows, 1);
     let taken = rounds(size.rounds, calm, |round| {
         let chunks = (64, size.chunks, round);
-        let ours = together(1, |_| established_chunks(&shared, traffic, flows, chunks));
+        let start = start_of(round, size.chunks);
+        let of_ours = |_| established_chunks(&shared, traffic, flows, (chunks, start));
+        let ours = together(1, of_ours);
         let bare = together(1, |_| limit_chunks(&limit, flows, chunks));
         Turn { ours, bare }
     });
@@ -83,11 +85,11 @@ pub(super) fn established_chunks(
     shared: &Shared,
     traffic: Traffic,
     flows: u32,
-    (batch, chunks, seed): (usize, usize, u64),
+    ((batch, chunks, seed), start): ((usize, usize, u64), Timestamp),
 ) -> Vec<Duration> {
     let mut subject = Subject::new(shared, traffic, batch, seed);
     let mut packets = random_packets(flows, seed).map(of_flow);
-    let mut now = MEASURED_AT;
+    let mut now = start;
     (0..chunks)
         .map(|_| {
             now = now.after(CHUNK_TIME);
@@ -95,9 +97,6 @@ pub(super) fn established_chunks(
         })
         .collect()
 }
-
-/// About the time that a chunk takes, so that deadlines move as they do in life.
-const CHUNK_TIME: Duration = Duration::from_micros(20);
 
 /// Established packets while flows come and go.
 #[derive(Clone, Debug, Serialize)]
@@ -127,8 +126,9 @@ pub(super) fn churn(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Churn> {
         [1, 2].map(|threads| {
             // No two have flows in common.
             let seed = |thread| round * 4 + threads as u64 + thread;
+            let start = start_of(2 * round + threads as u64 - 1, size.chunks);
             together(threads, |thread| {
-                churn_chunks(&shared, flows, (size.chunks, seed(thread)))
+                churn_chunks(&shared, flows, (size.chunks, seed(thread)), start)
             })
         })
     });
@@ -165,11 +165,16 @@ fn assert_churned(conntrack: &Conntrack, (flows, size): (u32, &Size)) {
     assert!(left <= last + new / 1000, "{left} of {new} stayed");
 }
 
-fn churn_chunks(shared: &Shared, flows: u32, (chunks, seed): (usize, u64)) -> Vec<Duration> {
+fn churn_chunks(
+    shared: &Shared,
+    flows: u32,
+    (chunks, seed): (usize, u64),
+    start: Timestamp,
+) -> Vec<Duration> {
     let mut subject = Subject::new(shared, Traffic::UDP_V4, 64, seed);
     let mut rng = Rng::with_seed(seed);
     let mut established = random_packets(flows, seed).map(of_flow);
-    let mut now = MEASURED_AT;
+    let mut now = start;
     // Flows of the chunk before.
     let mut before = Vec::new();
     let mut one = || {

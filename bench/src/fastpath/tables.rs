@@ -6,7 +6,9 @@
 
 use super::flows::{Ends, Flow, Traffic};
 use super::subject::{self, CHUNK};
-use super::{Calm, MEASURED_AT, Size, establish, median, random_packets, rounds, together};
+use super::{
+    CHUNK_TIME, Calm, Size, establish, median, random_packets, rounds, start_of, together,
+};
 use dashmap::DashMap;
 use dataplane::conntrack::{Conntrack, Found, Headers, Settings, Transport};
 use dataplane::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
@@ -141,9 +143,11 @@ pub(super) fn tables(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Table> {
     ];
     let rows = [1, 2].into_iter().flat_map(|threads| {
         let taken = rounds(size.rounds, calm, |round| {
+            let turn = (threads as u64 - 1) * size.rounds as u64 + round;
+            let start = start_of(turn, size.chunks);
             all.map(|(_, table)| {
                 together(threads, |thread| {
-                    chunks(table, flows, (size.chunks, 2 * round + thread))
+                    chunks(table, flows, (size.chunks, 2 * round + thread), start)
                 })
             })
         });
@@ -162,9 +166,14 @@ pub(super) fn tables(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Table> {
 
 const TABLES: usize = 4;
 
-fn chunks(table: &dyn Lookup, flows: u32, (chunks, seed): (usize, u64)) -> Vec<Duration> {
+fn chunks(
+    table: &dyn Lookup,
+    flows: u32,
+    (chunks, seed): (usize, u64),
+    start: Timestamp,
+) -> Vec<Duration> {
     let mut packets = random_packets(flows, seed);
-    let mut now = MEASURED_AT;
+    let mut now = start;
     (0..chunks)
         .map(|_| {
             let tuples: Vec<Tuple> = packets
@@ -172,7 +181,7 @@ fn chunks(table: &dyn Lookup, flows: u32, (chunks, seed): (usize, u64)) -> Vec<D
                 .take(CHUNK)
                 .map(|(flow, direction)| tuple(flow.ends(direction)))
                 .collect();
-            now = now.after(Duration::from_micros(20));
+            now = now.after(CHUNK_TIME);
             let start = Instant::now();
             table.touch(&tuples, now);
             start.elapsed()

@@ -61,13 +61,19 @@ impl Slots {
             .or_else(|| self.candidates(hash).find_map(|id| self.sight(id, tuple)))
     }
 
-    /// Gives an entry whose meta was `seen` another deadline, if it has still that meta. False when it has not.
+    /// Gives an entry whose meta was `seen` another deadline, if it has still that meta, and if that is more than `lag` ticks
+    /// later. False when it has another meta by now.
     ///
     /// Taken apart from the lock (invariant 3): that the word is the same is all that must hold. Should it be that of a
     /// later life, its protocol, status and deadline are the same too, and it is put off in this one's stead.
     #[inline]
-    pub(in crate::conntrack) fn put_off(&self, id: EntryId, seen: Meta, deadline: u32) -> bool {
-        if seen.deadline == deadline {
+    pub(in crate::conntrack) fn put_off(
+        &self,
+        (id, seen): (EntryId, Meta),
+        deadline: u32,
+        lag: u32,
+    ) -> bool {
+        if deadline.wrapping_sub(seen.deadline) as i32 <= lag as i32 {
             return true;
         }
         let word = &self.hot[id.index as usize].0[META];

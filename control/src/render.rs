@@ -91,7 +91,7 @@ pub fn iptables(proxiers: &Proxiers) -> String {
     text
 }
 
-/// One family's part of [`iptables`]; `iptables-restore` or `ip6tables-restore` loads it as it is.
+/// One family's part of [`iptables()`]; `iptables-restore` or `ip6tables-restore` loads it as it is.
 pub fn iptables_tables(proxier: &Proxier) -> String {
     iptables::tables(proxier)
 }
@@ -105,11 +105,11 @@ pub fn nftables(proxiers: &Proxiers) -> Result<String, RenderError> {
     Ok(nftables_table(&proxiers.v4)? + &nftables_table(&proxiers.v6)?)
 }
 
-/// One family's part of [`nftables`].
+/// One family's part of [`nftables()`].
 ///
 /// # Errors
 ///
-/// As [`nftables`].
+/// As [`nftables()`].
 pub fn nftables_table(proxier: &Proxier) -> Result<String, RenderError> {
     nftables::table(proxier)
 }

@@ -4,7 +4,7 @@
 //! no randomness and no input or output of its own: time and random numbers are arguments, and without
 //! the feature `tun` it builds without any operating system.
 //!
-//! Read first: [`path`]; then [`tuple`] (the words), [`service`] (what a Service is once compiled for a node),
+//! Read first: [`path`]; then [`mod@tuple`] (the words), [`service`] (what a Service is once compiled for a node),
 //! [`conntrack`] (the connections), [`nat`] (the one rule of translation).
 #![deny(unsafe_code)]
 

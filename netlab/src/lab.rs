@@ -1,7 +1,7 @@
 //! A lab's life: up, apply, down.
 //!
 //! Everything is worked out and checked before the first thing is made. What is about to be made stands in the
-//! state before it is made, so [`down`] finds all of it whenever `up` ends, also by SIGKILL.
+//! state before it is made, so [`down()`] finds all of it whenever `up` ends, also by SIGKILL.
 
 mod apply;
 mod down;

@@ -42,7 +42,7 @@ pub enum ConfirmError {
     /// Another connection owns the reply tuple: choose another port.
     #[error("the reply tuple is taken")]
     ReplyTaken,
-    /// The source has as many entries as [`Settings::per_source`] allows.
+    /// The source has as many entries as [`Settings::per_source`](super::Settings::per_source) allows.
     #[error("the source has reached its limit of connections")]
     SourceLimit,
 }

@@ -42,7 +42,7 @@ pub enum Invalid {
     IcmpType(u8),
 }
 
-/// What [`Conntrack::track`] says about a packet of a known connection.
+/// What [`Conntrack::track`](super::Conntrack::track) says about a packet of a known connection.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tracked {

@@ -4,7 +4,7 @@
 //! of the project's conntrack reference, section 2. Guido van Rooij, "Real Stateful TCP Packet Filtering
 //! in IP Filter", is where the window checks come from. Start at [`Connection::track`].
 //!
-//! Sequence numbers are compared modulo 2^32 ([`after`], [`before`]), never with `<`.
+//! Sequence numbers are compared modulo 2^32 ([`after`](super::window::after), [`before`](super::window::before)), never with `<`.
 
 mod reset;
 mod states;

@@ -206,7 +206,7 @@ pub enum NodePortAddresses {
     Only(Vec<Address>),
 }
 
-/// What a [`ServiceTable`] is made of.
+/// What a [`ServiceTable`](super::ServiceTable) is made of.
 #[derive(Clone, Debug)]
 pub struct Parts {
     /// The version.

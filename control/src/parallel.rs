@@ -41,17 +41,32 @@ pub(crate) fn on_all_processors<'i, I: Sync, R: Send>(
 /// Threads that are at work beside what is done on all processors.
 static BESIDE: AtomicUsize = AtomicUsize::new(0);
 
+/// One of [`BESIDE`], until it is dropped.
+struct AtWork;
+
+impl AtWork {
+    fn begin() -> Self {
+        BESIDE.fetch_add(1, Relaxed);
+        Self
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        BESIDE.fetch_sub(1, Relaxed);
+    }
+}
+
 /// Runs `first` on a thread of its own while `second` runs here. What `second` does on all processors leaves one to `first`,
 /// for it takes as long as the longer of the two.
 pub(crate) fn beside<A: Send, B>(
     first: impl FnOnce() -> A + Send,
     second: impl FnOnce() -> B,
 ) -> (A, B) {
-    BESIDE.fetch_add(1, Relaxed);
+    let at_work = AtWork::begin();
     let first = || {
-        let result = first();
-        BESIDE.fetch_sub(1, Relaxed);
-        result
+        let _until_it_ends = at_work;
+        first()
     };
     std::thread::scope(|scope| {
         let first = scope.spawn(first);
@@ -74,6 +89,22 @@ fn processors() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_are_run_and_a_panic_of_either_is_told() {
+        assert_eq!(
+            beside(|| 1, || on_all_processors(&[2, 3], 1, |item| *item)),
+            (1, vec![2, 3])
+        );
+        let of_first = std::panic::catch_unwind(|| beside(|| panic!("first"), || 2));
+        let of_second = std::panic::catch_unwind(|| beside(|| 1, || panic!("second")));
+        for (ended, expected) in [
+            (of_first.map(|_: ((), _)| ()), "first"),
+            (of_second.map(|_: (_, ())| ()), "second"),
+        ] {
+            assert_eq!(ended.unwrap_err().downcast_ref::<&str>(), Some(&expected));
+        }
+    }
 
     #[test]
     fn results_are_in_the_order_of_the_items() {

@@ -15,6 +15,7 @@
 mod census;
 mod events;
 mod first_packet;
+mod further_packet;
 pub mod icmp;
 mod listing;
 mod outcome;
@@ -36,10 +37,10 @@ mod window;
 use crate::service::Generation;
 use crate::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
 use events::Farewell;
-use slots::{Guard, Sighting, Slots};
+use slots::{Sighting, Slots};
 use statistics::{Counter, PerWorker};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 pub use events::{Event, EventKind, Listener};
@@ -167,8 +168,8 @@ impl Found {
 
 /// Ticks are 2^20 ns, about a millisecond; deadlines are kept modulo 2^32 of them, 52 days.
 const TICK_BITS: u32 = 20;
-/// The part of the timeout of a stream by which its end may be late.
-const STREAM_LAG: u32 = 512;
+/// The end of a stream lags behind what its last packet asks for by one of so many parts of the timeout at the most.
+const STREAM_LAG_PARTS: u32 = 512;
 /// The longest timeout: deadlines must be less than 2^31 ticks away.
 const LONGEST: Duration = Duration::from_secs(20 * 86_400);
 
@@ -202,7 +203,7 @@ pub struct Conntrack {
     statistics: PerWorker,
     /// That of UDP streams, bounded, for every datagram needs it.
     stream_timeout: Duration,
-    /// Ticks by which the end of one is late at the most: see [`Self::goes_on`].
+    /// Ticks by which the end of one lags at the most: see [`Self::goes_on`].
     stream_lag: u32,
     /// Where the next sweep begins.
     cursor: AtomicUsize,
@@ -232,7 +233,7 @@ impl Conntrack {
         };
         Self {
             stream_timeout,
-            stream_lag: tick(Timestamp::default().after(stream_timeout / STREAM_LAG)),
+            stream_lag: tick(Timestamp::default().after(stream_timeout / STREAM_LAG_PARTS)),
             settings,
             slots: Slots::new(settings.capacity, hash, settings.per_source),
             accounts: (0..accounts).map(|_| Default::default()).collect(),
@@ -291,185 +292,6 @@ impl Conntrack {
             self.statistics.add(Counter::Found, 1);
         }
         !taken
-    }
-
-    /// A further packet of a connection. When its entry has gone meanwhile the packet passes as `found` says.
-    #[inline]
-    pub fn track(&self, found: &Found, headers: &Headers, now: Timestamp) -> Tracked {
-        if self.goes_on(found, now) {
-            return Tracked::Accepted;
-        }
-        self.advance_locked((found.entry(), found.direction()), headers, now)
-    }
-
-    /// All of [`Self::track`] for a datagram of an assured flow, which only puts its end off: that needs no lock, and
-    /// nothing of the packet. False when there is more to do.
-    ///
-    /// DIFFERS: it is put off when that is worth a 512th of the timeout, 0.23 of 120 seconds. Most datagrams write nothing that
-    /// other workers read then; a flow may end by as much too early.
-    #[inline(always)]
-    pub fn goes_on(&self, found: &Found, now: Timestamp) -> bool {
-        let meta = found.0.meta;
-        let is_stream = meta.protocol == Protocol::UDP
-            && found.status().has(Status::STREAM)
-            && self.accounts.is_empty();
-        is_stream && {
-            let deadline = tick(now.after(self.stream_timeout));
-            self.slots
-                .put_off((found.0.id, meta), deadline, self.stream_lag)
-        }
-    }
-
-    fn advance_locked(
-        &self,
-        (id, direction): (EntryId, Direction),
-        headers: &Headers,
-        now: Timestamp,
-    ) -> Tracked {
-        let Some(entry) = self.slots.lock(id) else {
-            return Tracked::Ignored;
-        };
-        if let Transport::Tcp(segment) = &headers.transport
-            && self.moves_windows(&entry, (segment, direction), now)
-        {
-            self.account(id.index, direction, headers.length);
-            return Tracked::Accepted;
-        }
-        self.advance_any(entry, direction, headers, now)
-    }
-
-    /// All that there is to do for a segment which changes nothing but windows and deadline. False when there is more, and then
-    /// nothing has changed.
-    #[inline(always)]
-    fn moves_windows(
-        &self,
-        entry: &Guard<'_>,
-        (segment, direction): (&TcpSegment, Direction),
-        now: Timestamp,
-    ) -> bool {
-        if !Status(entry.meta().status).has(Status::STREAM) {
-            return false;
-        }
-        let mut words = entry.state();
-        let mut connection = state::load_tcp(&words, direction);
-        let Some(timeout) = connection.go_on(segment, direction, &self.settings.tcp) else {
-            return false;
-        };
-        state::store_tcp(&mut words, &connection, direction);
-        entry.set_state(&words);
-        entry.set_deadline(deadline(now, timeout));
-        true
-    }
-
-    fn advance_any(
-        &self,
-        entry: Guard<'_>,
-        direction: Direction,
-        headers: &Headers,
-        now: Timestamp,
-    ) -> Tracked {
-        let mut meta = entry.meta();
-        let mut status = Status(meta.status);
-        let state = state::bits_of_state(entry.word(state::DETAIL));
-        let outcome = self.advance(&entry, headers, direction, &mut status, now);
-        if !matches!(outcome, Outcome::Invalid(..) | Outcome::Restart) {
-            // The kernel destroys an entry before it marks it.
-            if direction == Direction::Reply && outcome != Outcome::End {
-                status.set(Status::SEEN_REPLY);
-            }
-            self.account(entry.index(), direction, headers.length);
-        }
-        let has_changed =
-            status.0 != meta.status || state::bits_of_state(entry.word(state::DETAIL)) != state;
-        meta.status = status.0;
-        match outcome {
-            Outcome::Refresh(timeout) => meta.deadline = deadline(now, timeout),
-            Outcome::Invalid(_, Some(at_most)) if remaining(meta.deadline, now) > at_most => {
-                meta.deadline = deadline(now, at_most);
-            }
-            Outcome::Invalid(..)
-            | Outcome::Keep
-            | Outcome::Ignored
-            | Outcome::Restart
-            | Outcome::End => {}
-        }
-        entry.set_meta(meta);
-        if matches!(outcome, Outcome::End | Outcome::Restart) {
-            entry.remove(Farewell::at(now));
-        } else if has_changed {
-            entry.tell(EventKind::Update, now);
-        }
-        match outcome {
-            Outcome::Refresh(_) | Outcome::Keep | Outcome::End => Tracked::Accepted,
-            Outcome::Ignored => Tracked::Ignored,
-            Outcome::Restart => Tracked::Restart,
-            Outcome::Invalid(reason, _) => {
-                self.statistics.add(Counter::Invalid, 1);
-                Tracked::Invalid(reason)
-            }
-        }
-    }
-
-    fn advance(
-        &self,
-        entry: &Guard<'_>,
-        headers: &Headers,
-        direction: Direction,
-        status: &mut Status,
-        now: Timestamp,
-    ) -> Outcome {
-        let timeouts = &self.settings.timeouts;
-        match &headers.transport {
-            Transport::Tcp(segment) => {
-                let mut words = entry.state();
-                let mut connection = state::load_tcp(&words, direction);
-                let outcome = connection.track(segment, direction, status, &self.settings.tcp);
-                state::store_tcp(&mut words, &connection, direction);
-                entry.set_state(&words);
-                outcome
-            }
-            Transport::Sctp(packet) => {
-                let mut words = entry.state();
-                let mut association = state::load_sctp(&words);
-                let outcome = association.track(packet, direction, status, &timeouts.sctp);
-                state::store_sctp(&mut words, &association);
-                entry.set_state(&words);
-                outcome
-            }
-            Transport::Udp => {
-                let detail = entry.word(state::DETAIL);
-                let is_old = state::is_old(detail)
-                    || udp::STREAM_AFTER < age(state::load_opened(detail), now);
-                if is_old {
-                    entry.set_word(state::DETAIL, state::made_old(detail));
-                }
-                Outcome::Refresh(udp::track(is_old, status, &timeouts.udp))
-            }
-            Transport::Other if headers.tuple.protocol == GRE => {
-                Outcome::Refresh(udp::track_gre(status, &timeouts.gre))
-            }
-            Transport::Icmp | Transport::Other => {
-                Outcome::Refresh(self.stateless_timeout(headers.tuple.protocol))
-            }
-        }
-    }
-
-    fn account(&self, index: u32, direction: Direction, length: u32) {
-        let Some(account) = self.accounts.get(index as usize) else {
-            return;
-        };
-        account[2 * direction as usize].fetch_add(1, Relaxed);
-        account[2 * direction as usize + 1].fetch_add(u64::from(length), Relaxed);
-    }
-
-    const fn stateless_timeout(&self, protocol: Protocol) -> Duration {
-        let timeouts = &self.settings.timeouts;
-        match protocol {
-            Protocol::ICMP => timeouts.icmp,
-            Protocol::ICMPV6 => timeouts.icmpv6,
-            GRE => timeouts.gre.unreplied,
-            _ => timeouts.generic,
-        }
     }
 
     /// Counts a packet that the path could not even look up, or an ICMP error that belongs to no connection.

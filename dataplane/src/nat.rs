@@ -73,7 +73,8 @@ fn rewrite_as(
     if protocol != Protocol::SCTP {
         change.mend(transport, protocol, state);
     } else if change.ports != Change::default() {
-        // DIFFERS: the kernel computes it anew all the same, and thereby mends a wrong one, which only the node itself can send.
+        // DIFFERS: the kernel computes it anew all the same, and thereby mends a wrong one, which only the node itself can
+        // send.
         let checksum = packet::sctp_checksum(transport);
         transport[8..12].copy_from_slice(&checksum);
     }

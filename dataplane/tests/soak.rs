@@ -290,8 +290,8 @@ impl Soak {
         } else {
             flow.deadline.since(now)
         };
-        let may_be_late = if flow.is_assured { STREAM_LAG } else { NEAR };
-        if distance <= may_be_late || is_over != is_there {
+        let near = if flow.is_assured { STREAM_LAG } else { NEAR };
+        if distance <= near || is_over != is_there {
             return;
         }
         assert!(!is_over, "{original:?} outlived its timeout: {flow:?}");

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! hot   0  identifier of the Service
-//!       1  generation plus one, 0 without a tag (32) | TCP: flags (8) and scale (4) of the last segment, scale (4) and flags (6) of the peers, reply first
+//!       1  generation plus one, 0 without a tag (32)
+//!          TCP: flags (8) and scale (4) of the last segment, scale (4) and flags (6) of the sides, reply first
 //!       2  TCP: end of the last segment (32), its window (16), duplicates (6), state (4), zero (2), direction (1), kind (3)
 //!          SCTP: state, flags; others: tick of the first packet (32)
 //! cold  3  TCP: end, max_end of the original side; SCTP: tags

@@ -11,7 +11,8 @@ impl Status {
     pub const SEEN_REPLY: Self = Self(0x2);
     /// Survives early drop.
     pub const ASSURED: Self = Self(0x4);
-    /// Both sides were heard for long: no packet of UDP changes anything but the end.
+    /// Both sides were heard: no packet of UDP changes anything but the end, no segment in the midst of a connection of TCP
+    /// its status.
     pub(super) const STREAM: Self = Self(Self::SEEN_REPLY.0 | Self::ASSURED.0);
     /// In the table.
     pub const CONFIRMED: Self = Self(0x8);

@@ -4,7 +4,8 @@
 //! of the project's conntrack reference, section 2. Guido van Rooij, "Real Stateful TCP Packet Filtering
 //! in IP Filter", is where the window checks come from. Start at [`Connection::track`].
 //!
-//! Sequence numbers are compared modulo 2^32 ([`after`](super::window::after), [`before`](super::window::before)), never with `<`.
+//! Sequence numbers are compared modulo 2^32 ([`after`](super::window::after), [`before`](super::window::before)), never
+//! with `<`.
 
 mod reset;
 mod states;
@@ -259,7 +260,6 @@ impl Connection {
             return None;
         }
         self.last.kind = Kind::Ack;
-        self.last.direction = direction;
         Some(self.timeout(Kind::Ack, settings))
     }
 
@@ -472,5 +472,128 @@ enum Step {
 impl Step {
     const fn check(old: State, new: State) -> Self {
         Self::Check { old, new }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conntrack::state;
+    use fastrand::Rng;
+
+    const DIRECTIONS: [Direction; 2] = [Direction::Original, Direction::Reply];
+
+    fn peer(random: &mut Rng) -> Peer {
+        let end = random.u32(..);
+        Peer {
+            end,
+            max_end: end.wrapping_add(random.u32(..100_000)),
+            max_window: random.u32(0..4) * 30_000,
+            max_ack: end.wrapping_sub(random.u32(..3)),
+            scale: random.u8(..15),
+            flags: random.u8(..64),
+        }
+    }
+
+    /// Most are established; numbers are small where a segment has to meet them.
+    fn connection(random: &mut Rng) -> Connection {
+        let state = if random.u8(..4) == 0 {
+            State::ALL[random.usize(..State::ALL.len())]
+        } else {
+            State::Established
+        };
+        Connection {
+            state,
+            sender: peer(random),
+            receiver: peer(random),
+            last: Last {
+                direction: DIRECTIONS[random.usize(..2)],
+                kind: Kind::ALL[random.usize(..Kind::ALL.len())],
+                sequence: random.u32(..),
+                acknowledgement: random.u32(..),
+                end: random.u32(..),
+                window: random.u16(..),
+                scale: random.u8(..15),
+                flags: random.u8(..),
+            },
+            retransmissions: random.u8(..64),
+        }
+    }
+
+    /// About where the connection is, often a duplicate of the last one.
+    fn segment(random: &mut Rng, connection: &mut Connection) -> TcpSegment {
+        let near =
+            |random: &mut Rng, number: u32| number.wrapping_add(random.u32(..5)).wrapping_sub(2);
+        let flags = if random.u8(..4) == 0 {
+            random.u8(..)
+        } else {
+            0x10
+        };
+        let segment = TcpSegment {
+            flags: TcpFlags(flags),
+            sequence: near(random, connection.sender.end),
+            acknowledgement: near(random, connection.receiver.end),
+            window: random.u16(..),
+            data_length: random.u32(..3) * 700,
+            options: TcpOptions {
+                highest_sack: random.bool().then(|| near(random, connection.receiver.end)),
+                ..TcpOptions::default()
+            },
+        };
+        if random.bool() {
+            connection.last.sequence = segment.sequence;
+            connection.last.acknowledgement = segment.acknowledgement;
+            connection.last.end = segment.end();
+            connection.last.window = segment.window;
+        }
+        segment
+    }
+
+    #[test]
+    fn the_short_way_is_the_long_one_or_none() {
+        let mut random = Rng::with_seed(1);
+        let settings = TcpSettings::default();
+        let mut taken = 0;
+        for _ in 0..200_000 {
+            let mut short = connection(&mut random);
+            let segment = segment(&mut random, &mut short);
+            let (before, mut long) = (short, short);
+            let direction = DIRECTIONS[random.usize(..2)];
+            let Some(timeout) = short.go_on(&segment, direction, &settings) else {
+                assert_eq!(short, before);
+                continue;
+            };
+            let mut status = Status::STREAM;
+            let outcome = long.track(&segment, direction, &mut status, &settings);
+            assert_eq!(
+                (outcome, status),
+                (Outcome::Refresh(timeout), Status::STREAM)
+            );
+            assert_eq!(short, long, "{before:?} {segment:?}");
+            taken += 1;
+        }
+        assert!((40_000..150_000).contains(&taken), "{taken}");
+    }
+
+    /// Packed and unpacked again it is the same, and the other way round for who answers.
+    #[test]
+    fn words_hold_a_connection_whoever_looks_at_it() {
+        let mut random = Rng::with_seed(2);
+        for _ in 0..1000 {
+            let connection = connection(&mut random);
+            for direction in DIRECTIONS {
+                let mut words = [random.u64(..); 8];
+                let service = [words[0], words[1] >> 32];
+                state::store_tcp(&mut words, &connection, direction);
+                assert_eq!(state::load_tcp(&words, direction), connection);
+                let turned = Connection {
+                    sender: connection.receiver,
+                    receiver: connection.sender,
+                    ..connection
+                };
+                assert_eq!(state::load_tcp(&words, direction.opposite()), turned);
+                assert_eq!([words[0], words[1] >> 32], service);
+            }
+        }
     }
 }

@@ -3,8 +3,8 @@
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use std::fmt;
 
-/// Names with their values, no name twice, in the order of the names. Most objects have one or two, for which a tree takes ten
-/// times the memory.
+/// Names with their values, no name twice, in the order of the names. Most objects have one or two, for which a tree takes
+/// ten times the memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Labels(Vec<(String, String)>);
 
@@ -45,9 +45,6 @@ impl<'de> Deserialize<'de> for Labels {
     }
 }
 
-/// Room is made for so many at the most before they are read.
-const MOST: usize = 64;
-
 struct LabelsVisitor;
 
 impl<'de> Visitor<'de> for LabelsVisitor {
@@ -58,7 +55,7 @@ impl<'de> Visitor<'de> for LabelsVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Labels, A::Error> {
-        let mut labels = Labels(Vec::with_capacity(map.size_hint().unwrap_or(0).min(MOST)));
+        let mut labels = Labels(Vec::with_capacity(map.size_hint().unwrap_or(0)));
         // In order already, where a printer wrote them.
         while let Some((name, value)) = map.next_entry()? {
             labels.insert(name, value);

@@ -15,8 +15,8 @@ const KIND: u64 = 0xff01;
 #[derive(Clone, Copy, Debug)]
 pub struct Guess(EntryId);
 
-/// An entry, and what its tuples' hashes were after it had been seen LIVE: who can lock that life of it afterwards knows that
-/// they are its own.
+/// An entry, and what its tuples' hashes were after it had been seen LIVE: who can lock that life of it afterwards knows
+/// that they are its own.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::conntrack) struct Named {
     pub(super) id: EntryId,
@@ -61,8 +61,8 @@ impl Slots {
             .or_else(|| self.candidates(hash).find_map(|id| self.sight(id, tuple)))
     }
 
-    /// Gives an entry whose meta was `seen` another deadline, if it has still that meta, and if that is more than `lag` ticks
-    /// later. False when it has another meta by now.
+    /// Gives an entry whose meta was `seen` another deadline, if it has still that meta, and if that is more than `lag`
+    /// ticks later. False when it has another meta by now.
     ///
     /// Taken apart from the lock (invariant 3): that the word is the same is all that must hold. Should it be that of a
     /// later life, its protocol, status and deadline are the same too, and it is put off in this one's stead.

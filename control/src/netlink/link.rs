@@ -89,8 +89,8 @@ impl Netlink {
         self.set_link(message, || format!("set link {index} mtu {mtu}"))
     }
 
-    /// Leaves out the queue that the kernel keeps in front of a link's driver (`tc qdisc add dev … root noqueue`). The link must
-    /// be down, and have none of its own.
+    /// Leaves out the queue that the kernel keeps in front of a link's driver (`tc qdisc add dev … root noqueue`). The link
+    /// must be down, and have none of its own.
     pub fn set_no_queue(&mut self, index: u32) -> Result<()> {
         let mut message = TcMessage::with_index(index as i32);
         message.header.parent = TcHandle::ROOT;

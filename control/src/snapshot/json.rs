@@ -57,7 +57,8 @@ pub(super) fn read_list<D: Decode>(
 }
 
 impl Piece<'_> {
-    /// The object in it; the text that it is of begins below the line of `location`. An error comes with the lines before it.
+    /// The object in it; the text that it is of begins below the line of `location`. An error comes with the lines before
+    /// it.
     fn read<D: Decode>(
         &self,
         location: &Location,

@@ -98,6 +98,29 @@ fn numbered(number: usize) -> String {
         .replace("0.10", &format!("{}.{}", number / 250, number % 250 + 1))
 }
 
+/// So many that they are put together on two processors.
+#[test]
+fn many_objects_are_sorted_and_one_that_is_twice_is_found() {
+    let read = |numbers: &[usize]| {
+        let documents: Vec<String> = numbers.iter().map(|number| numbered(*number)).collect();
+        Snapshot::parse("many.yaml", &documents.join("\n---\n"))
+    };
+    let mut numbers: Vec<usize> = (0..MANY_PARTS * document::TURN + 1).rev().collect();
+    let snapshot = read(&numbers).unwrap();
+    assert_eq!(snapshot.services.len(), numbers.len());
+    let names = snapshot
+        .services
+        .iter()
+        .map(|service| &service.metadata.name);
+    assert!(names.is_sorted());
+    numbers.push(7);
+    let error = read(&numbers).unwrap_err().to_string();
+    assert!(
+        error.contains("Service demo/web-7") && error.contains("a second time"),
+        "{error}"
+    );
+}
+
 #[test]
 fn a_large_list_is_the_same_as_its_documents() {
     let documents: Vec<String> = (0..600).map(numbered).collect();

@@ -77,6 +77,13 @@ fn documents_follow_one_another() {
         (format!("{a}{b}"), [1, 1]),
         (format!("{a}\n---\n{b}\n"), [1, 3]),
         (
+            format!(
+                "{}\n---\n{b}\n",
+                indented(&list(std::slice::from_ref(&a)), 4)
+            ),
+            [4, 28],
+        ),
+        (
             format!("{}\n{}\n", indented(&a, 2), indented(&b, 2)),
             [1, 18],
         ),

@@ -131,7 +131,8 @@ fn established(
         return translate(&mut packet, tuple, found);
     }
     let headers = headers(&packet, tuple, transport);
-    match conntrack.track_locked(found, &headers, now) {
+    let of = (found.entry(), found.direction());
+    match conntrack.track_locked(of, &headers, now) {
         Tracked::Accepted | Tracked::Ignored => translate(&mut packet, tuple, found),
         Tracked::Invalid(_) => invalid(context, origin, packet.destination()),
         Tracked::Restart => new_flow(context, origin, packet, &headers),

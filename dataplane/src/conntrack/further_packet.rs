@@ -7,7 +7,7 @@ use super::events::{EventKind, Farewell};
 use super::outcome::{Outcome, Tracked};
 use super::slots::Guard;
 use super::statistics::Counter;
-use super::{Conntrack, Found, GRE, Headers, Status, TcpSegment, Transport};
+use super::{Conntrack, EntryId, Found, GRE, Headers, Status, TcpSegment, Transport};
 use super::{age, deadline, remaining, state, tick, udp};
 use crate::tuple::{Direction, Protocol, Timestamp};
 use std::sync::atomic::Ordering::Relaxed;
@@ -20,7 +20,7 @@ impl Conntrack {
         if self.goes_on(found, now) {
             return Tracked::Accepted;
         }
-        self.track_locked(found, headers, now)
+        self.track_locked((found.entry(), found.direction()), headers, now)
     }
 
     /// All of [`Self::track`] for a datagram of an assured flow, which only puts its end off: that needs no lock, and
@@ -41,10 +41,15 @@ impl Conntrack {
         }
     }
 
-    /// The rest of [`Self::track`], for a packet for which [`Self::goes_on`] is false.
-    pub(crate) fn track_locked(&self, found: &Found, headers: &Headers, now: Timestamp) -> Tracked {
-        let direction = found.direction();
-        let Some(entry) = self.slots.lock(found.entry()) else {
+    /// The rest of [`Self::track`], for a packet for which [`Self::goes_on`] is false. It is handed no more of what was found
+    /// than it needs: all of that would have to stand in memory, for packets that do not come here, too.
+    pub(crate) fn track_locked(
+        &self,
+        (id, direction): (EntryId, Direction),
+        headers: &Headers,
+        now: Timestamp,
+    ) -> Tracked {
+        let Some(entry) = self.slots.lock(id) else {
             return Tracked::Ignored;
         };
         if let Transport::Tcp(segment) = &headers.transport

@@ -19,7 +19,8 @@
 //! - what the node answers to others comes by only from endpoints on its own network
 //! - what the node says of errors goes by `pen-node`, whose routes name the node's address as the source
 //! - the MTU that the kernel learns of a path is of another route than the one that leads to `pen-node`
-//! - the devices come before the next link's MTU does: what is turned away there is not told that it is too large
+//! - the devices come before the next link's MTU does: what is turned away there is not told that it is too large, and what
+//!   is too large has opened its connection
 //!
 //! Invariants: each of our rules names its protocol before the local table is reached, because one that takes everything
 //! hides the node's own addresses from ARP and neighbour discovery; each carries [`PROTOCOL`], so that the next start

@@ -187,6 +187,11 @@ impl Run<'_> {
                 seen: Seen::Packets(outputs),
             }));
         }
+        let is_new = from_client && self.heard[flow][0].by_server.is_none();
+        if is_new && deliberate::is_too_big(&outputs[0]) {
+            self.part(flow, "a first packet that is too large for the next link");
+            return Ok(None);
+        }
         self.remember(flow, tag, from_client, outputs);
         Ok(None)
     }

@@ -91,7 +91,7 @@ fn same_but_mended(kernel: &[Output], ours: &[Output]) -> bool {
 }
 
 /// Whether a router said that a packet is too big, and nothing else.
-fn is_too_big(outputs: &[Output]) -> bool {
+pub(super) fn is_too_big(outputs: &[Output]) -> bool {
     matches!(refusal(outputs), Some([3, 4] | [2, 0]))
 }
 

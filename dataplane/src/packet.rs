@@ -54,6 +54,11 @@ impl<'a> Packet<'a> {
         }
     }
 
+    /// Where its parts are.
+    pub const fn layout(&self) -> Layout {
+        self.layout
+    }
+
     /// What it is to connection tracking.
     pub fn kind(&self) -> Kind {
         self.layout.kind(self.bytes)

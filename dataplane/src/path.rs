@@ -1,5 +1,5 @@
-//! The path of a packet: [`process`], then [`established`] for packets of known connections, [`new_flow`] for the
-//! first of a new one, [`related`] for ICMP errors about one.
+//! The path of a packet: [`process`], then [`established`] for packets of known connections, [`new_flow`] and [`settle`] for
+//! the first of a new one, [`related`] for ICMP errors about one.
 //!
 //! A packet takes one pass. A hit never reads the service table, but to find out whether a UDP flow from before the
 //! newest table still has its endpoint. Read first: `docs/architecture.md`; then the module whose noun interests you.
@@ -7,12 +7,14 @@
 //! What a hit passes through is inlined into [`process`], and what is rarely needed is handed small values only: a large
 //! one is handed over in memory, where it is written in parts and read as a whole, for which a processor waits.
 
+mod openings;
 mod prepared;
 
+pub use openings::Openings;
 pub use prepared::{NEAR, Prepared, guess, prepare};
 
 use crate::conntrack::{ConfirmError, Confirmed, Conntrack, EntryId, Found, Headers};
-use crate::conntrack::{ServiceTag, Tentative, Tracked, Transport};
+use crate::conntrack::{ServiceTag, Tentative, Tracked, Transport, TupleHash};
 use crate::fragments::{self, Collected, Described, Fragments};
 use crate::frame::Frame;
 use crate::nat;
@@ -24,6 +26,7 @@ use crate::service::{Decision, ServiceTable};
 use crate::tuple::{Address, Origin, Protocol, Timestamp, Tuple};
 use crate::verdict::{DropReason, RejectWith, Verdict};
 use fastrand::Rng;
+use openings::Opening;
 use prepared::Near;
 
 /// All that the path works with, for the packets of one batch.
@@ -41,6 +44,8 @@ pub struct Context<'a> {
     pub fragments: &'a Fragments,
     /// Where dropped connections are noted for the log.
     pub notices: &'a Notices,
+    /// Connections that are planned and have not settled. See [`process`].
+    pub openings: &'a mut Openings,
     /// Filled when the last fragment of a datagram arrived: all of its frames, which the verdict is about.
     pub datagram: Vec<Frame>,
     /// Whether INVALID packets go on untranslated (`tcpBeLiberal` takes kube-proxy's drop rule away).
@@ -52,17 +57,54 @@ pub struct Context<'a> {
 }
 
 /// Decides on the packet in `frame`, which came from `origin` and was prepared, and translates it in place.
+///
+/// `None`: it opens a connection, which is planned and waits in [`Context::openings`]. [`settle`] decides on the packet then,
+/// before [`Openings::must_settle_before`] asks for it, or at the latest when no more packets are there.
 pub fn process(
     context: &mut Context<'_>,
     origin: Origin,
     frame: &mut Frame,
     prepared: &Prepared,
-) -> Verdict {
+) -> Option<Verdict> {
     match prepared.layout {
-        Err(reason) => Verdict::Drop(reason),
-        Ok(layout) if layout.is_fragment() => datagram(context, origin, frame, layout),
+        Err(reason) => Some(Verdict::Drop(reason)),
+        Ok(layout) if layout.is_fragment() => Some(datagram(context, origin, frame, layout)),
         Ok(layout) => whole(context, origin, Packet::new(frame, layout), prepared),
     }
+}
+
+/// Enters the connections that wait into the table, in the order in which they came, and decides on the packets that opened
+/// them: each is handed to `decided` with its verdict.
+pub fn settle<'a>(
+    context: &mut Context<'a>,
+    mut decided: impl FnMut(&Context<'a>, &mut Frame, Verdict),
+) {
+    let mut openings = std::mem::take(context.openings);
+    for (opening, frame) in openings.waiting() {
+        let verdict = enter(context, opening, frame);
+        decided(context, frame, verdict);
+    }
+    openings.clear();
+    *context.openings = openings;
+}
+
+/// [`process`] and [`settle`] for a packet that no other one waits with.
+pub fn process_alone(
+    context: &mut Context<'_>,
+    origin: Origin,
+    frame: &mut Frame,
+    prepared: &Prepared,
+) -> Verdict {
+    let mut verdict = process(context, origin, frame, prepared);
+    if verdict.is_none() {
+        context.openings.keep(frame);
+    }
+    settle(context, |_, settled, its_verdict| {
+        std::mem::swap(frame, settled);
+        verdict = Some(its_verdict);
+    });
+    // One of the two has set it.
+    verdict.unwrap_or(Verdict::Drop(DropReason::Malformed))
 }
 
 #[inline]
@@ -71,24 +113,28 @@ fn whole(
     origin: Origin,
     packet: Packet<'_>,
     prepared: &Prepared,
-) -> Verdict {
+) -> Option<Verdict> {
     if packet.is_untracked() {
-        return Verdict::Pass;
+        return Some(Verdict::Pass);
     }
     // As the kernel does, which verifies in PREROUTING only.
     let is_damaged = origin != Origin::Node && packet.has_bad_checksum();
     if packet.is_icmp_error() {
-        return match packet.quote() {
+        return Some(match packet.quote() {
             Some(quote) if !is_damaged => related(context, origin, packet, &quote),
             _ => broken(context, origin, (packet.protocol(), packet.destination())),
-        };
+        });
     }
     let transport = packet.transport_header();
     match (&prepared.tuple, &transport) {
         (Some(tuple), Some(transport)) if !is_damaged => {
             flow(context, origin, packet, (tuple, transport, prepared.near))
         }
-        _ => broken(context, origin, (packet.protocol(), packet.destination())),
+        _ => Some(broken(
+            context,
+            origin,
+            (packet.protocol(), packet.destination()),
+        )),
     }
 }
 
@@ -98,17 +144,17 @@ fn flow(
     origin: Origin,
     packet: Packet<'_>,
     (tuple, transport, near): (&Tuple, &Transport, Option<Near>),
-) -> Verdict {
-    let now = context.now;
-    let found = match near {
-        Some((hash, guess)) => context.conntrack.find_near(tuple, hash, guess, now),
-        None => context.conntrack.find(tuple, now),
-    };
-    match found {
-        Some(found) => established(context, origin, packet, (tuple, transport, &found)),
+) -> Option<Verdict> {
+    let (conntrack, now) = (context.conntrack, context.now);
+    let (hash, guess) = near.unwrap_or_else(|| (conntrack.hash(tuple), None));
+    match conntrack.find_near(tuple, hash, guess, now) {
+        Some(found) => {
+            let named = (tuple, hash, transport);
+            established(context, origin, packet, named, &found)
+        }
         None => {
             let headers = headers(&packet, tuple, transport);
-            new_flow(context, origin, packet, &headers)
+            new_flow(context, origin, &packet, (&headers, hash))
         }
     }
 }
@@ -119,23 +165,24 @@ fn established(
     context: &mut Context<'_>,
     origin: Origin,
     mut packet: Packet<'_>,
-    (tuple, transport, found): (&Tuple, &Transport, &Found),
-) -> Verdict {
+    (tuple, hash, transport): (&Tuple, TupleHash, &Transport),
+    found: &Found,
+) -> Option<Verdict> {
     let (conntrack, now) = (context.conntrack, context.now);
     if is_stale(context, tuple.protocol, found) {
         conntrack.end(found.entry(), now);
         let headers = headers(&packet, tuple, transport);
-        return new_flow(context, origin, packet, &headers);
+        return new_flow(context, origin, &packet, (&headers, hash));
     }
     if conntrack.goes_on(found, now) {
-        return translate(&mut packet, tuple, found);
+        return Some(translate(&mut packet, tuple, found));
     }
     let headers = headers(&packet, tuple, transport);
     let of = (found.entry(), found.direction());
     match conntrack.track_locked(of, &headers, now) {
-        Tracked::Accepted | Tracked::Ignored => translate(&mut packet, tuple, found),
-        Tracked::Invalid(_) => invalid(context, origin, packet.destination()),
-        Tracked::Restart => new_flow(context, origin, packet, &headers),
+        Tracked::Accepted | Tracked::Ignored => Some(translate(&mut packet, tuple, found)),
+        Tracked::Invalid(_) => Some(invalid(context, origin, packet.destination())),
+        Tracked::Restart => new_flow(context, origin, &packet, (&headers, hash)),
     }
 }
 
@@ -148,27 +195,35 @@ fn headers(packet: &Packet<'_>, tuple: &Tuple, transport: &Transport) -> Headers
     }
 }
 
-/// The first packet of a connection: find the Service, choose the endpoint, plan the reply tuple, confirm, rewrite.
+/// The first packet of a connection: find the Service, choose the endpoint, plan the reply tuple. [`settle`] does the rest when
+/// the index of that tuple has come near: confirm, rewrite.
 fn new_flow(
     context: &mut Context<'_>,
     origin: Origin,
-    mut packet: Packet<'_>,
-    headers: &Headers,
-) -> Verdict {
-    if is_with_the_node_itself(context, origin, &headers.tuple) {
-        return Verdict::Pass;
+    packet: &Packet<'_>,
+    (headers, hash): (&Headers, TupleHash),
+) -> Option<Verdict> {
+    let (conntrack, original) = (context.conntrack, &headers.tuple);
+    if is_with_the_node_itself(context, origin, original) {
+        return Some(Verdict::Pass);
     }
-    let Ok(mut tentative) = context.conntrack.open(headers, context.now) else {
-        return invalid(context, origin, packet.destination());
+    let Ok(mut tentative) = conntrack.open(headers, context.now) else {
+        return Some(invalid(context, origin, original.destination));
     };
-    let masqueraded = match plan(context, origin, &mut tentative) {
-        Ok(masqueraded) => masqueraded,
-        Err(verdict) => return verdict,
+    let (reply, service) = match plan(context, origin, original) {
+        Ok(planned) => planned,
+        Err(verdict) => return Some(verdict),
     };
-    match confirm(context, &mut tentative, masqueraded) {
-        Ok(found) => translate(&mut packet, &headers.tuple, &found),
-        Err(reason) => no_room(context, &tentative, reason),
-    }
+    tentative.reply = reply;
+    tentative.set_service(service);
+    let reply = conntrack.hash(&reply);
+    conntrack.prefetch_buckets(reply);
+    context.openings.add(Opening {
+        tentative,
+        hashes: [hash, reply],
+        layout: packet.layout(),
+    });
+    None
 }
 
 /// Whether a TCP packet is for the node itself, and neither for a Service nor from the address of one: what the node
@@ -250,7 +305,7 @@ fn datagram(
     let verdict = match prepared.layout {
         // One more header of a fragment inside.
         Ok(layout) if layout.is_fragment() => invalid(context, origin, described.destination()),
-        _ => process(context, origin, &mut joined, &prepared),
+        _ => process_alone(context, origin, &mut joined, &prepared),
     };
     match verdict {
         Verdict::Forward => fragments::spread(&mut joined, &mut frames),
@@ -271,19 +326,22 @@ fn translate(packet: &mut Packet<'_>, tuple: &Tuple, found: &Found) -> Verdict {
     Verdict::Forward
 }
 
-/// Sets the reply tuple as the Service asks for. Says whether the source is masqueraded.
+/// The reply tuple as the Service asks for it, with a source port of its own where the source is masqueraded; and for whom the
+/// connection is made.
 ///
 /// DIFFERS: what is turned away leaves no entry. In the kernel what the node sends to its own address has one by the time
 /// that kube-proxy's rule turns it away, and INVALID packets of that connection pass.
 fn plan(
     context: &mut Context<'_>,
     origin: Origin,
-    tentative: &mut Tentative,
-) -> Result<bool, Verdict> {
+    original: &Tuple,
+) -> Result<(Tuple, ServiceTag), Verdict> {
     let services = context.services;
-    tentative.service = Some(ServiceTag::untranslated(services.generation()));
-    let (service, endpoints, masquerade) = match services.decide(&tentative.original, origin) {
-        Decision::NotAService => return Ok(false),
+    let generation = services.generation();
+    let (service, endpoints, masquerade) = match services.decide(original, origin) {
+        Decision::NotAService => {
+            return Ok((original.inverse(), ServiceTag::untranslated(generation)));
+        }
         Decision::Reject(_) => return Err(Verdict::Reject(RejectWith::PortUnreachable)),
         Decision::NoLocalEndpoint(_) => return Err(Verdict::Drop(DropReason::NoLocalEndpoint)),
         Decision::SourceNotAllowed(_) => return Err(Verdict::Drop(DropReason::SourceNotAllowed)),
@@ -298,39 +356,44 @@ fn plan(
         rng: context.rng,
         now: context.now,
     };
-    let original = tentative.original;
-    let endpoint = select::endpoint(services, service, endpoints, &original, &mut turn);
-    let (reply, masqueraded) =
-        nat::plan(&original, endpoint, masquerade, origin).map_err(Verdict::Drop)?;
-    tentative.reply = reply;
-    tentative.service = Some(ServiceTag {
-        id: services.service_id(service),
-        generation: services.generation(),
-    });
-    Ok(masqueraded)
+    let endpoint = select::endpoint(services, service, endpoints, original, &mut turn);
+    let (mut reply, masqueraded) =
+        nat::plan(original, endpoint, masquerade, origin).map_err(Verdict::Drop)?;
+    if masqueraded {
+        let (reserved, random) = (context.reserved_ports, (context.now, &mut *context.rng));
+        ports::draw(context.conntrack, reserved, &mut reply, random)
+            .map_err(|_| no_room(context, [original, &reply], DropReason::NoFreePort))?;
+    }
+    let id = services.service_id(service);
+    Ok((reply, ServiceTag { id, generation }))
 }
 
-/// Enters the connection into the table, with a source port of its own where it is masqueraded; others keep theirs
-/// while the reply tuple is free, as the null binding does. Another packet may take a port that was found free: then the
-/// search goes on.
-fn confirm(
-    context: &mut Context<'_>,
-    tentative: &mut Tentative,
-    masqueraded: bool,
-) -> Result<Found, DropReason> {
+/// Enters a connection into the table, and translates its first packet.
+#[inline]
+fn enter(context: &mut Context<'_>, opening: &mut Opening, frame: &mut Frame) -> Verdict {
+    let confirmed = confirm(context, opening);
+    let Tentative {
+        original, reply, ..
+    } = &opening.tentative;
+    match confirmed {
+        Ok(found) => {
+            let mut packet = Packet::new(frame, opening.layout);
+            translate(&mut packet, original, &found)
+        }
+        Err(reason) => no_room(context, [original, reply], reason),
+    }
+}
+
+/// Enters the connection into the table. A reply tuple that is taken gets another source port, also where the source is not
+/// masqueraded, as the null binding does; and again while another packet takes a port that was found free.
+fn confirm(context: &mut Context<'_>, opening: &mut Opening) -> Result<Found, DropReason> {
     const ATTEMPTS: usize = 8;
     let (conntrack, reserved, now) = (context.conntrack, context.reserved_ports, context.now);
-    if masqueraded {
-        ports::draw(
-            conntrack,
-            reserved,
-            &mut tentative.reply,
-            (now, context.rng),
-        )
-        .map_err(|_| DropReason::NoFreePort)?;
-    }
+    let Opening {
+        tentative, hashes, ..
+    } = opening;
     for _ in 0..ATTEMPTS {
-        match conntrack.confirm(tentative, now) {
+        match conntrack.confirm_near(tentative, *hashes, now) {
             Ok(Confirmed::Inserted(found) | Confirmed::Adopted(found)) => return Ok(found),
             Err(ConfirmError::TableFull) => return Err(DropReason::TableFull),
             Err(ConfirmError::SourceLimit) => return Err(DropReason::SourceLimit),
@@ -346,6 +409,7 @@ fn confirm(
             (now, context.rng),
         )
         .map_err(|_| DropReason::NoFreePort)?;
+        hashes[1] = conntrack.hash(&tentative.reply);
     }
     Err(DropReason::NoFreePort)
 }
@@ -358,15 +422,14 @@ fn end_stale(context: &Context<'_>, reply: &Tuple) -> bool {
 }
 
 /// A connection that is not made is counted, and noted for the log.
-fn no_room(context: &Context<'_>, tentative: &Tentative, reason: DropReason) -> Verdict {
+fn no_room(context: &Context<'_>, [original, reply]: [&Tuple; 2], reason: DropReason) -> Verdict {
     if reason == DropReason::NoFreePort {
         context.conntrack.count_no_port();
     }
-    let (original, reply) = (tentative.original, tentative.reply);
     context.notices.leave(Notice {
         reason,
-        original,
-        reply,
+        original: *original,
+        reply: *reply,
         entries: context.conntrack.len(),
     });
     Verdict::Drop(reason)

@@ -8,7 +8,7 @@ use crate::conntrack::Conntrack;
 use crate::fragments::Fragments;
 use crate::frame::Frame;
 use crate::notices::Notices;
-use crate::path::{self, Context, NEAR, Prepared};
+use crate::path::{self, Context, NEAR, Openings, Prepared};
 use crate::ports::ReservedPorts;
 use crate::reject::{self, RateLimit, RejectSources};
 use crate::select::Affinity;
@@ -93,6 +93,7 @@ pub struct Worker<'a, D> {
     rng: Rng,
     frames: Vec<Frame>,
     prepared: [Prepared; NEAR],
+    openings: Openings,
     train: Train,
     /// When it last had work.
     worked_until: Timestamp,
@@ -119,6 +120,7 @@ impl<'a, D: Device> Worker<'a, D> {
             rng,
             frames,
             prepared: [Prepared::NONE; NEAR],
+            openings: Openings::default(),
             train: Train::default(),
             worked_until: Timestamp(0),
         }
@@ -233,6 +235,7 @@ impl<'a, D: Device> Worker<'a, D> {
             reserved_ports: &facts.reserved_ports,
             fragments: &shared.fragments,
             notices: &shared.notices,
+            openings: &mut self.openings,
             datagram: Vec::new(),
             forward_invalid: shared.forward_invalid,
             rng: &mut self.rng,
@@ -254,20 +257,14 @@ impl<'a, D: Device> Worker<'a, D> {
             }
             let prepared = &mut self.prepared[..frames.len()];
             path::guess(&shared.conntrack, prepared);
-            for (frame, prepared) in frames.iter_mut().zip(prepared) {
-                let verdict = path::process(&mut context, *origin, frame, prepared);
-                if !exit.device.has_copies() || verdict == Verdict::Forward {
-                    exit.carry_out(verdict, frame, &context);
-                }
-                context.datagram.clear();
-            }
+            exit.decide(&mut context, frames, prepared);
         }
         exit.leave();
         now
     }
 }
 
-/// Where the frames of a batch leave, in the order in which they came.
+/// Where the frames of a batch leave: those of one flow in the order in which they came.
 struct Exit<'e, D> {
     device: &'e mut D,
     train: &'e mut Train,
@@ -280,9 +277,36 @@ struct Exit<'e, D> {
 }
 
 impl<D: Device> Exit<'_, D> {
+    /// Has the path decide on each frame, and carries it out.
+    #[inline]
+    fn decide(&mut self, context: &mut Context<'_>, frames: &mut [Frame], prepared: &[Prepared]) {
+        for (frame, prepared) in frames.iter_mut().zip(prepared) {
+            if context.openings.must_settle_before(prepared) {
+                self.settle(context);
+            }
+            let Some(verdict) = path::process(context, self.origin, frame, prepared) else {
+                context.openings.keep(frame);
+                continue;
+            };
+            self.carry_out(context, frame, verdict);
+            context.datagram.clear();
+        }
+        self.settle(context);
+    }
+
+    /// Lets the connections settle that wait.
+    fn settle(&mut self, context: &mut Context<'_>) {
+        path::settle(context, |context, frame, verdict| {
+            self.carry_out(context, frame, verdict);
+        });
+    }
+
     /// Counts a verdict, and does what it says.
     #[inline]
-    fn carry_out(&mut self, verdict: Verdict, frame: &mut Frame, context: &Context<'_>) {
+    fn carry_out(&mut self, context: &Context<'_>, frame: &mut Frame, verdict: Verdict) {
+        if self.device.has_copies() && verdict != Verdict::Forward {
+            return;
+        }
         self.counters.count(verdict);
         match verdict {
             Verdict::Forward | Verdict::Pass if !context.datagram.is_empty() => {

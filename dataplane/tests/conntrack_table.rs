@@ -105,7 +105,7 @@ fn translation_of_both_directions() {
             destination_port: 30_000,
             protocol: Protocol::UDP,
         };
-        tentative.service = Some(ServiceTag {
+        tentative.set_service(ServiceTag {
             id: 77,
             generation: Generation(5),
         });

@@ -3,8 +3,10 @@
 use super::events::EventKind;
 use super::slots::{InsertError, Meta, NewEntry, Sighting, Snapshot, StateWords};
 use super::statistics::Counter;
-use super::{Conntrack, Found, Headers, Invalid, ServiceTag, Status, Transport, deadline, tick};
-use super::{icmp, sctp, state, tcp};
+use super::{
+    Conntrack, EntryId, Found, Headers, Invalid, ServiceTag, Status, Transport, TupleHash,
+};
+use super::{deadline, icmp, sctp, state, tcp, tick};
 use crate::tuple::{Direction, Timestamp, Tuple};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -16,8 +18,6 @@ pub struct Tentative {
     pub original: Tuple,
     /// Tuple of the answer; NAT replaces it.
     pub reply: Tuple,
-    /// For whom the connection is made.
-    pub service: Option<ServiceTag>,
     state: StateWords,
     timeout: Duration,
     length: u32,
@@ -90,7 +90,6 @@ impl Conntrack {
         Ok(Tentative {
             original,
             reply,
-            service: None,
             state,
             timeout,
             length: headers.length,
@@ -99,63 +98,96 @@ impl Conntrack {
 
     /// Puts a connection into the table. Its timeout begins now.
     ///
+    /// # Errors
+    /// As [`Self::confirm_near`].
+    pub fn confirm(
+        &self,
+        tentative: &Tentative,
+        now: Timestamp,
+    ) -> Result<Confirmed, ConfirmError> {
+        let hashes = [&tentative.original, &tentative.reply].map(|tuple| self.hash(tuple));
+        self.confirm_near(tentative, hashes, now)
+    }
+
+    /// [`Self::confirm`] with the hashes of both tuples at hand, whose index lines should be near.
+    ///
     /// DIFFERS: of two racing first packets with one tuple the loser goes the winner's way, whatever the protocol. The
     /// kernel drops it for TCP, SCTP and ICMP, and for UDP when the two chose different endpoints (the "DNS five
     /// seconds").
     ///
     /// # Errors
     /// [`ConfirmError`]; the connection is not in the table then, and holds nothing.
-    pub fn confirm(
+    pub fn confirm_near(
         &self,
         tentative: &Tentative,
+        hashes: [TupleHash; 2],
         now: Timestamp,
     ) -> Result<Confirmed, ConfirmError> {
-        // Its index is far away: it comes near while the entry is made.
-        let reply = self.hash(&tentative.reply);
-        self.prefetch_buckets(reply);
-        let new = new_entry(tentative, now);
-        let hashes = [self.hash(&tentative.original), reply];
+        let new = tentative.entry(now);
         loop {
             match self.slots.insert(&new, hashes, now) {
-                Ok(id) => {
-                    self.statistics.add(Counter::Inserted, 1);
-                    self.open_account(id.index, tentative.length);
-                    if self.slots.events().is_heard() {
-                        let entry = Snapshot::of_new(id, &new);
-                        self.slots.events().tell(EventKind::New, now, entry);
-                    }
-                    let sighting = Sighting {
-                        id,
-                        direction: Direction::Original,
-                        other: new.reply,
-                        meta: new.meta,
-                        service: [new.state[state::SERVICE], new.state[state::FLAGS]],
-                    };
-                    return Ok(Confirmed::Inserted(Found(sighting)));
-                }
-                Err(InsertError::OriginalTaken) => {
-                    // When the winner has gone again meanwhile, there is room for us.
-                    if let Some(found) = self.find(&tentative.original, now) {
-                        self.statistics.add(Counter::ClashResolve, 1);
-                        // As `nf_ct_acct_merge` does.
-                        self.account(found.0.id.index, found.0.direction, tentative.length);
-                        return Ok(Confirmed::Adopted(found));
+                Ok(id) => return Ok(Confirmed::Inserted(self.inserted(id, tentative, &new, now))),
+                Err(error) => {
+                    if let Some(known) = self.not_inserted(error, tentative, now) {
+                        return known;
                     }
                 }
-                Err(InsertError::ReplyTaken) => {
-                    self.statistics.add(Counter::Found, 1);
-                    return Err(ConfirmError::ReplyTaken);
-                }
-                Err(InsertError::SourceLimit) => {
-                    self.statistics.add(Counter::SourceLimit, 1);
-                    self.statistics.add(Counter::Drop, 1);
-                    return Err(ConfirmError::SourceLimit);
-                }
-                Err(error @ (InsertError::Full | InsertError::BucketFull)) => {
-                    if !self.early_drop(tentative, error, now) {
-                        return Err(self.full(error));
-                    }
-                }
+            }
+        }
+    }
+
+    #[inline]
+    fn inserted(
+        &self,
+        id: EntryId,
+        tentative: &Tentative,
+        new: &NewEntry<'_>,
+        now: Timestamp,
+    ) -> Found {
+        self.statistics.add(Counter::Inserted, 1);
+        self.open_account(id.index, tentative.length);
+        if self.slots.events().is_heard() {
+            let entry = Snapshot::of_new(id, new);
+            self.slots.events().tell(EventKind::New, now, entry);
+        }
+        Found(Sighting {
+            id,
+            direction: Direction::Original,
+            other: *new.reply,
+            meta: new.meta,
+            service: [new.state[state::SERVICE], new.state[state::FLAGS]],
+        })
+    }
+
+    /// What becomes of a connection that the table did not take; `None`: it has room now.
+    #[cold]
+    fn not_inserted(
+        &self,
+        error: InsertError,
+        tentative: &Tentative,
+        now: Timestamp,
+    ) -> Option<Result<Confirmed, ConfirmError>> {
+        match error {
+            InsertError::OriginalTaken => {
+                // When the winner has gone again meanwhile, there is room for us.
+                let found = self.find(&tentative.original, now)?;
+                self.statistics.add(Counter::ClashResolve, 1);
+                // As `nf_ct_acct_merge` does.
+                self.account(found.0.id.index, found.0.direction, tentative.length);
+                Some(Ok(Confirmed::Adopted(found)))
+            }
+            InsertError::ReplyTaken => {
+                self.statistics.add(Counter::Found, 1);
+                Some(Err(ConfirmError::ReplyTaken))
+            }
+            InsertError::SourceLimit => {
+                self.statistics.add(Counter::SourceLimit, 1);
+                self.statistics.add(Counter::Drop, 1);
+                Some(Err(ConfirmError::SourceLimit))
+            }
+            InsertError::Full | InsertError::BucketFull => {
+                let has_room = self.early_drop(tentative, error, now);
+                (!has_room).then(|| Err(self.full(error)))
             }
         }
     }
@@ -175,17 +207,23 @@ impl Conntrack {
     }
 }
 
-fn new_entry(tentative: &Tentative, now: Timestamp) -> NewEntry {
-    let mut state = tentative.state;
-    state::store_service(&mut state, tentative.service);
-    NewEntry {
-        original: tentative.original,
-        reply: tentative.reply,
-        meta: Meta {
-            deadline: deadline(now, tentative.timeout),
-            status: Status::of_new(&tentative.original, &tentative.reply).0,
-            protocol: tentative.original.protocol,
-        },
-        state,
+impl Tentative {
+    /// Says for whom the connection is made.
+    #[inline]
+    pub fn set_service(&mut self, tag: ServiceTag) {
+        state::store_service(&mut self.state, tag);
+    }
+
+    fn entry(&self, now: Timestamp) -> NewEntry<'_> {
+        NewEntry {
+            original: &self.original,
+            reply: &self.reply,
+            meta: Meta {
+                deadline: deadline(now, self.timeout),
+                status: Status::of_new(&self.original, &self.reply).0,
+                protocol: self.original.protocol,
+            },
+            state: &self.state,
+        }
     }
 }

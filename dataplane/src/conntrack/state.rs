@@ -42,10 +42,8 @@ const fn direction_of(bit: u32) -> Direction {
 }
 
 /// Generations are kept modulo 2^32; a table is not published that often.
-pub(super) fn store_service(words: &mut StateWords, service: Option<ServiceTag>) {
-    let Some(tag) = service else {
-        return;
-    };
+#[inline]
+pub(super) fn store_service(words: &mut StateWords, tag: ServiceTag) {
     words[SERVICE] = tag.id;
     words[FLAGS] = with_generation(words[FLAGS], tag.generation);
 }

@@ -7,7 +7,7 @@ use dataplane::conntrack::{Conntrack, Settings};
 use dataplane::fragments::Fragments;
 use dataplane::frame::Frame;
 use dataplane::notices::Notices;
-use dataplane::path::{self, Context, Prepared};
+use dataplane::path::{self, Context, Openings, Prepared};
 use dataplane::ports::ReservedPorts;
 use dataplane::select::Affinity;
 use dataplane::service::{
@@ -335,13 +335,14 @@ impl Bed {
             reserved_ports: &self.reserved_ports,
             fragments: &self.fragments,
             notices: &self.notices,
+            openings: &mut Openings::default(),
             datagram: Vec::new(),
             forward_invalid: false,
             rng: &mut self.rng,
             now: self.now,
         };
         let prepared = Prepared::new(frame);
-        let verdict = path::process(&mut context, origin, frame, &prepared);
+        let verdict = path::process_alone(&mut context, origin, frame, &prepared);
         self.datagram = context
             .datagram
             .iter()

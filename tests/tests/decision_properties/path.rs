@@ -8,7 +8,7 @@ use dataplane::fragments::Fragments;
 use dataplane::frame::Frame;
 use dataplane::notices::Notices;
 use dataplane::packet::sctp_checksum;
-use dataplane::path::{self, Context, Prepared};
+use dataplane::path::{self, Context, Openings, Prepared};
 use dataplane::ports::ReservedPorts;
 use dataplane::select::Affinity;
 use dataplane::tuple::Timestamp;
@@ -28,13 +28,14 @@ fn send(explainer: &Explainer<'_>, packet: &Packet, seed: u64) -> (Verdict, Vec<
         reserved_ports: &ReservedPorts::default(),
         fragments: &Fragments::default(),
         notices: &Notices::default(),
+        openings: &mut Openings::default(),
         datagram: Vec::new(),
         forward_invalid: false,
         rng: &mut Rng::with_seed(seed),
         now: Timestamp::from_seconds(1000),
     };
     let prepared = Prepared::new(&mut frame);
-    let verdict = path::process(&mut context, packet.origin, &mut frame, &prepared);
+    let verdict = path::process_alone(&mut context, packet.origin, &mut frame, &prepared);
     (verdict, frame.packet().to_vec())
 }
 

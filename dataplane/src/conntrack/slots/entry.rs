@@ -55,7 +55,7 @@ impl EntryId {
     }
 
     pub(super) const fn slot(self, hash: TupleHash) -> u64 {
-        hash.tag() | (self.generation as u16 as u64) << 32 | (self.index as u64 + 1)
+        hash.tag_of_slot() | (self.generation as u16 as u64) << 32 | (self.index as u64 + 1)
     }
 
     /// The one that a slot names. Its generation has 16 bits; the rest of it is checked by whoever reads the entry.
@@ -82,12 +82,12 @@ pub(in crate::conntrack) struct Snapshot {
 
 impl Snapshot {
     /// Of an entry that was just inserted.
-    pub(in crate::conntrack) fn of_new(id: EntryId, new: &NewEntry) -> Self {
+    pub(in crate::conntrack) fn of_new(id: EntryId, new: &NewEntry<'_>) -> Self {
         let hot = [new.state[0], new.state[1], new.state[2]];
         Self {
             id,
-            original: new.original,
-            reply: new.reply,
+            original: *new.original,
+            reply: *new.reply,
             meta: new.meta,
             hot,
             is_live: true,
@@ -118,13 +118,13 @@ pub(in crate::conntrack) struct Sighting {
     pub(in crate::conntrack) service: [u64; 2],
 }
 
-/// What a new entry holds.
+/// What a new entry holds. It lies where it was made until it is written to the entry: there is much of it.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::conntrack) struct NewEntry {
-    pub(in crate::conntrack) original: Tuple,
-    pub(in crate::conntrack) reply: Tuple,
+pub(in crate::conntrack) struct NewEntry<'t> {
+    pub(in crate::conntrack) original: &'t Tuple,
+    pub(in crate::conntrack) reply: &'t Tuple,
     pub(in crate::conntrack) meta: Meta,
-    pub(in crate::conntrack) state: StateWords,
+    pub(in crate::conntrack) state: &'t StateWords,
 }
 
 /// The inverse of [`pair_v4`] and [`ports`].

@@ -41,8 +41,14 @@ impl TupleHash {
         }
     }
 
+    /// Sixteen bits, as the slots of the index hold them.
     #[inline(always)]
-    pub(super) const fn tag(self) -> u64 {
+    pub const fn tag(self) -> u16 {
+        self.tag
+    }
+
+    #[inline(always)]
+    pub(super) const fn tag_of_slot(self) -> u64 {
         (self.tag as u64) << 48
     }
 }
@@ -84,14 +90,14 @@ impl Slots {
     /// Entries whose slots have the tag of `hash`, in its two buckets.
     #[inline(always)]
     pub(super) fn candidates(&self, hash: TupleHash) -> Candidates<'_> {
-        Candidates::new(self.buckets(hash), hash.tag())
+        Candidates::new(self.buckets(hash), hash.tag_of_slot())
     }
 
     /// One of [`Self::candidates`], if there are any: of a tuple that is in the table most often its entry.
     #[inline(always)]
     pub(super) fn likely(&self, hash: TupleHash) -> Option<EntryId> {
         let [first, second] = self.buckets(hash);
-        let tag = hash.tag();
+        let tag = hash.tag_of_slot();
         let word = match first.any_with(tag) {
             0 => second.any_with(tag),
             word => word,

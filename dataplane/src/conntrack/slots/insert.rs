@@ -28,9 +28,10 @@ pub(in crate::conntrack) enum InsertError {
 impl Slots {
     /// Makes an entry LIVE. Others that have expired no longer own their tuples: they are removed when they are in the
     /// way. `hashes` are those of its original and its reply tuple.
+    #[inline(never)]
     pub(in crate::conntrack) fn insert(
         &self,
-        new: &NewEntry,
+        new: &NewEntry<'_>,
         hashes: [TupleHash; 2],
         now: Timestamp,
     ) -> Result<EntryId, InsertError> {
@@ -40,39 +41,58 @@ impl Slots {
         let id = self.allocate().ok_or(InsertError::Full)?;
         self.write(id, new);
         self.census.admit(new.original.source);
-        self.pools.take(&new.reply);
+        self.pools.take(new.reply);
         let result = self.settle(id, new, hashes, now);
         if result.is_err() {
             self.unlink(id, hashes);
             self.release(id);
             self.census.forget(new.original.source);
-            self.pools.give_back(&new.reply);
+            self.pools.give_back(new.reply);
         }
         result.map(|()| id)
     }
 
     /// Tries until the entry is LIVE, or is known not to become so.
+    #[inline]
     fn settle(
         &self,
         id: EntryId,
-        new: &NewEntry,
+        new: &NewEntry<'_>,
+        hashes: [TupleHash; 2],
+        now: Timestamp,
+    ) -> Result<(), InsertError> {
+        if self.contend(id, new, hashes, (0, now))? {
+            return Ok(());
+        }
+        self.settle_later(id, new, hashes, now)
+    }
+
+    /// After a first try in vain: rivals are rare.
+    #[cold]
+    fn settle_later(
+        &self,
+        id: EntryId,
+        new: &NewEntry<'_>,
         hashes: [TupleHash; 2],
         now: Timestamp,
     ) -> Result<(), InsertError> {
         let mut round = 0;
-        while !self.contend(id, new, hashes, (round, now))? {
+        loop {
             self.unlink(id, hashes);
             pause(round);
             round += 1;
+            if self.contend(id, new, hashes, (round, now))? {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// One try to become LIVE, invariant 5. `Ok(false)`: another one with a tuple of ours is on its way in; try again.
+    #[inline(always)]
     fn contend(
         &self,
         id: EntryId,
-        new: &NewEntry,
+        new: &NewEntry<'_>,
         hashes: [TupleHash; 2],
         (round, now): (u32, Timestamp),
     ) -> Result<bool, InsertError> {
@@ -88,12 +108,12 @@ impl Slots {
             };
         }
         fence(Ordering::SeqCst);
-        match self.rival(id, (&new.original, hashes[0]), (round, now)) {
+        match self.rival(id, (new.original, hashes[0]), (round, now)) {
             Rival::None => {}
             Rival::Live => return Err(InsertError::OriginalTaken),
             Rival::Pending => return Ok(false),
         }
-        match self.rival(id, (&new.reply, hashes[1]), (round, now)) {
+        match self.rival(id, (new.reply, hashes[1]), (round, now)) {
             Rival::None => {}
             Rival::Live => return Err(InsertError::ReplyTaken),
             Rival::Pending => return Ok(false),
@@ -164,16 +184,16 @@ impl Slots {
         Rival::None
     }
 
-    fn write(&self, id: EntryId, new: &NewEntry) {
+    fn write(&self, id: EntryId, new: &NewEntry<'_>) {
         // Pairs with the fence in `snapshot`: CONTROL said FREE before any word of the new life is written.
         fence(Ordering::Release);
         let line = &self.hot[id.index as usize].0;
         let is_ipv6 = !new.original.source.is_ipv4();
         line[META].store(new.meta.pack() | u64::from(is_ipv6), Ordering::Relaxed);
-        line[ORIGINAL].store(pair_v4(&new.original), Ordering::Relaxed);
-        line[REPLY].store(pair_v4(&new.reply), Ordering::Relaxed);
+        line[ORIGINAL].store(pair_v4(new.original), Ordering::Relaxed);
+        line[REPLY].store(pair_v4(new.reply), Ordering::Relaxed);
         line[PORTS].store(
-            u64::from(ports(&new.original)) << 32 | u64::from(ports(&new.reply)),
+            u64::from(ports(new.original)) << 32 | u64::from(ports(new.reply)),
             Ordering::Relaxed,
         );
         if is_ipv6 {
@@ -190,11 +210,11 @@ impl Slots {
                 word.store(half, Ordering::Relaxed);
             }
         }
-        for (word, &value) in line[STATE..].iter().zip(&new.state) {
+        for (word, &value) in line[STATE..].iter().zip(new.state) {
             word.store(value, Ordering::Relaxed);
         }
         if has_windows(new.meta.protocol) {
-            self.store_windows(id.index, &new.state);
+            self.store_windows(id.index, new.state);
         }
     }
 

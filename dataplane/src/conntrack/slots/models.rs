@@ -12,12 +12,21 @@ const EXPIRED: u32 = 1;
 const NOW: Timestamp = Timestamp(10 << 20);
 const FAREWELL: Farewell = Farewell::at(NOW);
 
+/// What a [`NewEntry`] is made of.
+#[derive(Clone, Copy)]
+struct Flow {
+    original: Tuple,
+    reply: Tuple,
+    meta: Meta,
+    state: StateWords,
+}
+
 /// Flow `nth` of one client, to endpoint `endpoint`. State word 0 says whose entry it is.
-fn flow(nth: u16, endpoint: u8) -> NewEntry {
+fn flow(nth: u16, endpoint: u8) -> Flow {
     flow_until(nth, endpoint, DEADLINE)
 }
 
-fn flow_until(nth: u16, endpoint: u8, deadline: u32) -> NewEntry {
+fn flow_until(nth: u16, endpoint: u8, deadline: u32) -> Flow {
     let original = Tuple {
         source: Address::from_v4([10, 0, 0, 1]),
         destination: Address::from_v4([10, 0, 0, 99]),
@@ -34,7 +43,7 @@ fn flow_until(nth: u16, endpoint: u8, deadline: u32) -> NewEntry {
         status: 0,
         protocol: Protocol::UDP,
     };
-    NewEntry {
+    Flow {
         original,
         reply,
         meta,
@@ -55,9 +64,15 @@ fn table(capacity: usize) -> Slots {
     Slots::new(capacity, ahash::RandomState::with_seeds(1, 2, 3, 4), None)
 }
 
-fn insert(slots: &Slots, new: &NewEntry) -> Result<EntryId, InsertError> {
-    let hashes = [slots.hash(&new.original), slots.hash(&new.reply)];
-    slots.insert(new, hashes, NOW)
+fn insert(slots: &Slots, flow: &Flow) -> Result<EntryId, InsertError> {
+    let hashes = [slots.hash(&flow.original), slots.hash(&flow.reply)];
+    let new = NewEntry {
+        original: &flow.original,
+        reply: &flow.reply,
+        meta: flow.meta,
+        state: &flow.state,
+    };
+    slots.insert(&new, hashes, NOW)
 }
 
 /// What a lookup of `tuple` gives, checked to be one flow's and that flow's.
@@ -133,7 +148,7 @@ mod with_loom {
         for second in [
             flow(1, 2),
             flow(1, 1),
-            NewEntry {
+            Flow {
                 original: other_vip,
                 ..flow(1, 1)
             },

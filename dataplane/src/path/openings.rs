@@ -1,0 +1,88 @@
+//! Connections that the first packets of a batch open: planned, and on their way into the table.
+//!
+//! The index lines of a reply tuple are known when its endpoint is, and far away. So a connection is planned, and waits here
+//! with its packet while its lines come near and the next first packets of the batch are planned: their waits overlap.
+//! [`super::settle`] enters them.
+//!
+//! Invariant: no packet of its own can tell that one waits, nor one about it: these make all that wait settle first
+//! ([`Openings::must_settle_before`]). Of two that plan one reply tuple the second one finds it taken, and looks further, as it
+//! would have.
+//!
+//! DIFFERS: packets of other flows of the batch may overtake it.
+
+use super::prepared::Prepared;
+use crate::conntrack::{Tentative, TupleHash};
+use crate::frame::Frame;
+use crate::packet::Layout;
+
+/// Connections that wait at once. More of them make no difference.
+const MOST: usize = 4;
+
+/// A connection that is planned.
+#[derive(Debug)]
+pub(super) struct Opening {
+    pub(super) tentative: Tentative,
+    /// Of its original and its reply tuple.
+    pub(super) hashes: [TupleHash; 2],
+    /// Of its packet.
+    pub(super) layout: Layout,
+}
+
+/// The connections that wait, and their packets.
+#[derive(Debug, Default)]
+pub struct Openings {
+    waiting: Vec<Opening>,
+    /// Those of `waiting`, then spare ones.
+    frames: Vec<Frame>,
+    /// A bit for each tag that a tuple of them has, modulo 64.
+    tags: u64,
+}
+
+impl Openings {
+    /// Whether all that wait must settle before it is this packet's turn: there is no room for one more, or it may be a packet
+    /// of one of them, or about one.
+    #[inline]
+    pub fn must_settle_before(&self, packet: &Prepared) -> bool {
+        !self.waiting.is_empty() && (self.waiting.len() == MOST || self.may_concern(packet))
+    }
+
+    fn may_concern(&self, packet: &Prepared) -> bool {
+        match (packet.layout, packet.near) {
+            (Ok(layout), Some((hash, _))) => {
+                layout.protocol.is_icmp() || self.tags & bit(hash) != 0
+            }
+            _ => true,
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn add(&mut self, opening: Opening) {
+        let [original, reply] = opening.hashes.map(bit);
+        self.tags |= original | reply;
+        self.waiting.push(opening);
+    }
+
+    /// Keeps `frame`, whose packet opens the connection that was added last, and leaves another one for it.
+    pub fn keep(&mut self, frame: &mut Frame) {
+        let nth = self.waiting.len() - 1;
+        if nth == self.frames.len() {
+            self.frames.push(Frame::new());
+        }
+        std::mem::swap(&mut self.frames[nth], frame);
+    }
+
+    /// All that wait, in the order in which they came.
+    pub(super) fn waiting(&mut self) -> impl Iterator<Item = (&mut Opening, &mut Frame)> {
+        self.waiting.iter_mut().zip(&mut self.frames)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.waiting.clear();
+        self.tags = 0;
+    }
+}
+
+/// Tuples with one tag are told apart by nobody here; few have one.
+fn bit(hash: TupleHash) -> u64 {
+    1 << (hash.tag() % 64)
+}

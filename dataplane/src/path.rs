@@ -368,8 +368,9 @@ fn plan(
     Ok((reply, ServiceTag { id, generation }))
 }
 
-/// Enters a connection into the table, and translates its first packet.
-#[inline]
+/// Enters a connection into the table, and translates its first packet. Not a part of [`settle`], of which there is one for each
+/// kind of device.
+#[inline(never)]
 fn enter(context: &mut Context<'_>, opening: &mut Opening, frame: &mut Frame) -> Verdict {
     let confirmed = confirm(context, opening);
     let Tentative {

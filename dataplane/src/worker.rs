@@ -291,7 +291,9 @@ impl<D: Device> Exit<'_, D> {
             self.carry_out(context, frame, verdict);
             context.datagram.clear();
         }
-        self.settle(context);
+        if !context.openings.is_empty() {
+            self.settle(context);
+        }
     }
 
     /// Lets the connections settle that wait.

@@ -39,11 +39,17 @@ pub struct Openings {
 }
 
 impl Openings {
+    /// Whether none waits.
+    #[inline]
+    pub const fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// Whether all that wait must settle before it is this packet's turn: there is no room for one more, or it may be a packet
     /// of one of them, or about one.
     #[inline]
     pub fn must_settle_before(&self, packet: &Prepared) -> bool {
-        !self.waiting.is_empty() && (self.waiting.len() == MOST || self.may_concern(packet))
+        !self.is_empty() && (self.waiting.len() == MOST || self.may_concern(packet))
     }
 
     fn may_concern(&self, packet: &Prepared) -> bool {

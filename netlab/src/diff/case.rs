@@ -135,6 +135,18 @@ pub struct Flow {
     pub client_stays: bool,
 }
 
+impl Flow {
+    /// What connection tracking knows it by: protocol, source and destination.
+    pub(super) const fn tuple(&self) -> (u8, (IpAddr, u16), (IpAddr, u16)) {
+        let source = (self.source, self.source_port);
+        (
+            self.protocol,
+            source,
+            (self.destination, self.destination_port),
+        )
+    }
+}
+
 /// Where packets enter the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -15,9 +15,12 @@ use std::time::{Duration, Instant};
 type Differing = Option<[Vec<Entry>; 2]>;
 
 impl Run<'_> {
-    /// Compares nothing more of a flow.
+    /// Compares nothing more of a flow, nor of others with its tuple: they are one connection.
     pub(super) fn part(&mut self, flow: usize, why: &'static str) {
-        self.parted.insert(flow);
+        let tuple = self.case.flows[flow].tuple();
+        let flows = self.case.flows.iter().enumerate();
+        let of_connection = flows.filter(|(_, other)| other.tuple() == tuple);
+        self.parted.extend(of_connection.map(|(number, _)| number));
         self.tally.deliberate.push(why);
     }
 

@@ -17,6 +17,11 @@ def by($a; $b): if $a == null or $b == null or $b == 0 then "-" else $a / $b | t
 def spread($row): if $row == null then "-" else "\($row.median | short) (\($row.min | short) to \($row.max | short))" end;
 def verdict($ok): if $ok then "yes" else "no" end;
 def most($report): [$report.rows[].services] | max;
+def instructed:
+  if . == "first" then "the first packet of a flow, UDP over IPv4"
+  elif . == "first-masqueraded" then "the same, masqueraded"
+  elif . == "expired" then "the end of such a flow, by the sweep"
+  else split("-") | "a packet of an established flow, \(.[0] | ascii_upcase) over \(.[1] | sub("ip"; "IP"))" end;
 def in_words: if . == 1 then "1 Service" else "\(.) Services" end;
 
 $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u | $snat[0] as $s
@@ -200,6 +205,12 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
     "| traffic | flows | ns per packet | limit | ratio | spread | times UDP over IPv4 |",
     "| --- | --- | --- | --- | --- | --- | --- |",
     ($f.kinds[] | "| \(traffic) | \(.flows) | \(.ns_per_packet | short) | \(.limit_ns_per_packet | short) | \(.ratio | two) | \(.ratio_spread[0] | two) to \(.ratio_spread[1] | two) | \(.ratio_to_udp_ipv4 | two) |"),
+    "",
+    "Instructions (`penstock bench instructions`), which no other program changes:",
+    "",
+    "| of | instructions |",
+    "| --- | --- |",
+    ($instructions[0].rows[] | "| \(.kind | instructed) | \(.instructions | round) |"),
     "",
     "The table alone, beside maps of the standard kind. *One by one* it is asked as they are, without batches whose waits for",
     "memory overlap; its pages are huge ones, theirs of the usual size.",

@@ -7,6 +7,7 @@
 //! next packets, which is not counted.
 
 mod calm;
+mod counted;
 mod flows;
 mod limit;
 mod measures;
@@ -15,6 +16,7 @@ mod tables;
 
 use calm::Calm;
 pub use calm::Waited;
+pub use counted::Counted;
 pub(crate) use flows::{Ends, Flow, MASQUERADED, Stage};
 pub use flows::{Family, Traffic, Transport};
 pub use measures::{Churn, Kind, Memory, NewFlows, Ports};

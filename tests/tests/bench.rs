@@ -45,6 +45,46 @@ fn fastpath_prints_path_and_limit() {
 }
 
 #[test]
+fn instructions_are_counted() {
+    let mut command = Command::new("valgrind");
+    if command
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .is_err()
+    {
+        eprintln!("skipped: valgrind is not installed");
+        return;
+    }
+    let mut command = Command::new(binary("penstock"));
+    let report = report_of(command.args(["bench", "instructions", "-o", "json"]));
+    assert_eq!(report["benchmark"], "instructions");
+    let of = |kind: &str| {
+        let rows = report["rows"].as_array().unwrap();
+        let row = rows.iter().find(|row| row["kind"] == kind);
+        value(row.unwrap(), "instructions")
+    };
+    assert!(of("udp-ipv4") > 100.0 && of("tcp-ipv4") > of("udp-ipv4"));
+    assert!(of("udp-ipv6") > of("udp-ipv4") && of("tcp-ipv6") > of("tcp-ipv4"));
+    assert!(of("first-masqueraded") > of("first") && of("first") > of("udp-ipv4"));
+    assert!(of("expired") > 100.0);
+}
+
+#[test]
+fn packets_of_every_kind_are_handled_to_be_counted() {
+    for (kind, packets) in [("tcp-ipv6", 3000 + 256), ("first-masqueraded", 157 * 256)] {
+        let mut command = Command::new(binary("penstock"));
+        assert_eq!(
+            report_of(command.args(["bench", "handle", kind, "1"])),
+            packets
+        );
+    }
+    let mut command = Command::new(binary("penstock"));
+    let output = command.args(["bench", "handle", "sctp", "1"]).output();
+    assert_eq!(output.unwrap().status.code(), Some(2));
+}
+
+#[test]
 fn attacks_do_others_no_harm() {
     let mut command = Command::new(binary("penstock"));
     let arguments = ["bench", "attack", "--quick", "-o", "json"];

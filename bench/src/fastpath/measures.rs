@@ -218,23 +218,19 @@ const LIFETIME: Duration = Duration::from_secs(30);
 /// Flows come at a rate at which `flows` are alive at once.
 pub(super) fn new_flows(flows: u32, masquerade: bool, calm: &mut Calm) -> NewFlows {
     const CHUNKS_OF_A_ROUND: usize = 64;
-    // The sweep comes by once in a lifetime: at the most two lifetimes' flows are there at once.
-    let settings = Settings::kernel(flows as usize * 2);
-    let shared = subject::shared(settings, (Traffic::UDP_V4, masquerade), 2);
-    let mut subject = Subject::new(&shared, Traffic::UDP_V4, 64, 2);
-    let step = LIFETIME * CHUNK as u32 / flows;
-    let mut now = Timestamp::from_seconds(100);
-    let mut next = 0;
+    let shared = for_coming(flows, masquerade);
+    let mut coming = Coming::new(&shared, flows);
     let mut round = || {
         let mut round = Lives::default();
         for _ in 0..CHUNKS_OF_A_ROUND {
-            let packets = (next..).map(|number| opening((Flow(number), Direction::Original)));
-            round.first_packets += subject.handle(packets.take(CHUNK), now);
-            next += CHUNK as u32;
-            now = now.after(step);
-            let start = Instant::now();
-            round.expired += shared.conntrack.expire(now, 2 * CHUNK);
-            round.sweeps += start.elapsed();
+            let Lives {
+                first_packets,
+                sweeps,
+                expired,
+            } = coming.chunk();
+            round.first_packets += first_packets;
+            round.sweeps += sweeps;
+            round.expired += expired;
         }
         round
     };
@@ -266,12 +262,55 @@ pub(super) fn new_flows(flows: u32, masquerade: bool, calm: &mut Calm) -> NewFlo
     }
 }
 
+/// What workers share where `flows` are alive at once, and others come. The sweep comes by once in a lifetime: at the most two
+/// lifetimes' flows are there at once.
+pub(super) fn for_coming(flows: u32, masquerade: bool) -> Shared {
+    let settings = Settings::kernel(flows as usize * 2);
+    subject::shared(settings, (Traffic::UDP_V4, masquerade), 2)
+}
+
+/// Flows that come, and go because nobody answers.
+pub(super) struct Coming<'a> {
+    shared: &'a Shared,
+    subject: Subject<'a>,
+    step: Duration,
+    now: Timestamp,
+    next: u32,
+}
+
+impl<'a> Coming<'a> {
+    pub(super) fn new(shared: &'a Shared, flows: u32) -> Self {
+        Self {
+            shared,
+            subject: Subject::new(shared, Traffic::UDP_V4, 64, 2),
+            step: LIFETIME * CHUNK as u32 / flows,
+            now: Timestamp::from_seconds(100),
+            next: 0,
+        }
+    }
+
+    /// A chunk of first packets, and the sweep meanwhile.
+    pub(super) fn chunk(&mut self) -> Lives {
+        let packets = (self.next..).map(|number| opening((Flow(number), Direction::Original)));
+        let first_packets = self.subject.handle(packets.take(CHUNK), self.now);
+        self.next += CHUNK as u32;
+        self.now = self.now.after(self.step);
+        let start = Instant::now();
+        let expired = self.shared.conntrack.expire(self.now, 2 * CHUNK);
+        Lives {
+            first_packets,
+            sweeps: start.elapsed(),
+            expired,
+        }
+    }
+}
+
 /// Flows that came, and flows that went.
 #[derive(Default)]
-struct Lives {
+pub(super) struct Lives {
     first_packets: Duration,
     sweeps: Duration,
-    expired: usize,
+    pub(super) expired: usize,
 }
 
 /// Allocation of a port towards one destination.

@@ -2,10 +2,12 @@
 
 use super::{Failure, Output, print};
 use bench::attack;
-use bench::fastpath::{self, Report};
+use bench::fastpath::{self, Counted, Report};
+use bench::instructions;
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use std::fmt::Write;
+use std::io;
 
 /// Arguments of `penstock bench`.
 #[derive(Debug, Args)]
@@ -36,6 +38,20 @@ enum Benchmark {
         /// How to print it
         #[arg(short, long, default_value = "text")]
         output: Output,
+    },
+    /// How many instructions packets take, counted by valgrind: the figure to compare two commits by
+    Instructions {
+        /// How to print it
+        #[arg(short, long, default_value = "text")]
+        output: Output,
+    },
+    /// Handles packets of a kind: what `instructions` counts
+    #[command(hide = true)]
+    Handle {
+        /// Kind of packets
+        kind: String,
+        /// Chunks of 256 of them
+        chunks: usize,
     },
 }
 
@@ -71,7 +87,44 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 Output::Text => print(&attack_text(&report)),
             }
         }
+        Benchmark::Instructions { output } => {
+            let report = count_instructions(progress)?;
+            match output {
+                Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?)),
+                Output::Text => print(&instructions_text(&report)),
+            }
+        }
+        Benchmark::Handle { kind, chunks } => {
+            let counted = Counted::from_name(kind)
+                .ok_or_else(|| Failure::Usage(format!("there are no packets of kind {kind}")))?;
+            print(&format!("{}\n", counted.handle(*chunks)))
+        }
     }
+}
+
+fn count_instructions(progress: impl FnMut(&str)) -> Result<instructions::Report, Failure> {
+    let child = |kind: &str, chunks: usize| {
+        let arguments = ["bench", "handle", kind, &chunks.to_string()];
+        arguments.map(str::to_owned).into()
+    };
+    instructions::run(progress, child).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            Failure::Unavailable("valgrind is not installed; it counts the instructions".to_owned())
+        }
+        _ => error.into(),
+    })
+}
+
+fn instructions_text(report: &instructions::Report) -> String {
+    let mut table = plain_table(&["KIND", "INSTRUCTIONS", ""]);
+    for row in &report.rows {
+        table.add_row([
+            row.kind.to_owned(),
+            format!("{:.1}", row.instructions),
+            "#".repeat((row.instructions / 50.0).min(60.0) as usize),
+        ]);
+    }
+    format!("Instructions of one packet, or of the end of one flow\n{table}\n")
 }
 
 fn text(report: &Report) -> Result<String, std::fmt::Error> {

@@ -17,6 +17,7 @@
 use crate::conntrack::pools::Bitmap;
 use crate::conntrack::{Conntrack, PortSearch};
 use crate::tuple::{Protocol, Timestamp, Tuple};
+use std::iter;
 use std::ops::RangeInclusive;
 
 /// Ports that are never leased, by protocol: those that the node itself listens on. Shared with whoever keeps it up to
@@ -98,17 +99,18 @@ pub fn draw(
         return Ok(());
     };
     let bitmap = reserved.bitmap(reply.protocol);
+    let start = random.u16(range.clone());
     let search = PortSearch {
         reply,
         range: &range,
-        start: random.u16(range.clone()),
+        start,
     };
     if let Some(found) = conntrack.find_port(&search, bitmap, now) {
         return keep(reply, found);
     }
-    let is_reserved = |port| bitmap.is_some_and(|bitmap| bitmap.contains(port));
-    let drawn = (0..PROBES).map(|_| random.u16(range.clone()));
-    match drawn.into_iter().find(|&port| !is_reserved(port)) {
+    let may_be_drawn = |port: &u16| !bitmap.is_some_and(|bitmap| bitmap.contains(*port));
+    let more = (1..PROBES).map(|_| random.u16(range.clone()));
+    match iter::once(start).chain(more).find(may_be_drawn) {
         Some(port) => keep(reply, Some(port)),
         None => lease_in(conntrack, reserved, reply, range, (now, random)),
     }

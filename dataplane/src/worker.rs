@@ -264,7 +264,7 @@ impl<'a, D: Device> Worker<'a, D> {
     }
 }
 
-/// Where the frames of a batch leave: those of one flow in the order in which they came.
+/// Where the frames of a batch leave, in the order in which they came.
 struct Exit<'e, D> {
     device: &'e mut D,
     train: &'e mut Train,
@@ -288,6 +288,10 @@ impl<D: Device> Exit<'_, D> {
                 context.openings.keep(frame);
                 continue;
             };
+            // It was of a known connection after all, or opens none.
+            if !context.openings.is_empty() {
+                self.settle(context);
+            }
             self.carry_out(context, frame, verdict);
             context.datagram.clear();
         }

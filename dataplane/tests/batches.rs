@@ -53,7 +53,7 @@ impl Device for Queue {
     }
 }
 
-/// What became of packets: those that left, in the order of their identifications, the connections, and what was counted.
+/// What became of packets: those that left, in their order, the connections, and what was counted.
 #[derive(Debug, PartialEq)]
 struct Outcome {
     sent: Vec<Vec<u8>>,
@@ -95,8 +95,7 @@ fn outcome(origin: Origin, packets: &[Vec<u8>], at_once: usize) -> Outcome {
     while !worker.devices()[0].1.to_come.is_empty() {
         worker.drain(|| NOW).unwrap();
     }
-    let mut sent = std::mem::take(&mut worker.devices_mut()[0].1.sent);
-    sent.sort_by_key(|packet| [packet[4], packet[5]]);
+    let sent = std::mem::take(&mut worker.devices_mut()[0].1.sent);
     let mut connections = Vec::new();
     shared.conntrack.for_each(NOW, |entry| {
         let state = entry.state.map(|state| format!("{state:?}"));
@@ -189,6 +188,28 @@ fn flows_that_are_masqueraded() {
             .forward;
     }
     assert!(forwarded > 2000, "{forwarded}");
+}
+
+/// A reset ends a connection that nobody has answered, and with it frees the reply tuple that the one before it wants: too late.
+#[test]
+fn a_tuple_is_freed_in_its_turn() {
+    let segment = |flags, port, number| {
+        let segment = tcp(flags).from(&at("10.244.1.7", 2000));
+        numbered(&segment.to(&at(V4.cluster_ip, port)), number)
+    };
+    let other = udp(b"").from(&at("10.244.1.7", 9)).to(&at(V4.pod, 9));
+    let packets = [
+        segment(2, 80, 1),
+        numbered(&other, 2),
+        segment(2, 82, 3),
+        segment(4, 80, 4),
+    ];
+    let one_by_one = outcome(Origin::Pod, &packets, 1);
+    assert_eq!(
+        (one_by_one.counted.found, one_by_one.verdicts.forward),
+        (1, 3)
+    );
+    assert_eq!(outcome(Origin::Pod, &packets, 2), one_by_one);
 }
 
 /// More first packets than may wait at once.

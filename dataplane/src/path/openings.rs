@@ -4,11 +4,9 @@
 //! with its packet while its lines come near and the next first packets of the batch are planned: their waits overlap.
 //! [`super::settle`] enters them.
 //!
-//! Invariant: no packet of its own can tell that one waits, nor one about it: these make all that wait settle first
-//! ([`Openings::must_settle_before`]). Of two that plan one reply tuple the second one finds it taken, and looks further, as it
-//! would have.
-//!
-//! DIFFERS: packets of other flows of the batch may overtake it.
+//! Invariant: nobody can tell that one waits. Only first packets are handled while it does; whatever else comes makes all that
+//! wait settle first ([`Openings::must_settle_before`]). Of two that plan one reply tuple the second one finds it taken, and
+//! looks further, as it would have.
 
 use super::prepared::Prepared;
 use crate::conntrack::{Tentative, TupleHash};
@@ -45,8 +43,8 @@ impl Openings {
         self.waiting.is_empty()
     }
 
-    /// Whether all that wait must settle before it is this packet's turn: there is no room for one more, or it may be a packet
-    /// of one of them, or about one.
+    /// Whether all that wait must settle before it is this packet's turn: there is no room for one more, or it is probably of a
+    /// known connection, or may be of one of them, or about one.
     #[inline]
     pub fn must_settle_before(&self, packet: &Prepared) -> bool {
         !self.is_empty() && (self.waiting.len() == MOST || self.may_concern(packet))
@@ -54,7 +52,7 @@ impl Openings {
 
     fn may_concern(&self, packet: &Prepared) -> bool {
         match (packet.layout, packet.near) {
-            (Ok(layout), Some((hash, _))) => {
+            (Ok(layout), Some((hash, None))) => {
                 layout.protocol.is_icmp() || self.tags & bit(hash) != 0
             }
             _ => true,

@@ -81,7 +81,10 @@ fn collected(function: &str, arguments: &[String]) -> io::Result<Collected> {
     let both = counted.zip(in_words_of_callgrind(&said));
     let (packets, instructions) = both.ok_or_else(|| {
         let last = said.lines().last().unwrap_or_default();
-        io::Error::other(format!("callgrind did not say what it collected: {last}"))
+        io::Error::other(format!(
+            "valgrind --tool=callgrind does not count penstock {}; it ends with: {last}",
+            arguments.join(" ")
+        ))
     })?;
     Ok(Collected {
         packets,

@@ -5,19 +5,16 @@
 
 mod common;
 
-use arc_swap::ArcSwap;
 use common::{
-    Build, FAMILIES, Names, at, echo_request, icmp_error, naive_sum, parts_with, tcp, udp,
+    ACK, Build, FAMILIES, Names, RST, SYN, at, echo_request, icmp_error, naive_sum, parts_with,
+    shared, tcp, udp,
 };
-use dataplane::conntrack::{Conntrack, Settings, Statistics};
-use dataplane::fragments::Fragments;
+use dataplane::conntrack::{Settings, Statistics};
 use dataplane::frame::Frame;
-use dataplane::notices::Notices;
-use dataplane::select::Affinity;
 use dataplane::service::{Generation, Selection, ServiceTable};
 use dataplane::tuple::{Origin, Timestamp};
 use dataplane::verdict::{Counters, Counts};
-use dataplane::worker::{Device, NodeFacts, Shared, Worker};
+use dataplane::worker::{Device, Worker};
 use fastrand::Rng;
 use std::collections::VecDeque;
 use std::hash::RandomState;
@@ -73,16 +70,7 @@ fn table() -> ServiceTable {
 
 /// Of packets from `origin`, `at_once` of which are handled together.
 fn outcome(origin: Origin, packets: &[Vec<u8>], at_once: usize) -> Outcome {
-    let shared = Shared {
-        conntrack: Conntrack::new(Settings::kube_proxy(1024), [1, 2, 3, 4]),
-        services: ArcSwap::from_pointee(table()),
-        facts: ArcSwap::from_pointee(NodeFacts::default()),
-        affinity: Affinity::default(),
-        fragments: Fragments::default(),
-        notices: Notices::default(),
-        reject_limit: None,
-        forward_invalid: false,
-    };
+    let shared = shared(Settings::kube_proxy(1024), table());
     let queue = Queue {
         to_come: packets.iter().cloned().collect(),
         at_once,
@@ -121,7 +109,7 @@ fn numbered(packet: &Build, number: u16) -> Vec<u8> {
 }
 
 /// A packet of one of few flows, some of which want the same reply tuple, or one about such a flow, or an answer. None ends a
-/// connection: it might overtake one that waits, which then finds a tuple free.
+/// connection: that of one which an earlier packet of the same batch opened is the case that differs (`path/openings.rs`).
 fn packet(rng: &mut Rng, (address, ports): (&str, u16)) -> Build {
     let client = at(address, 2000 + rng.u16(..ports));
     let pod = at(V4.pod, 8080);
@@ -131,12 +119,12 @@ fn packet(rng: &mut Rng, (address, ports): (&str, u16)) -> Build {
         4 => at(V4.cluster_ip, 81),
         _ => pod.clone(),
     };
-    let flags = [2, 0x10, 0x18][rng.usize(..3)];
+    let flags = [SYN, ACK, ACK | 8][rng.usize(..3)];
     match rng.u8(..16) {
         0..=5 => udp(b"question").from(&client).to(&server),
         6..=9 => tcp(flags).from(&client).to(&server),
         10 => udp(b"answer").from(&pod).to(&client),
-        11 => tcp(0x12).from(&pod).to(&client).sequence(5000, 1001),
+        11 => tcp(SYN | ACK).from(&pod).to(&client).sequence(5000, 1001),
         12 => echo_request(V4.client, rng.u16(..3))
             .from(V4.client)
             .to(V4.pod),
@@ -199,10 +187,10 @@ fn a_tuple_is_freed_in_its_turn() {
     };
     let other = udp(b"").from(&at("10.244.1.7", 9)).to(&at(V4.pod, 9));
     let packets = [
-        segment(2, 80, 1),
+        segment(SYN, 80, 1),
         numbered(&other, 2),
-        segment(2, 82, 3),
-        segment(4, 80, 4),
+        segment(SYN, 82, 3),
+        segment(RST, 80, 4),
     ];
     let one_by_one = outcome(Origin::Pod, &packets, 1);
     assert_eq!(
@@ -210,6 +198,41 @@ fn a_tuple_is_freed_in_its_turn() {
         (1, 3)
     );
     assert_eq!(outcome(Origin::Pod, &packets, 2), one_by_one);
+}
+
+/// A datagram in two fragments, of sixteen bytes and the rest.
+fn in_fragments(packet: &Build, number: u16) -> [Vec<u8>; 2] {
+    const MORE: u16 = 0x2000;
+    let whole = numbered(packet, number);
+    [(20..36, MORE), (36..whole.len(), 2)].map(|(data, fragment)| {
+        let mut bytes = [&whole[..20], &whole[data]].concat();
+        let length = bytes.len() as u16;
+        bytes[2..4].copy_from_slice(&length.to_be_bytes());
+        bytes[6..8].copy_from_slice(&fragment.to_be_bytes());
+        bytes[10..12].fill(0);
+        let checksum = !naive_sum(&bytes[..20]);
+        bytes[10..12].copy_from_slice(&checksum.to_be_bytes());
+        bytes
+    })
+}
+
+/// The whole datagram opens a connection of its own, and takes nobody's place among those that wait.
+#[test]
+fn a_datagram_in_fragments_among_first_packets() {
+    let from = |port| udp(b"a longer question").from(&at("10.244.1.7", port));
+    let opens = |port| from(port).to(&at(V4.cluster_ip, 80));
+    let [first, second] = in_fragments(&opens(2002), 2);
+    let packets = [
+        numbered(&opens(2001), 1),
+        first,
+        numbered(&opens(2003), 3),
+        second,
+        numbered(&opens(2004), 4),
+    ];
+    let outcome = assert_the_same(Origin::Pod, &packets, 0);
+    let sent: Vec<u8> = outcome.sent.iter().map(|packet| packet[5]).collect();
+    assert_eq!(sent, [1, 3, 2, 2, 4]);
+    assert_eq!(outcome.connections.len(), 4);
 }
 
 /// More first packets than may wait at once.

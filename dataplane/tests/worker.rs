@@ -4,17 +4,13 @@
 
 mod common;
 
-use arc_swap::ArcSwap;
-use common::{at, udp};
-use dataplane::conntrack::{Conntrack, Settings};
-use dataplane::fragments::Fragments;
+use common::{at, shared, udp};
+use dataplane::conntrack::Settings;
 use dataplane::frame::Frame;
-use dataplane::notices::Notices;
-use dataplane::select::Affinity;
 use dataplane::service::ServiceTable;
 use dataplane::tuple::{Origin, Timestamp};
 use dataplane::verdict::Counters;
-use dataplane::worker::{BATCH, Device, NodeFacts, Shared, Worker};
+use dataplane::worker::{BATCH, Device, Worker};
 use fastrand::Rng;
 use std::io;
 use std::sync::Arc;
@@ -65,16 +61,7 @@ fn diary_among(
     (frames, owed_from): (usize, Option<u16>),
     times: &[u64],
 ) -> String {
-    let shared = Shared {
-        conntrack: Conntrack::new(Settings::kernel(64), [1, 2, 3, 4]),
-        services: ArcSwap::from_pointee(ServiceTable::empty()),
-        facts: ArcSwap::from_pointee(NodeFacts::default()),
-        affinity: Affinity::default(),
-        fragments: Fragments::default(),
-        notices: Notices::default(),
-        reject_limit: None,
-        forward_invalid: false,
-    };
+    let shared = shared(Settings::kernel(64), ServiceTable::empty());
     let written = String::new();
     let diary = Diary {
         frames,

@@ -95,11 +95,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             }
         }
         Benchmark::Handle { kind, chunks } => {
-            let counted = Counted::from_name(kind)
-                .ok_or_else(|| Failure::Usage(format!("there are no packets of kind {kind}")))?;
+            let counted =
+                Counted::from_name(kind).ok_or_else(|| Failure::Usage(unknown_kind(kind)))?;
             print(&format!("{}\n", counted.handle(*chunks)))
         }
     }
+}
+
+fn unknown_kind(kind: &str) -> String {
+    let known = Counted::NAMES.map(|(name, _)| name).join(", ");
+    format!("there are no packets of kind {kind}; there are {known}")
 }
 
 fn count_instructions(progress: impl FnMut(&str)) -> Result<instructions::Report, Failure> {
@@ -109,7 +114,7 @@ fn count_instructions(progress: impl FnMut(&str)) -> Result<instructions::Report
     };
     instructions::run(progress, child).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
-            Failure::Unavailable("valgrind is not installed; it counts the instructions".to_owned())
+            Failure::Unavailable("valgrind counts the instructions: install its package".to_owned())
         }
         _ => error.into(),
     })

@@ -4,9 +4,12 @@
 //! with its packet while its lines come near and the next first packets of the batch are planned: their waits overlap.
 //! [`super::settle`] enters them.
 //!
-//! Invariant: nobody can tell that one waits. Only first packets are handled while it does; whatever else comes makes all that
-//! wait settle first ([`Openings::must_settle_before`]). Of two that plan one reply tuple the second one finds it taken, and
-//! looks further, as it would have.
+//! Invariant: packets leave in the order in which they came, and find what they would have found. Only first packets are
+//! handled while one waits; whatever else comes makes all that wait settle first ([`Openings::must_settle_before`]). Of two that
+//! plan one reply tuple the second one finds it taken, and looks further, as it would have.
+//!
+//! DIFFERS: a packet of a connection that an earlier packet of the same batch opened is known for one only when it has been
+//! found. It leaves in its turn; but one that ends its connection may free the reply tuple that one which waits wants.
 
 use super::prepared::Prepared;
 use crate::conntrack::{Tentative, TupleHash};

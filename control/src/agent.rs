@@ -37,7 +37,7 @@ use crate::metrics::{Changes, WithoutLocal};
 use crate::netlink::Netlink;
 use crate::parallel::beside;
 use crate::problem::in_words;
-use crate::snapshot::{Followed, Snapshot, Texts};
+use crate::snapshot::{self, Contents, Followed, Snapshot};
 use anyhow::{Context as _, Result, bail};
 use dataplane::ports::ReservedPorts;
 use dataplane::service::{Generation, ServiceTable};
@@ -54,7 +54,6 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use steering::{Plan, Steering};
 pub(crate) use workers::Clock;
@@ -125,13 +124,9 @@ struct Agent {
     rounds_since_count: usize,
     telemetry: Arc<Telemetry>,
     servers: Servers,
-    /// What the files with the objects held at the start, not looked at again yet.
-    texts: Option<Texts>,
-    /// Finds what is [`Agent::seen`] from the start on.
-    hashing: Option<JoinHandle<u64>>,
-    /// What the files with the objects held when all of them were looked at last, if no single one was since.
+    /// Digest of what the files with the objects held when all of them were looked at last, if no single one was since.
     seen: Option<u64>,
-    /// Of what the files hold: there may be many megabytes of it.
+    /// The key of that.
     digests: ahash::RandomState,
     /// Why the objects that are in the files now are not those in the table.
     refused: Option<String>,
@@ -156,16 +151,17 @@ impl Agent {
     fn start(settings: Settings, events: &Sender<Event>) -> Result<Self> {
         // Watched before they are read, so that no change is missed. Who reads says better what is wrong with a path.
         let watch = files::Watch::open(&settings.snapshot);
-        let texts = Texts::read(&settings.snapshot)?;
+        let digests = ahash::RandomState::new();
+        let contents = Contents::read(&settings.snapshot, &digests)?;
         let watch = watch?;
-        let snapshot = Snapshot::of(&texts)?;
+        let snapshot = contents.snapshot?;
         let config = match &settings.config {
             Some(path) => KubeProxyConfig::read(path)?,
             None => KubeProxyConfig::default(),
         };
         settings::follow_host(&settings, &config);
         let mut agent = Self::prepare(settings, snapshot, config)?;
-        agent.texts = Some(texts);
+        (agent.digests, agent.seen) = (digests, Some(contents.digest));
         match agent.attach(watch, events) {
             Ok(()) => Ok(agent),
             Err(error) => {
@@ -191,8 +187,6 @@ impl Agent {
         Ok(Self {
             servers: Servers::start(&config, Arc::clone(&telemetry))?,
             telemetry,
-            texts: None,
-            hashing: None,
             seen: None,
             digests: ahash::RandomState::new(),
             refused: None,
@@ -256,11 +250,6 @@ impl Agent {
     fn run(&mut self, events: &Receiver<Event>) -> Result<()> {
         // What the first change begins with; packets flow already.
         self.objects.prepare();
-        if let Some(texts) = self.texts.take() {
-            let digests = self.digests.clone();
-            // It takes as long to give the text back, and the change of one file waits for neither.
-            self.hashing = Some(thread::spawn(move || digests.hash_one(&texts)));
-        }
         let mut maintained = self.clock.now();
         loop {
             let now = self.clock.now();
@@ -304,17 +293,16 @@ impl Agent {
     }
 
     fn try_reread(&mut self) -> Result<Reread> {
-        if let Some(hashing) = self.hashing.take() {
-            self.seen = Some(or_its_panic(hashing.join()));
-        }
-        let texts = Texts::read(&self.settings.snapshot).inspect_err(|_| self.seen = None)?;
+        let (path, digests) = (&self.settings.snapshot, &self.digests);
+        let seen = self.seen.take();
         // One change of a file makes several events.
-        let seen = self.digests.hash_one(&texts);
-        if self.seen == Some(seen) {
+        if seen.is_some() && seen == Some(snapshot::digest(path, digests)?) {
+            self.seen = seen;
             return Ok(Reread::Same);
         }
-        self.seen = Some(seen);
-        let snapshot = Snapshot::of(&texts)?;
+        let contents = Contents::read(path, digests)?;
+        self.seen = Some(contents.digest);
+        let snapshot = contents.snapshot?;
         self.take(snapshot)?;
         Ok(Reread::Published)
     }
@@ -493,9 +481,4 @@ struct Next {
 enum Reread {
     Same,
     Published,
-}
-
-/// What a thread that was waited for has come to.
-fn or_its_panic<T>(ended: thread::Result<T>) -> T {
-    ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -10,19 +10,32 @@ pub(crate) fn on_all_processors<'i, I: Sync, R: Send>(
     turn: usize,
     work: impl Fn(&'i I) -> R + Sync,
 ) -> Vec<R> {
-    if items.len() <= turn {
-        return items.iter().map(work).collect();
+    let turns = items.len().div_ceil(turn);
+    let part = |part: &'i [I]| part.iter().map(&work).collect::<Vec<R>>();
+    let done = in_turns(items.chunks(turn), turns, part);
+    done.into_iter().flatten().collect()
+}
+
+/// What `work` makes of each of `turns`, of which there are `most`, in their order. Processors take one at a time, and whoever
+/// takes it has it made, the others wait for that.
+pub(crate) fn in_turns<T, R: Send>(
+    turns: impl Iterator<Item = T> + Send,
+    most: usize,
+    work: impl Fn(T) -> R + Sync,
+) -> Vec<R> {
+    if most <= 1 {
+        return turns.map(work).collect();
     }
-    let turns = Mutex::new(items.chunks(turn).enumerate());
+    let turns = Mutex::new(turns.enumerate());
     let worker = || {
         let mut done = Vec::new();
-        while let Some((number, part)) = turns.lock().ok().and_then(|mut turns| turns.next()) {
-            done.push((number, part.iter().map(&work).collect::<Vec<R>>()));
+        while let Some((number, turn)) = turns.lock().ok().and_then(|mut turns| turns.next()) {
+            done.push((number, work(turn)));
         }
         done
     };
     let mut done = std::thread::scope(|scope| {
-        let workers: Vec<_> = (1..processors().min(items.len().div_ceil(turn)))
+        let workers: Vec<_> = (1..processors().min(most))
             .map(|_| scope.spawn(worker))
             .collect();
         let mut done = worker();
@@ -35,7 +48,7 @@ pub(crate) fn on_all_processors<'i, I: Sync, R: Send>(
         done
     });
     done.sort_by_key(|(number, _)| *number);
-    done.into_iter().flat_map(|(_, results)| results).collect()
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 /// Threads that are at work beside what is done on all processors.

@@ -7,6 +7,7 @@
 //! Invariants: objects are sorted by namespace and name and unique by them, so the order of documents and files
 //! makes no difference. Read first: [`objects`].
 
+mod blocks;
 mod direct;
 mod document;
 mod endpoints_object;
@@ -19,6 +20,7 @@ mod list;
 mod merge;
 mod notes;
 pub mod objects;
+mod printed;
 mod typed;
 mod validate;
 
@@ -30,8 +32,11 @@ pub use objects::{EndpointSlice, Node, Service};
 use crate::parallel::{beside, on_all_processors};
 use crate::problem::{Location, Problem, Problems};
 use crate::text;
+use ahash::RandomState;
+use blocks::FileBlocks;
 use objects::{AddressType, Endpoints, Object};
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::path::{Path, PathBuf};
 use typed::{AsTyped, Typed};
 
@@ -59,7 +64,7 @@ pub enum SnapshotError {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// Objects are wrong.
     #[error(transparent)]
@@ -71,56 +76,56 @@ pub enum SnapshotError {
     Empty(String),
 }
 
-/// Objects as text, not looked at yet.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Texts {
-    /// What was asked for.
-    path: String,
-    /// Name and content of each file.
-    files: Vec<(String, String)>,
+/// What the files with the objects hold, and what tells it from what they hold at another time.
+#[derive(Debug)]
+pub struct Contents {
+    /// The objects.
+    pub snapshot: Result<Snapshot, SnapshotError>,
+    /// See [`digest`].
+    pub digest: u64,
 }
 
-impl Texts {
-    /// Reads a file, or all `.yaml`, `.yml` and `.json` files of a folder.
-    ///
-    /// # Errors
-    /// [`SnapshotError::Unreadable`].
-    pub fn read(path: &Path) -> Result<Self, SnapshotError> {
-        let read = |file: PathBuf| -> Result<_, SnapshotError> {
-            let text = text::read(&file).map_err(unreadable(&file))?;
-            Ok((file.display().to_string(), text))
-        };
-        Ok(Self {
-            path: path.display().to_string(),
-            files: files(path)?
-                .into_iter()
-                .map(read)
-                .collect::<Result<_, SnapshotError>>()?,
-        })
-    }
-}
-
-impl Snapshot {
+impl Contents {
     /// Reads a file, or all `.yaml`, `.yml` and `.json` files of a folder (KubeProxyConfiguration documents are
     /// skipped).
     ///
     /// # Errors
-    /// [`SnapshotError`].
-    pub fn read(path: &Path) -> Result<Self, SnapshotError> {
-        Self::of(&Texts::read(path)?)
+    /// [`SnapshotError::Unreadable`].
+    pub fn read(path: &Path, digests: &RandomState) -> Result<Self, SnapshotError> {
+        let files = files(path)?;
+        let mut reader = Reader::default();
+        let mut file_digests = Vec::new();
+        let read = |file: &PathBuf| Found::in_file(file, digests).map_err(unreadable(file));
+        for found in on_all_processors(&files, 1, read) {
+            let (found, digest) = found?;
+            reader.add(found);
+            file_digests.push(digest);
+        }
+        Ok(Self {
+            snapshot: reader.finish(&path.display().to_string()),
+            digest: digests.hash_one((files, file_digests)),
+        })
     }
+}
 
-    /// The objects in `texts`.
+/// A digest of the files that [`Contents::read`] reads, of their names and their texts, by the key of `digests`.
+///
+/// # Errors
+/// [`SnapshotError::Unreadable`].
+pub fn digest(path: &Path, digests: &RandomState) -> Result<u64, SnapshotError> {
+    let files = files(path)?;
+    let of_file = |file: &PathBuf| blocks::digest_of_file(file, digests).map_err(unreadable(file));
+    let file_digests: Vec<u64> = files.iter().map(of_file).collect::<Result<_, _>>()?;
+    Ok(digests.hash_one((files, file_digests)))
+}
+
+impl Snapshot {
+    /// Reads a file or a folder, as [`Contents::read`].
     ///
     /// # Errors
     /// [`SnapshotError`].
-    pub fn of(texts: &Texts) -> Result<Self, SnapshotError> {
-        let mut reader = Reader::default();
-        let read = |(file, text): &(String, String)| Found::read(file, text);
-        for found in on_all_processors(&texts.files, 1, read) {
-            reader.add(found);
-        }
-        reader.finish(&texts.path)
+    pub fn read(path: &Path) -> Result<Self, SnapshotError> {
+        Contents::read(path, &RandomState::new())?.snapshot
     }
 
     /// Reads `text`; `name` stands for it in messages.
@@ -187,7 +192,7 @@ pub(crate) fn holds_objects(file: &Path) -> bool {
     matches!(extension, Some("yaml" | "yml" | "json"))
 }
 
-fn unreadable(path: &Path) -> impl FnOnce(std::io::Error) -> SnapshotError {
+fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
     let path = path.to_owned();
     move |source| SnapshotError::Unreadable { path, source }
 }
@@ -230,6 +235,23 @@ impl Extend<Result<Typed, Vec<Problem>>> for Found {
 }
 
 impl Found {
+    /// In parts, with the digest of the text.
+    fn in_file(file: &Path, digests: &RandomState) -> io::Result<(Vec<Self>, u64)> {
+        let name = file.display().to_string();
+        // What is no file is read once, and tells nothing of its length.
+        if file.metadata()?.is_file() {
+            let mut blocks = FileBlocks::open(file, digests)?;
+            if let Some(parts) = document::read_list(&name, &mut blocks, AsTyped)
+                && parts.iter().all(|part| part.problems.is_empty())
+            {
+                return Ok((parts, blocks.digest()));
+            }
+        }
+        let text = text::read(file)?;
+        let digest = blocks::digest(&text, digests);
+        Ok((Self::read(&name, &text), digest))
+    }
+
     /// In parts, the last of which has what is wrong in any.
     fn read(file: &str, text: &str) -> Vec<Self> {
         let (mut parts, mut problems) = document::read(file, text, AsTyped);
@@ -357,11 +379,11 @@ fn sort<T: Object>(objects: &mut [T]) -> Vec<Problem> {
 }
 
 /// Positions of slices by namespace and name of their Service.
-pub(crate) type SlicesByService<'s> = HashMap<(&'s str, &'s str), Vec<usize>, ahash::RandomState>;
+pub(crate) type SlicesByService<'s> = HashMap<(&'s str, &'s str), Vec<usize>, RandomState>;
 
 /// Positions of the slices of each Service.
 pub(crate) fn slices_by_service(slices: &[EndpointSlice]) -> SlicesByService<'_> {
-    let hasher = ahash::RandomState::new();
+    let hasher = RandomState::new();
     let mut by_service = SlicesByService::with_capacity_and_hasher(slices.len(), hasher);
     for (position, slice) in slices.iter().enumerate() {
         if let Some(service) = slice.service_name() {

@@ -40,7 +40,7 @@ impl Agent {
             self.objects.exchange_slices(&name, old);
             return Exchange::Declined;
         }
-        (self.seen, self.hashing) = (None, None);
+        self.seen = None;
         Exchange::Published
     }
 

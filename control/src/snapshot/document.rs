@@ -4,7 +4,8 @@
 //! each document has its line, one broken document does not hide the others, and large files are parsed on all
 //! processors. What begins with a brace and a name in quotes is JSON, as `kubectl` has it; YAML in flow style has no quotes.
 
-use super::{json, list};
+use super::blocks::Blocks;
+use super::{json, list, printed};
 use crate::parallel::on_all_processors;
 use crate::problem::{Location, Problem};
 use crate::yaml;
@@ -91,7 +92,21 @@ fn whole_list<D: Decode>(file: &Arc<str>, text: &str, decode: &D) -> Option<Vec<
         return None;
     };
     let (text, lines) = chunk.json()?;
-    json::read_list(text, &chunk.location(file, lines), decode)
+    printed::read(&mut text.as_bytes(), &chunk.location(file, lines), decode)
+}
+
+/// Those in `blocks` if that is nothing but such a list, which need not be in memory as a whole.
+pub(super) fn read_list<D: Decode>(
+    file: &str,
+    blocks: &mut impl Blocks,
+    decode: D,
+) -> Option<Vec<D::Objects>> {
+    let location = Location {
+        file: Arc::from(file),
+        document: 1,
+        line: 0,
+    };
+    printed::read(blocks, &location, &decode)
 }
 
 /// Objects in parts that follow one another: single ones are added to the last, large ones come whole.

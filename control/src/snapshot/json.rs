@@ -1,14 +1,11 @@
-//! JSON to untyped objects with their places: lists as `kubectl -o json` prints them, and documents one after another.
+//! JSON to untyped objects with their places: lists, and documents one after another.
 //!
-//! A list in the indentation of a printer is cut before it is parsed, so that it is parsed on all processors: between
-//! the lines at which its items seem to end and to begin. When every piece is one whole value, the list is those values,
-//! whatever the lines looked like; when one is none, the text is read from its beginning.
-//!
-//! A name that stands twice in one object is refused, as in YAML.
+//! A name that stands twice in one object is refused, as in YAML. Read [`super::printed`] next, for the lists that `kubectl`
+//! prints.
 
 use super::document::{Decode, Parts, RawObject, in_parts, list_kind};
+use super::printed;
 use crate::problem::{Location, Problem};
-use memchr::memmem;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::map::Entry;
 use serde_json::value::RawValue;
@@ -21,7 +18,7 @@ pub(super) struct Piece<'t> {
     pub(super) text: &'t str,
     /// Lines of the whole text before it.
     pub(super) lines_before: usize,
-    list_kind: Option<String>,
+    pub(super) list_kind: Option<String>,
 }
 
 /// Adds the objects in `text`, which begins below the line of `location`, when all can be read.
@@ -31,7 +28,7 @@ pub(super) fn read<D: Decode>(
     decode: &D,
     parts: &mut Parts<D>,
 ) -> Result<(), Problem> {
-    if let Some(list) = read_list(text, location, decode) {
+    if let Some(list) = printed::read(&mut text.as_bytes(), location, decode) {
         parts.add_whole(list);
         return Ok(());
     }
@@ -45,21 +42,10 @@ pub(super) fn read<D: Decode>(
     Ok(())
 }
 
-/// The objects in `text` if that is one list, in the indentation of a printer, and all can be read.
-pub(super) fn read_list<D: Decode>(
-    text: &str,
-    location: &Location,
-    decode: &D,
-) -> Option<Vec<D::Objects>> {
-    let pieces = cut_by_lines(text)?;
-    let parse = |piece: &Piece<'_>| piece.read(location, decode);
-    in_parts::<_, D, _>(&pieces, parse).ok()
-}
-
 impl Piece<'_> {
     /// The object in it; the text that it is of begins below the line of `location`. An error comes with the lines before
     /// it.
-    fn read<D: Decode>(
+    pub(super) fn read<D: Decode>(
         &self,
         location: &Location,
         decode: &D,
@@ -97,62 +83,6 @@ fn below(location: &Location, lines: usize) -> Location {
     }
 }
 
-/// The items of a list whose lines look like those of a printer; nothing has been checked of them.
-fn cut_by_lines(text: &str) -> Option<Vec<Piece<'_>>> {
-    const ITEMS: &str = "\"items\": [";
-    let start = text.find(&format!("{ITEMS}\n"))?;
-    let (before, rest) = text.split_at(start + ITEMS.len());
-    let outer = indentation(&before[before.rfind('\n')? + 1..]);
-    let inner = indentation(&rest[1..]);
-    let end = memmem::rfind(rest.as_bytes(), format!("\n{outer}]").as_bytes())?;
-    let (items, after) = rest.split_at(end);
-    let list_kind = kind_of_list(before, after)?;
-
-    let end_of_item = format!("\n{inner}}}");
-    let seam = format!("{end_of_item},\n{inner}{{");
-    let seams = memmem::find_iter(items.as_bytes(), &seam);
-    let ends = seams.map(|at| at + end_of_item.len()).chain([items.len()]);
-    let mut pieces = Vec::new();
-    let (mut from, mut lines_before) = (0, lines(before));
-    for end in ends {
-        let text = &items[from..end];
-        let object = text.trim_start();
-        let lead = &text[..text.len() - object.len()];
-        pieces.push(Piece {
-            text: object,
-            lines_before: lines_before + lines(lead),
-            list_kind: list_kind.clone(),
-        });
-        lines_before += lines(text);
-        from = end + ",".len();
-    }
-    Some(pieces)
-}
-
-fn indentation(line: &str) -> &str {
-    &line[..line.len() - line.trim_start_matches([' ', '\t']).len()]
-}
-
-fn lines(text: &str) -> usize {
-    memchr::memchr_iter(b'\n', text.as_bytes()).count()
-}
-
-/// The kind that a list gives to its items, of which it has so much before and after them; `None` if that is no list.
-#[expect(
-    clippy::option_option,
-    reason = "a list need not give its items a kind"
-)]
-fn kind_of_list(before: &str, after: &str) -> Option<Option<String>> {
-    let of_one_item = format!("{before}0{after}");
-    let document: Document<'_> = serde_json::from_str(&of_one_item).ok()?;
-    // It must be the list's own, and not that of something in it.
-    let [item] = document.items?[..] else {
-        return None;
-    };
-    let is_its = offset(&of_one_item, item.get()) == before.len();
-    is_its.then(|| list_kind(document.kind.as_ref()))
-}
-
 /// The objects of one document after another, parsed as far as it takes to know where each ends.
 pub(super) fn cut(text: &str) -> serde_json::Result<Vec<Piece<'_>>> {
     let mut pieces = Vec::new();
@@ -167,7 +97,7 @@ pub(super) fn cut(text: &str) -> serde_json::Result<Vec<Piece<'_>>> {
         let objects = items.map(|items| items.into_iter().map(RawValue::get).collect());
         for object in objects.unwrap_or_else(|| vec![whole]) {
             let at = offset(text, object);
-            lines_before += lines(&text[counted..at]);
+            lines_before += lines(&text.as_bytes()[counted..at]);
             counted = at;
             pieces.push(Piece {
                 text: object,
@@ -179,9 +109,30 @@ pub(super) fn cut(text: &str) -> serde_json::Result<Vec<Piece<'_>>> {
     Ok(pieces)
 }
 
+/// Line breaks in a text.
+pub(super) fn lines(text: &[u8]) -> usize {
+    memchr::memchr_iter(b'\n', text).count()
+}
+
 /// Where in `text` this piece of it begins.
 fn offset(text: &str, piece: &str) -> usize {
     piece.as_ptr().addr() - text.as_ptr().addr()
+}
+
+/// The kind that a list gives to its items, of which it has so much before and after them; `None` if that is no list.
+#[expect(
+    clippy::option_option,
+    reason = "a list need not give its items a kind"
+)]
+pub(super) fn kind_of_list(before: &str, after: &str) -> Option<Option<String>> {
+    let of_one_item = format!("{before}0{after}");
+    let document: Document<'_> = serde_json::from_str(&of_one_item).ok()?;
+    // It must be the list's own, and not that of something in it.
+    let [item] = document.items?[..] else {
+        return None;
+    };
+    let is_its = offset(&of_one_item, item.get()) == before.len();
+    is_its.then(|| list_kind(document.kind.as_ref()))
 }
 
 /// An object whose fields are not looked at yet, or a list of them.
@@ -319,7 +270,7 @@ pub(super) fn lines_to_field(object: &str, path: &str) -> usize {
         };
         at = next.get();
     }
-    lines(&object[..offset(object, at)])
+    lines(&object.as_bytes()[..offset(object, at)])
 }
 
 #[cfg(test)]

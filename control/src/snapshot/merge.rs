@@ -1,9 +1,11 @@
 //! Objects put over others, as `kubectl apply` does.
 
-use super::{Texts, document};
+use super::{SnapshotError, document, files, unreadable};
 use crate::problem::Problems;
+use crate::text;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// The objects of `change` over those of `base`: one of the same kind, namespace and name takes the other's place.
 /// Both are texts as [`super::Snapshot::parse`] takes them, with the names that stand for them in messages; what
@@ -21,11 +23,15 @@ pub fn merge(base: (&str, &str), change: (&str, &str)) -> Result<String, Problem
     Ok(documents.join("\n---\n"))
 }
 
-/// The objects in `texts` as they stand there, lists taken apart.
-pub fn objects(texts: &Texts) -> Result<Vec<Value>, Problems> {
+/// The objects in a file or a folder as they stand there, lists taken apart.
+///
+/// # Errors
+/// [`SnapshotError`].
+pub fn objects(path: &Path) -> Result<Vec<Value>, SnapshotError> {
     let mut objects = Vec::new();
-    for (file, text) in &texts.files {
-        objects.extend(untyped(file, text)?);
+    for file in files(path)? {
+        let text = text::read(&file).map_err(unreadable(&file))?;
+        objects.extend(untyped(&file.display().to_string(), &text)?);
     }
     Ok(objects)
 }
@@ -95,14 +101,8 @@ mod tests {
     #[test]
     fn objects_have_the_kind_of_their_list() {
         let list = r#"{"kind": "ServiceList", "apiVersion": "v1", "items": [{"metadata": {"name": "web"}}]}"#;
-        let texts = Texts {
-            path: "x".to_owned(),
-            files: vec![
-                ("a.json".to_owned(), format!("{list}\n{list}")),
-                ("b.yaml".to_owned(), BASE.to_owned()),
-            ],
-        };
-        let found = objects(&texts).unwrap();
+        let mut found = untyped("a.json", &format!("{list}\n{list}")).unwrap();
+        found.extend(untyped("b.yaml", BASE).unwrap());
         let kinds: Vec<&Value> = found.iter().map(|object| &object["kind"]).collect();
         assert_eq!(kinds, ["Service", "Service", "Node", "Service"]);
         assert_eq!(found[0]["apiVersion"], "v1");

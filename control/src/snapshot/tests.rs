@@ -1,4 +1,5 @@
 use super::*;
+use serde_json::{Value, json};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
 
@@ -464,4 +465,91 @@ fn a_lab_has_no_more_pods_than_a_machine_takes() {
     assert_eq!(pods(2001), []);
     let problems = pods(2002);
     assert!(problems[0].message.contains("to 2001 pods"), "{problems:?}");
+}
+
+/// Some hundred kilobytes of Services, as `kubectl -o json` prints them.
+fn printed() -> String {
+    let service = |number: usize| {
+        json!({"apiVersion": "v1", "kind": "Service",
+               "metadata": {"name": format!("web-{number}"), "namespace": "demo"},
+               "spec": {"clusterIP": format!("10.96.{}.{}", number / 250, number % 250 + 1),
+                        "ports": [{"name": "http", "port": 80}]}})
+    };
+    let services: Vec<Value> = (0..1000).map(service).collect();
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": services});
+    serde_json::to_string_pretty(&list).unwrap()
+}
+
+/// Whether it is read block by block, or has to be read whole, as most of these.
+#[test]
+fn a_large_file_says_what_its_text_says() {
+    let path = std::env::temp_dir().join(format!("penstock-printed-{}.json", std::process::id()));
+    let name = path.display().to_string();
+    let digests = RandomState::new();
+    let good = printed();
+    assert!(good.len() > 4 * blocks::BLOCK);
+    let (last, behind) = good.rsplit_once("\"port\": 80").unwrap();
+    let mut seen = Vec::new();
+    for text in [
+        good.clone(),
+        good.replacen("web-900\"", "web-90x\"", 1),
+        good.replacen("web-900\"", "web-901\"", 1),
+        good.replace("\n      ", "\n    "),
+        good.replace("\"List\"", "\"ServiceList\""),
+        format!("{good}\n{{}}"),
+        format!("{good}\n---\n{SERVICE}"),
+        format!("# a comment\n{good}"),
+        format!("\u{feff}{good}"),
+        format!("{last}\"port\": 0{behind}"),
+        format!("{last}\"port\": 80,,{behind}"),
+        last.to_owned(),
+        good.replace("\"port\"", "\"portt\""),
+        good.replace('\n', "\r\n"),
+        String::new(),
+    ] {
+        std::fs::write(&path, &text).unwrap();
+        let contents = Contents::read(&path, &digests).unwrap();
+        assert_eq!(contents.digest, digest(&path, &digests).unwrap());
+        seen.push(contents.digest);
+        let told = |snapshot: Result<Snapshot, SnapshotError>| snapshot.map_err(|e| e.to_string());
+        assert_eq!(told(contents.snapshot), told(Snapshot::parse(&name, &text)));
+    }
+    let count = seen.len();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), count, "texts that differ have other digests");
+    std::fs::write(&path, [&good.as_bytes()[..200_000], &[0xff]].concat()).unwrap();
+    let error = Contents::read(&path, &digests).unwrap_err().to_string();
+    assert!(error.ends_with("is not text in UTF-8"), "{error}");
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn a_list_is_read_block_by_block_when_all_is_well() {
+    let text = printed();
+    let read = |text: &str| {
+        let parts = document::read_list("list.json", &mut text.as_bytes(), AsTyped)?;
+        Some(parts.into_iter().flat_map(|part| part.services).count())
+    };
+    assert_eq!(read(&text), Some(1000));
+    let its_kind_first = text.replacen('{', "{\n  \"kind\": \"ServiceList\",", 1);
+    for odd in [
+        // Its kind is known too late.
+        text.replace("\"List\"", "\"ServiceList\""),
+        // Its kind stands there twice.
+        its_kind_first.clone(),
+        format!("{text}\n{text}"),
+        text.replacen("},\n    {", "}\n    {", 1),
+    ] {
+        assert_eq!(read(&odd), None);
+    }
+    let behind = its_kind_first.rfind(",\n  \"kind\": \"List\"");
+    let once = its_kind_first[..behind.unwrap_or_default()].to_owned() + "\n}";
+    let without = once.replace("\"kind\": \"Service\",", "\"more\": 1,");
+    assert_eq!(
+        read(&without),
+        Some(1000),
+        "{}",
+        &without[without.len() - 99..]
+    );
 }

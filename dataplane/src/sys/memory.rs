@@ -82,16 +82,6 @@ unsafe impl<T: Send> Send for Zeroed<T> {}
 // SAFETY: a shared reference gives shared references to the values only.
 unsafe impl<T: Sync> Sync for Zeroed<T> {}
 
-/// So many zeros that nothing was written to yet, in huge pages where there are any: what is filled once and read through
-/// costs more by its pages than by its bytes.
-pub fn zeros(bytes: usize) -> Vec<u8> {
-    let zeros = vec![0; bytes];
-    if bytes > HUGE {
-        prefer_huge_pages(&zeros);
-    }
-    zeros
-}
-
 /// Starts to bring the cache line at `target` near.
 #[inline]
 pub fn prefetch<T>(target: &T) {

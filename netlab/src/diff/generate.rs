@@ -8,7 +8,7 @@ use super::case::{Body, Case, Step};
 use super::{side, wire};
 use anyhow::Result;
 use control::config::KubeProxyConfig;
-use control::snapshot::{Texts, untyped};
+use control::snapshot::untyped;
 use fastrand::Rng;
 use layout::Layout;
 use serde_json::Value;
@@ -39,7 +39,7 @@ pub struct Cluster {
 /// # Errors
 /// When they cannot be read.
 pub fn objects(path: &Path) -> Result<Vec<Value>> {
-    let mut objects = untyped(&Texts::read(path)?)?;
+    let mut objects = untyped(path)?;
     objects.retain(|object| object["kind"] != "KubeProxyConfiguration");
     Ok(objects)
 }

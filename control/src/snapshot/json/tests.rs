@@ -129,9 +129,14 @@ fn a_large_list_in_pieces_is_the_same_as_in_one() {
     let text = indented(&list(&many), 4);
     let found = objects(&text);
     assert!(found.iter().map(|object| &object.0).eq(&names));
+    let lines: Vec<&str> = text.lines().collect();
     for (name, line) in &found {
-        let begins = text.lines().nth(line - 1).unwrap();
+        let (begins, named) = (lines[line - 1], lines[line + 3]);
         assert_eq!(begins, "        {", "{name}");
+        assert!(
+            named.ends_with(&format!("\"name\": \"{name}\",")),
+            "{named}"
+        );
     }
     let in_one: Vec<String> = objects(&list(&many).to_string())
         .into_iter()

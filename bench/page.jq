@@ -80,10 +80,14 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
     "| benchmark | aim | ours | peers in the same run | reached |",
     "| --- | --- | --- | --- | --- |",
     established, kinds,
-    ($f.churn[] | select(.threads == 2) | .flows as $flows
+    ([$f.churn[] | select(.threads == 2)] as $churn
+     # The aim is for 50,000 and no more; what is nearest to it from above.
+     | ([$churn[] | select(.new_flows_per_second >= 50000)] | max_by(.packets_per_new_flow)) as $least
+     | $churn[] | .flows as $flows
      | [$f.rows[] | select(.flows == $flows and .threads == 2 and .batch == 64)][0] as $without
-     | row("two threads, \(.new_flows_per_second | short) new flows per second"; "1.8 times one thread";
-           "\(.scaling | two) times"; "without new flows \($without.scaling | two) times, L \($without.limit_scaling | two) times"; .scaling >= 1.8)),
+     | row("two threads, \(.new_flows_per_second | short) new flows per second"; if . == $least then "1.8 times one thread" else "-" end;
+           "\(.scaling | two) times"; "without new flows \($without.scaling | two) times, L \($without.limit_scaling | two) times";
+           if . == $least then .scaling >= 1.8 else null end)),
     ($f.new_flows[]
      | row("new flows in memory\(if .masquerade then ", masqueraded" else "" end): insert, NAT, expire, one core"; "5 million/s";
            "\(.flows_per_second / 1e6 | two) million/s"; "-"; .flows_per_second >= 5e6),

@@ -135,7 +135,7 @@ pub fn run(size: &Size, mut progress: impl FnMut(&str)) -> Report {
     progress("TCP, IPv6");
     let kinds = measures::kinds(size, many, &mut calm);
     progress("churn");
-    let churn = measures::churn(size, many, &mut calm);
+    let churn = measures::NEW.map(|new| measures::churn(size, (many, new), &mut calm));
     progress("other tables");
     let tables = tables::tables(size, many, &mut calm);
     progress("new flows");
@@ -148,7 +148,7 @@ pub fn run(size: &Size, mut progress: impl FnMut(&str)) -> Report {
         benchmark: "fastpath",
         rows,
         kinds,
-        churn,
+        churn: churn.concat(),
         tables,
         new_flows: new_flows.into(),
         ports: ports.into(),

@@ -115,10 +115,12 @@ pub struct Churn {
     pub scaling: f64,
 }
 
-/// Of packets in the mix. At ten million packets per second that is more than 50,000 new flows per second and thread.
-const PACKETS_PER_NEW_FLOW: usize = 64;
+/// New flows of a chunk, few and many. At thirteen million packets per second of all threads one of a chunk makes 50,000 per
+/// second.
+pub(super) const NEW: [usize; 2] = [1, 4];
 
-pub(super) fn churn(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Churn> {
+/// Of so many new flows in each chunk, by one thread and by two.
+pub(super) fn churn(size: &Size, (flows, new): (u32, usize), calm: &mut Calm) -> [Churn; 2] {
     let room = flows as usize * 5 / 4 + 100_000;
     let shared = subject::shared(Settings::kernel(room), (Traffic::UDP_V4, false), 5);
     establish(&shared, Traffic::UDP_V4, flows);
@@ -128,46 +130,42 @@ pub(super) fn churn(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Churn> {
             let seed = |thread| round * 4 + threads as u64 + thread;
             let start = start_of(2 * round + threads as u64 - 1, size.chunks);
             together(threads, |thread| {
-                churn_chunks(&shared, flows, (size.chunks, seed(thread)), start)
+                churn_chunks(&shared, (flows, new), (size.chunks, seed(thread)), start)
             })
         })
     });
-    assert_churned(&shared.conntrack, (flows, size));
+    assert_churned(&shared.conntrack, (flows, new), size);
     let of_rounds = |figure: &dyn Fn(&[f64; 2]) -> f64| median(taken.iter().map(figure).collect());
-    [0, 1]
-        .map(|nth| {
-            let ns_per_packet = of_rounds(&|round| round[nth]);
-            Churn {
-                flows,
-                packets_per_new_flow: PACKETS_PER_NEW_FLOW,
-                threads: nth + 1,
-                ns_per_packet,
-                new_flows_per_second: 1e9 / ns_per_packet / PACKETS_PER_NEW_FLOW as f64,
-                scaling: of_rounds(&|round| round[0] / round[nth]),
-            }
-        })
-        .into()
+    let packets_per_new_flow = CHUNK / new;
+    [0, 1].map(|nth| {
+        let ns_per_packet = of_rounds(&|round| round[nth]);
+        Churn {
+            flows,
+            packets_per_new_flow,
+            threads: nth + 1,
+            ns_per_packet,
+            new_flows_per_second: 1e9 / ns_per_packet / packets_per_new_flow as f64,
+            scaling: of_rounds(&|round| round[0] / round[nth]),
+        }
+    })
 }
-
-/// New flows of a chunk.
-const NEW: usize = CHUNK / PACKETS_PER_NEW_FLOW;
 
 /// # Panics
 /// When one of a thousand flows did not come or did not go: then nothing of worth was measured.
-fn assert_churned(conntrack: &Conntrack, (flows, size): (u32, &Size)) {
+fn assert_churned(conntrack: &Conntrack, (flows, new): (u32, usize), size: &Size) {
     let counted: Statistics = conntrack.statistics().into_iter().sum();
-    let new = size.rounds * (1 + 2) * size.chunks * NEW;
+    let last = size.rounds * (1 + 2) * new;
+    let all = last * size.chunks;
     let inserted = counted.inserted as usize - flows as usize;
-    assert!(inserted * 1000 >= new * 999, "{inserted} of {new} came");
+    assert!(inserted * 1000 >= all * 999, "{inserted} of {all} came");
     // The last ones of each thread stay.
     let left = conntrack.len() - flows as usize;
-    let last = size.rounds * (1 + 2) * NEW;
-    assert!(left <= last + new / 1000, "{left} of {new} stayed");
+    assert!(left <= last + all / 1000, "{left} of {all} stayed");
 }
 
 fn churn_chunks(
     shared: &Shared,
-    flows: u32,
+    (flows, new): (u32, usize),
     (chunks, seed): (usize, u64),
     start: Timestamp,
 ) -> Vec<Duration> {
@@ -179,18 +177,20 @@ fn churn_chunks(
     let mut before = Vec::new();
     let mut one = || {
         now = now.after(CHUNK_TIME);
-        let new: [Flow; NEW] = std::array::from_fn(|_| Flow(rng.u32(1 << 31..3 << 30)));
-        let mut packets: Vec<Wanted> = established.by_ref().take(CHUNK - NEW).collect();
-        packets.extend(new.map(|flow| of_flow((flow, Direction::Original))));
+        let coming = || Flow(rng.u32(1 << 31..3 << 30));
+        let coming: Vec<Flow> = std::iter::repeat_with(coming).take(new).collect();
+        let mut packets: Vec<Wanted> = established.by_ref().take(CHUNK - new).collect();
+        let first = |flow: &Flow| of_flow((*flow, Direction::Original));
+        packets.extend(coming.iter().map(first));
         let handled = subject.handle(packets.into_iter(), now);
         let start = Instant::now();
-        for flow in std::mem::replace(&mut before, new.into()) {
+        for flow in std::mem::replace(&mut before, coming) {
             let tuple = flow.ends(Direction::Original).tuple(Traffic::UDP_V4);
             if let Some(found) = shared.conntrack.find(&tuple, now) {
                 shared.conntrack.end(found.entry(), now);
             }
         }
-        shared.conntrack.expire(now, 4 * NEW);
+        shared.conntrack.expire(now, 4 * new);
         handled + start.elapsed()
     };
     (0..chunks).map(|_| one()).collect()

@@ -33,9 +33,10 @@ use crate::parallel::{beside, on_all_processors};
 use crate::problem::{Location, Problem, Problems};
 use crate::text;
 use ahash::RandomState;
-use blocks::FileBlocks;
+use blocks::{BLOCK, FileBlocks};
 use objects::{AddressType, Endpoints, Object};
 use std::collections::{BTreeMap, HashMap};
+use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
 use typed::{AsTyped, Typed};
@@ -92,20 +93,31 @@ impl Contents {
     /// # Errors
     /// [`SnapshotError::Unreadable`].
     pub fn read(path: &Path, digests: &RandomState) -> Result<Self, SnapshotError> {
-        let files = files(path)?;
-        let mut reader = Reader::default();
-        let mut file_digests = Vec::new();
-        let read = |file: &PathBuf| Found::in_file(file, digests).map_err(unreadable(file));
-        for found in on_all_processors(&files, 1, read) {
-            let (found, digest) = found?;
+        // Processors read parts of large files, and others as a whole.
+        let is_large = |file: &PathBuf| file.metadata().is_ok_and(|file| is_large(&file));
+        let (large, small): (Vec<_>, Vec<_>) = files(path)?.into_iter().partition(is_large);
+        let read = |file: &PathBuf| {
+            let (found, digest) = Found::in_file(file, digests).map_err(unreadable(file))?;
+            Ok((file.clone(), found, digest))
+        };
+        let mut read_files: Vec<Result<_, SnapshotError>> = large.iter().map(read).collect();
+        read_files.extend(on_all_processors(&small, 1, read));
+        let (mut reader, mut of_files) = (Reader::default(), BTreeMap::new());
+        for read in read_files {
+            let (file, found, digest) = read?;
             reader.add(found);
-            file_digests.push(digest);
+            of_files.insert(file, digest);
         }
         Ok(Self {
             snapshot: reader.finish(&path.display().to_string()),
-            digest: digests.hash_one((files, file_digests)),
+            digest: digests.hash_one(of_files),
         })
     }
+}
+
+/// Whether it is worth to be read by several processors.
+fn is_large(file: &Metadata) -> bool {
+    file.len() > BLOCK as u64
 }
 
 /// A digest of the files that [`Contents::read`] reads, of their names and their texts, by the key of `digests`.
@@ -114,9 +126,15 @@ impl Contents {
 /// [`SnapshotError::Unreadable`].
 pub fn digest(path: &Path, digests: &RandomState) -> Result<u64, SnapshotError> {
     let files = files(path)?;
-    let of_file = |file: &PathBuf| blocks::digest_of_file(file, digests).map_err(unreadable(file));
-    let file_digests: Vec<u64> = files.iter().map(of_file).collect::<Result<_, _>>()?;
-    Ok(digests.hash_one((files, file_digests)))
+    let of_file = |file: PathBuf| -> Result<_, SnapshotError> {
+        let digest = blocks::digest_of_file(&file, digests).map_err(unreadable(&file))?;
+        Ok((file, digest))
+    };
+    let of_files: BTreeMap<_, u64> = files
+        .into_iter()
+        .map(of_file)
+        .collect::<Result<_, SnapshotError>>()?;
+    Ok(digests.hash_one(of_files))
 }
 
 impl Snapshot {
@@ -238,8 +256,9 @@ impl Found {
     /// In parts, with the digest of the text.
     fn in_file(file: &Path, digests: &RandomState) -> io::Result<(Vec<Self>, u64)> {
         let name = file.display().to_string();
-        // What is no file is read once, and tells nothing of its length.
-        if file.metadata()?.is_file() {
+        let metadata = file.metadata()?;
+        // What is no file can be read once only.
+        if metadata.is_file() && is_large(&metadata) {
             let mut blocks = FileBlocks::open(file, digests)?;
             if let Some(parts) = document::read_list(&name, &mut blocks, AsTyped)
                 && parts.iter().all(|part| part.problems.is_empty())

@@ -68,7 +68,7 @@ impl Blocks for FileBlocks {
     fn add_next(&mut self, text: &mut Vec<u8>) -> io::Result<usize> {
         let before = text.len();
         let length = (&self.file).take(BLOCK as u64).read_to_end(text)?;
-        // Of nothing there is a hash, too.
+        // To add nothing changes a hash, and `digest` adds none.
         if length > 0 {
             self.hasher.write(&text[before..]);
         }

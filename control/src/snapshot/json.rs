@@ -4,7 +4,6 @@
 //! prints.
 
 use super::document::{Decode, Parts, RawObject, in_parts, list_kind};
-use super::printed;
 use crate::problem::{Location, Problem};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::map::Entry;
@@ -28,10 +27,6 @@ pub(super) fn read<D: Decode>(
     decode: &D,
     parts: &mut Parts<D>,
 ) -> Result<(), Problem> {
-    if let Some(list) = printed::read(&mut text.as_bytes(), location, decode) {
-        parts.add_whole(list);
-        return Ok(());
-    }
     let unreadable = |(lines_before, error)| unreadable(location, lines_before, &error);
     let parse = |piece: &Piece<'_>| piece.read(location, decode);
     let pieces = cut(text).map_err(|error| unreadable((0, error)))?;

@@ -15,6 +15,9 @@ use memchr::memmem;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+/// What JSON allows between values.
+const WHITESPACE: [char; 4] = [' ', '\t', '\r', '\n'];
+
 /// No item has so many bytes: what the API server keeps has at most 1.5 MiB (etcd's `--max-request-bytes`).
 const LARGEST_ITEM: usize = 8 << 20;
 
@@ -42,7 +45,8 @@ pub(super) fn read<D: Decode>(
     (kind_of_list(&list.before, &after)? == list.kind).then_some(parts)
 }
 
-/// Buffers that can be filled again. To give large ones back makes an allocator tidy up.
+/// Buffers that can be filled again. When one of their size is given back, glibc puts its whole heap in order: 18 ms for
+/// 10,000 Services of ten endpoints.
 #[derive(Default)]
 struct Spare(Mutex<Vec<Vec<u8>>>);
 
@@ -112,8 +116,8 @@ struct Cutter<'b, B> {
     /// Lines before `rest`.
     lines_before: usize,
     seam: memmem::FinderRev<'static>,
-    /// From the comma on.
-    behind_seam: usize,
+    /// Bytes of a seam that are of the item before it.
+    end_of_item: usize,
     end_of_list: String,
     /// What stands behind all items, once all were handed out.
     after: Option<Vec<u8>>,
@@ -132,7 +136,7 @@ impl<'b, B: Blocks> Cutter<'b, B> {
             rest: rest.split_off(list.before.len()),
             lines_before: lines(list.before.as_bytes()),
             seam: memmem::FinderRev::new(seam).into_owned(),
-            behind_seam: seam.len() - list.end_of_item.len(),
+            end_of_item: list.end_of_item.len(),
             end_of_list,
             after: None,
             blocks,
@@ -145,11 +149,14 @@ impl<'b, B: Blocks> Cutter<'b, B> {
         if self.after.is_some() {
             return None;
         }
-        let (end, following) = self.read_on()?;
+        let (end, following, is_last) = match self.read_on()? {
+            Cut::BeforeNext { end } => (end, end + ",".len(), false),
+            Cut::AtEnd { end } => (end, end, true),
+        };
         rest.extend_from_slice(&self.rest[following..]);
         let mut text = std::mem::replace(&mut self.rest, rest);
         text.truncate(end);
-        if following == end {
+        if is_last {
             self.after = Some(std::mem::take(&mut self.rest));
         }
         let lines_before = self.lines_before;
@@ -157,21 +164,37 @@ impl<'b, B: Blocks> Cutter<'b, B> {
         Some(Turn { text, lines_before })
     }
 
-    /// Reads on until `rest` has an item that another one follows: where the last of them ends, and where that one begins. Or to
-    /// the end of the list: that, twice.
-    fn read_on(&mut self) -> Option<(usize, usize)> {
+    /// Reads on until `rest` can be cut.
+    fn read_on(&mut self) -> Option<Cut> {
+        let mut searched = 0;
         while self.rest.len() < LARGEST_ITEM {
             if self.blocks.add_next(&mut self.rest).ok()? == 0 {
                 let end = memmem::rfind(&self.rest, self.end_of_list.as_bytes())?;
-                return Some((end, end));
+                return Some(Cut::AtEnd { end });
             }
-            if let Some(seam) = self.seam.rfind(&self.rest) {
-                let end = seam + self.seam.needle().len() - self.behind_seam;
-                return Some((end, end + ",".len()));
+            if let Some(at) = self.seam.rfind(&self.rest[searched..]) {
+                let end = searched + at + self.end_of_item;
+                return Some(Cut::BeforeNext { end });
             }
+            let longest_start = self.seam.needle().len() - 1;
+            searched = self.rest.len().saturating_sub(longest_start);
         }
         None
     }
+}
+
+/// Where a list can be cut.
+enum Cut {
+    /// Behind the last item that another one follows, in front of the comma.
+    BeforeNext {
+        /// Bytes before the cut.
+        end: usize,
+    },
+    /// Behind the last item of all.
+    AtEnd {
+        /// Bytes before the cut.
+        end: usize,
+    },
 }
 
 /// Items of a list, one after another, with what is between them.
@@ -188,7 +211,7 @@ impl Turn {
         let (mut from, mut lines_before) = (0, self.lines_before);
         for end in list.ends(&self.text).chain([text.len()]) {
             let item = &text[from..end];
-            let object = item.trim_start();
+            let object = item.trim_start_matches(WHITESPACE);
             let lead = &item[..item.len() - object.len()];
             let piece = Piece {
                 text: object,

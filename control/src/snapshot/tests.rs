@@ -487,7 +487,7 @@ fn a_large_file_says_what_its_text_says() {
     let name = path.display().to_string();
     let digests = RandomState::new();
     let good = printed();
-    assert!(good.len() > 4 * blocks::BLOCK);
+    assert!(good.len() > 4 * BLOCK);
     let (last, behind) = good.rsplit_once("\"port\": 80").unwrap();
     let mut seen = Vec::new();
     for text in [

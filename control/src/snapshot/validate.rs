@@ -14,7 +14,8 @@ use crate::model::Family;
 use crate::problem::Problem;
 use crate::resolve::SELECTION_ANNOTATION;
 use dataplane::service::Selection;
-use std::collections::HashMap;
+use ipnet::IpNet;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 /// Path of a field and what is wrong with it.
@@ -258,28 +259,45 @@ pub(super) fn between(snapshot: &Snapshot) -> Vec<Problem> {
             }
         }
     }
-    for (index, node) in snapshot.nodes.iter().enumerate() {
-        for other in &snapshot.nodes[..index] {
-            problems.extend(overlap(node, other));
-        }
-    }
+    problems.extend(overlaps(&snapshot.nodes));
     problems
 }
 
-fn overlap(node: &Node, other: &Node) -> Option<Problem> {
-    let overlaps = |range: &ipnet::IpNet| {
-        other
-            .pod_cidrs()
-            .find(|theirs| theirs.contains(range) || range.contains(theirs))
+/// Nodes one of whose ranges overlaps one of a node before them, with one of these each.
+fn overlaps(nodes: &[Node]) -> impl Iterator<Item = Problem> {
+    let of_one = |(index, node): (usize, &Node)| {
+        let ranges: Vec<IpNet> = node.pod_cidrs().collect();
+        ranges.into_iter().map(move |range| (range, index))
     };
-    let (range, theirs) = node
-        .pod_cidrs()
-        .find_map(|range| Some((range, overlaps(&range)?)))?;
-    let message = format!(
-        "{range} overlaps {theirs} of Node {} ({}); give each node its own range",
-        other.metadata.name, other.metadata.location
-    );
-    Some(of_node(node, "spec.podCIDRs", message))
+    let mut ranges: Vec<(IpNet, usize)> = nodes.iter().enumerate().flat_map(of_one).collect();
+    // Around others before these: two ranges are apart, or one is within the other.
+    ranges.sort_by_key(|(range, index)| (range.network(), range.prefix_len(), *index));
+    let mut around: Vec<(IpNet, usize)> = Vec::new();
+    let mut found = BTreeMap::new();
+    for (range, index) in ranges {
+        while around
+            .pop_if(|(outer, _)| !outer.contains(&range))
+            .is_some()
+        {}
+        let others = around.iter().rev().find(|(_, other)| *other != index);
+        if let Some(&(outer, other)) = others {
+            let (later, earlier) = if other < index {
+                ((range, index), (outer, other))
+            } else {
+                ((outer, other), (range, index))
+            };
+            found.entry(later.1).or_insert((later.0, earlier));
+        }
+        around.push((range, index));
+    }
+    found.into_iter().map(|(index, (range, (theirs, other)))| {
+        let (node, other) = (&nodes[index], &nodes[other].metadata);
+        let message = format!(
+            "{range} overlaps {theirs} of Node {} ({}); give each node its own range",
+            other.name, other.location
+        );
+        of_node(node, "spec.podCIDRs", message)
+    })
 }
 
 fn of_node(node: &Node, field: &str, message: String) -> Problem {

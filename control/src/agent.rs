@@ -14,6 +14,7 @@ mod facts;
 mod files;
 mod lingering;
 mod links;
+mod reread;
 mod room;
 mod servers;
 mod settings;
@@ -24,6 +25,7 @@ mod stepped;
 mod workers;
 
 pub use events::Event;
+use events::Inbox;
 pub use facts::{forget_former_sysctls, node_network};
 pub use links::LinkPattern;
 use links::{NamedLink, Surroundings};
@@ -37,7 +39,7 @@ use crate::metrics::{Changes, WithoutLocal};
 use crate::netlink::Netlink;
 use crate::parallel::beside;
 use crate::problem::in_words;
-use crate::snapshot::{self, Contents, Followed, Snapshot};
+use crate::snapshot::{Contents, Followed, Snapshot};
 use anyhow::{Context as _, Result, bail};
 use dataplane::ports::ReservedPorts;
 use dataplane::service::{Generation, ServiceTable};
@@ -48,12 +50,10 @@ use dataplane::worker::Shared;
 use devices::Queues;
 use entrance::Entrance;
 use servers::{Servers, Telemetry};
-use slices::Exchange;
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use steering::{Plan, Steering};
 pub(crate) use workers::Clock;
@@ -98,7 +98,7 @@ pub fn run(settings: Settings, ready: impl FnOnce() -> bool) -> Result<()> {
     let mut agent = Agent::start(settings, &events)?;
     // Who does not listen any more to `ready` has ended, so the agent is not needed.
     let result = if ready() {
-        agent.run(&received)
+        agent.run(Inbox::new(received))
     } else {
         Ok(())
     };
@@ -144,6 +144,8 @@ struct Agent {
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(200);
 /// Rounds of that between looks at the clients with affinity.
 const AFFINITY_ROUNDS: usize = 50;
+/// Rounds between looks at objects that could not be taken, by no fault of theirs.
+const REREAD_ROUNDS: usize = 5;
 /// Entries looked at in one go.
 const MAINTENANCE_BUDGET: usize = 20_000;
 
@@ -247,7 +249,7 @@ impl Agent {
         Ok(entrance.queues)
     }
 
-    fn run(&mut self, events: &Receiver<Event>) -> Result<()> {
+    fn run(&mut self, mut events: Inbox) -> Result<()> {
         // What the first change begins with; packets flow already.
         self.objects.prepare();
         let mut maintained = self.clock.now();
@@ -257,54 +259,19 @@ impl Agent {
                 self.maintain();
                 maintained = now;
             }
-            match events.recv_timeout(MAINTENANCE_INTERVAL) {
+            match events.next(MAINTENANCE_INTERVAL) {
                 Ok(Event::Stop) => return Ok(()),
                 Ok(Event::WorkerFailed(error)) => bail!("a worker failed: {error}"),
-                Ok(Event::ObjectsChanged(file)) => self.reread(file.as_deref()),
+                Ok(Event::ObjectsChanged(file)) => {
+                    let is_last = !events.has_changed_objects();
+                    self.reread(file.as_deref(), is_last);
+                }
                 Ok(Event::LinksChanged) => self.relink(),
                 Ok(Event::Asked(stream)) => socket::answer(stream, self),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("all event sources ended"),
             }
         }
-    }
-
-    /// Takes the objects anew, of one file of the folder if that is enough. What cannot be read or compiled changes
-    /// nothing.
-    fn reread(&mut self, file: Option<&OsStr>) {
-        let result = match file.map_or(Exchange::Declined, |file| self.exchange_slices(file)) {
-            Exchange::Same => Ok(Reread::Same),
-            Exchange::Published => Ok(Reread::Published),
-            Exchange::Declined => self.try_reread(),
-        };
-        self.telemetry.settled(result.is_err());
-        match result {
-            Ok(Reread::Same) => {}
-            Ok(Reread::Published) => {
-                self.refused = None;
-                tracing::info!(generation = self.generation.0, "published");
-            }
-            Err(error) => {
-                let why = in_words(&error);
-                tracing::error!("the objects stay as they were: {why}");
-                self.refused = Some(why);
-            }
-        }
-    }
-
-    fn try_reread(&mut self) -> Result<Reread> {
-        let (path, digests) = (&self.settings.snapshot, &self.digests);
-        let seen = self.seen.take();
-        // One change of a file makes several events.
-        if seen.is_some() && seen == Some(snapshot::digest(path, digests)?) {
-            self.seen = seen;
-            return Ok(Reread::Same);
-        }
-        let contents = Contents::read(path, digests)?;
-        self.seen = Some(contents.digest);
-        let snapshot = contents.snapshot?;
-        self.take(snapshot)?;
-        Ok(Reread::Published)
     }
 
     fn take(&mut self, snapshot: Snapshot) -> Result<()> {
@@ -434,6 +401,9 @@ impl Agent {
         if self.rounds.is_multiple_of(AFFINITY_ROUNDS) {
             self.shared.affinity.expire(now);
         }
+        if self.rounds.is_multiple_of(REREAD_ROUNDS) {
+            self.reread_unseen();
+        }
     }
 
     /// Counts connections for least-connections, the less often the more there are.
@@ -475,10 +445,4 @@ struct Next {
     table: Arc<ServiceTable>,
     health_checks: BTreeMap<ServiceName, HealthCheck>,
     without_local: WithoutLocal,
-}
-
-/// What came of looking at the objects again.
-enum Reread {
-    Same,
-    Published,
 }

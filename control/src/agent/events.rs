@@ -9,12 +9,13 @@ use anyhow::{Context as _, Result};
 use dataplane::ports::ReservedPorts;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::ffi::OsString;
+use std::collections::{BTreeSet, VecDeque};
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -31,6 +32,78 @@ pub enum Event {
     LinksChanged,
     /// Somebody asks on the control socket how the node is.
     Asked(UnixStream),
+}
+
+/// What happened and was not reacted to yet.
+pub(super) struct Inbox {
+    received: Receiver<Event>,
+    waiting: VecDeque<Event>,
+}
+
+/// Of more files that changed than these all are looked at, once.
+const MOST_FILES: usize = 16;
+
+impl Inbox {
+    pub(super) const fn new(received: Receiver<Event>) -> Self {
+        Self {
+            received,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// What to react to next, at the latest after `patience`. An end goes before everything else; of what is looked at anew
+    /// one look is enough, however often it changed.
+    ///
+    /// # Errors
+    /// When nothing happened, or nobody tells any more.
+    pub(super) fn next(&mut self, patience: Duration) -> Result<Event, RecvTimeoutError> {
+        if self.waiting.is_empty() {
+            self.waiting
+                .push_back(self.received.recv_timeout(patience)?);
+        }
+        self.waiting.extend(self.received.try_iter());
+        let is_end = |event: &Event| matches!(event, Event::Stop | Event::WorkerFailed(_));
+        let end = self.waiting.iter().position(is_end).unwrap_or(0);
+        let next = self.waiting.remove(end);
+        let next = next.ok_or(RecvTimeoutError::Timeout)?;
+        Ok(self.without_repetition(next))
+    }
+
+    /// Whether it is known that files changed and were not looked at.
+    pub(super) fn has_changed_objects(&self) -> bool {
+        self.changed_files().next().is_some()
+    }
+
+    fn changed_files(&self) -> impl Iterator<Item = Option<&OsStr>> {
+        self.waiting.iter().filter_map(|event| match event {
+            Event::ObjectsChanged(file) => Some(file.as_deref()),
+            _ => None,
+        })
+    }
+
+    /// `next`, for all that waits and asks for the same.
+    fn without_repetition(&mut self, next: Event) -> Event {
+        match next {
+            Event::ObjectsChanged(file) => {
+                let files: BTreeSet<_> = self.changed_files().chain([file.as_deref()]).collect();
+                if files.contains(&None) || files.len() > MOST_FILES {
+                    self.waiting
+                        .retain(|event| !matches!(event, Event::ObjectsChanged(_)));
+                    return Event::ObjectsChanged(None);
+                }
+                self.waiting.retain(
+                    |event| !matches!(event, Event::ObjectsChanged(other) if *other == file),
+                );
+                Event::ObjectsChanged(file)
+            }
+            Event::LinksChanged => {
+                self.waiting
+                    .retain(|event| !matches!(event, Event::LinksChanged));
+                Event::LinksChanged
+            }
+            other => other,
+        }
+    }
 }
 
 /// Starts the threads. Each ends when the agent no longer listens.
@@ -149,4 +222,68 @@ fn answer(question: conntrack::Question, stream: UnixStream, responder: Responde
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
     thread::Builder::new().name(name.to_owned()).spawn(body)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    /// What comes out of an inbox, in a word each.
+    fn words(events: impl IntoIterator<Item = Event>) -> Vec<String> {
+        let (told, received) = channel();
+        for event in events {
+            told.send(event).unwrap();
+        }
+        let mut inbox = Inbox::new(received);
+        std::iter::from_fn(|| inbox.next(Duration::ZERO).ok())
+            .map(|event| match event {
+                Event::ObjectsChanged(Some(file)) => file.into_string().unwrap(),
+                Event::ObjectsChanged(None) => "all".to_owned(),
+                Event::LinksChanged => "links".to_owned(),
+                Event::Stop => "stop".to_owned(),
+                other => format!("{other:?}"),
+            })
+            .collect()
+    }
+
+    fn file(name: &str) -> Event {
+        Event::ObjectsChanged(Some(name.into()))
+    }
+
+    #[test]
+    fn what_changed_often_is_looked_at_once() {
+        let links = || Event::LinksChanged;
+        let events = [file("a"), links(), file("b"), file("a"), links(), file("b")];
+        assert_eq!(words(events), ["a", "links", "b"]);
+        let events = [file("a"), links(), Event::ObjectsChanged(None), file("b")];
+        assert_eq!(words(events), ["all", "links"]);
+        let many = (0..=MOST_FILES).map(|number| file(&number.to_string()));
+        assert_eq!(words(many), ["all"]);
+        let most = (0..MOST_FILES).map(|number| file(&number.to_string()));
+        assert_eq!(words(most).len(), MOST_FILES);
+    }
+
+    #[test]
+    fn an_end_waits_for_nothing() {
+        let events = [file("a"), Event::LinksChanged, Event::Stop, file("b")];
+        assert_eq!(words(events)[0], "stop");
+    }
+
+    #[test]
+    fn files_that_wait_are_known() {
+        let (told, received) = channel();
+        let mut inbox = Inbox::new(received);
+        for event in [file("a"), file("b"), Event::LinksChanged] {
+            told.send(event).unwrap();
+        }
+        for has_changed in [true, false, false] {
+            inbox.next(Duration::ZERO).unwrap();
+            assert_eq!(inbox.has_changed_objects(), has_changed);
+        }
+        assert!(matches!(
+            inbox.next(Duration::ZERO),
+            Err(RecvTimeoutError::Timeout)
+        ));
+    }
 }

@@ -103,9 +103,12 @@ impl Watch {
                     changed.push(None);
                 }
                 Ok(event) => {
+                    let is_new = event.events().contains(ReadFlags::CREATE);
                     let folder = self.folders.get(&event.wd());
                     let name = event.file_name().map(CStr::to_bytes).map(OsStr::from_bytes);
-                    if let (Some(folder), Some(name)) = (folder, name) {
+                    if let (Some(folder), Some(name)) = (folder, name)
+                        && (!is_new || is_complete(&folder.join(name)))
+                    {
                         changed.extend(self.watched.changed(folder, name));
                     }
                 }
@@ -119,6 +122,13 @@ impl Watch {
         changed.dedup();
         changed
     }
+}
+
+/// Whether a file that has just come holds all that it will: a link does, and another name of a file that was there. Any
+/// other is still to be written, and closed.
+fn is_complete(path: &Path) -> bool {
+    path.symlink_metadata()
+        .is_ok_and(|file| file.is_symlink() || file.nlink() > 1)
 }
 
 fn identity(folders: &[PathBuf]) -> Option<Vec<(u64, u64)>> {
@@ -176,6 +186,7 @@ fn parent(file: &Path) -> PathBuf {
 mod tests {
     use super::*;
     use std::fs;
+    use std::io::Write as _;
 
     /// An empty folder of this test's own.
     fn folder(name: &str) -> PathBuf {
@@ -201,6 +212,23 @@ mod tests {
         assert_eq!(watch.wait(), [Some("a.yaml".into())]);
         std::os::unix::fs::symlink("elsewhere", folder.join("..data")).unwrap();
         assert_eq!(watch.wait(), [None]);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_new_file_counts_when_it_is_closed() {
+        let folder = folder("new");
+        let mut watch = Watch::open(&folder).unwrap();
+        let mut slow = fs::File::create(folder.join("slow.yaml")).unwrap();
+        slow.write_all(b"half").unwrap();
+        fs::write(folder.join("quick.yaml"), "x").unwrap();
+        assert_eq!(watch.wait(), [Some("quick.yaml".into())]);
+        drop(slow);
+        assert_eq!(watch.wait(), [Some("slow.yaml".into())]);
+        fs::hard_link(folder.join("slow.yaml"), folder.join("other.yaml")).unwrap();
+        assert_eq!(watch.wait(), [Some("other.yaml".into())]);
+        std::os::unix::fs::symlink("slow.yaml", folder.join("link.yaml")).unwrap();
+        assert_eq!(watch.wait(), [Some("link.yaml".into())]);
         fs::remove_dir_all(&folder).unwrap();
     }
 

@@ -11,6 +11,7 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::time::{ClockId, clock_gettime};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -129,13 +130,13 @@ impl Workers {
             let (shared, stop) = (Arc::clone(shared), Arc::clone(&workers.stop));
             let failed = failed.clone();
             let body = move || {
-                let ended = match work {
+                let ended = to_its_end(|| match work {
                     Work::Copy => copy(devices, &stop, clock),
                     Work::Services(waiting) => {
                         let worker = Worker::new(&shared, devices, counters, Rng::new());
                         run(worker, &stop, (clock, waiting))
                     }
-                };
+                });
                 if let Err(error) = ended {
                     failed(error);
                 }
@@ -171,10 +172,16 @@ impl Workers {
     /// Waits until they have ended. Their queues are closed then.
     pub(super) fn join(self) {
         for thread in self.threads {
-            // A worker that panicked has said so on stderr.
+            // What it ended by was told.
             let _ = thread.join();
         }
     }
+}
+
+/// Does the work of a worker. A panic, too, ends it, and its queues are closed then.
+fn to_its_end(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(io::Error::other("it panicked, for the reason above")))
 }
 
 fn run(
@@ -262,5 +269,19 @@ impl Arrivals {
         let ready = self.events[..count].iter().map(|event| event.data.u64());
         let is_over = ready.clone().any(|number| number == Self::STOP);
         Ok((!is_over).then(|| ready.map(|number| number as usize)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_panics_has_failed() {
+        assert!(to_its_end(|| Ok(())).is_ok());
+        let failed = to_its_end(|| Err(io::Error::other("a device is gone")));
+        assert_eq!(failed.unwrap_err().to_string(), "a device is gone");
+        let panicked = to_its_end(|| panic!("on purpose"));
+        assert!(panicked.unwrap_err().to_string().contains("panicked"));
     }
 }

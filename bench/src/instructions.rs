@@ -46,12 +46,12 @@ pub fn run(
         progress(kind);
         let count = |chunks| collected(counted.function(), &child(kind, chunks));
         let (few, many) = (count(FEW)?, count(MANY)?);
-        let instructions = many.instructions.saturating_sub(few.instructions);
-        let packets = many.packets.saturating_sub(few.packets);
-        Ok(Row {
-            kind,
-            instructions: instructions as f64 / packets.max(1) as f64,
-        })
+        let instructions = many.per_packet_beyond(&few).ok_or_else(|| {
+            io::Error::other(format!(
+                "more packets of {kind} did not take more instructions"
+            ))
+        })?;
+        Ok(Row { kind, instructions })
     };
     let rows: io::Result<Vec<Row>> = Counted::NAMES.into_iter().map(row).collect();
     Ok(Report {
@@ -67,6 +67,15 @@ struct Collected {
     instructions: u64,
 }
 
+impl Collected {
+    /// What the packets take that `fewer` lacks.
+    fn per_packet_beyond(&self, fewer: &Self) -> Option<f64> {
+        let packets = self.packets.checked_sub(fewer.packets)?;
+        let instructions = self.instructions.checked_sub(fewer.instructions)?;
+        (packets > 0 && instructions > 0).then(|| instructions as f64 / packets as f64)
+    }
+}
+
 /// Instructions inside of a function while this program runs with these arguments; it prints how many packets it handled.
 fn collected(function: &str, arguments: &[String]) -> io::Result<Collected> {
     let output = Command::new("valgrind")
@@ -78,7 +87,7 @@ fn collected(function: &str, arguments: &[String]) -> io::Result<Collected> {
     let said = String::from_utf8_lossy(&output.stderr);
     let printed = String::from_utf8_lossy(&output.stdout);
     let counted = printed.trim().parse().ok();
-    let both = counted.zip(in_words_of_callgrind(&said));
+    let both = counted.zip(collected_count(&said));
     let (packets, instructions) = both.ok_or_else(|| {
         let last = said.lines().last().unwrap_or_default();
         io::Error::other(format!(
@@ -93,7 +102,7 @@ fn collected(function: &str, arguments: &[String]) -> io::Result<Collected> {
 }
 
 /// `==123== Collected : 456`; nothing where nothing was collected.
-fn in_words_of_callgrind(said: &str) -> Option<u64> {
+fn collected_count(said: &str) -> Option<u64> {
     let count = said
         .lines()
         .find_map(|line| line.split("Collected :").nth(1))?;
@@ -105,10 +114,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_more_of_both_is_a_measurement() {
+        let of = |(packets, instructions)| Collected {
+            packets,
+            instructions,
+        };
+        let beyond = |many, few| of(many).per_packet_beyond(&of(few));
+        assert_eq!(beyond((30, 500), (10, 100)), Some(20.0));
+        for odd in [(10, 500), (30, 100), (5, 500), (30, 50)] {
+            assert_eq!(beyond(odd, (10, 100)), None);
+        }
+    }
+
+    #[test]
     fn what_callgrind_says() {
         let said = "==7== Events    : Ir\n==7== Collected : 41149618\n==7== \n";
-        assert_eq!(in_words_of_callgrind(said), Some(41_149_618));
-        assert_eq!(in_words_of_callgrind("==7== Collected : 0\n"), None);
-        assert_eq!(in_words_of_callgrind("valgrind: not this program\n"), None);
+        assert_eq!(collected_count(said), Some(41_149_618));
+        assert_eq!(collected_count("==7== Collected : 0\n"), None);
+        assert_eq!(collected_count("valgrind: not this program\n"), None);
     }
 }

@@ -25,7 +25,7 @@ pub struct Size {
 }
 
 impl Size {
-    /// That of the documented figures: the kernel's table, half a minute.
+    /// That of the documented figures: the kernel's table, a minute.
     pub const fn full() -> Self {
         Self {
             capacity: 262_144,

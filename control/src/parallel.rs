@@ -16,8 +16,8 @@ pub(crate) fn on_all_processors<'i, I: Sync, R: Send>(
     done.into_iter().flatten().collect()
 }
 
-/// What `work` makes of each of `turns`, of which there are `most`, in their order. Processors take one at a time, and whoever
-/// takes it has it made, the others wait for that.
+/// What `work` makes of each of `turns`, in their order. Turns are made one at a time, by whoever takes the next one, and worked
+/// on at the same time. No more than `most` processors take part.
 pub(crate) fn in_turns<T, R: Send>(
     turns: impl Iterator<Item = T> + Send,
     most: usize,

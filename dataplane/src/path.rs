@@ -1,8 +1,8 @@
 //! The path of a packet: [`process`], then [`established`] for packets of known connections, [`new_flow`] and [`settle`] for
 //! the first of a new one, [`related`] for ICMP errors about one.
 //!
-//! A packet takes one pass, which for a first one has a wait in its midst. A hit never reads the service table, but to find out whether a UDP flow from before the
-//! newest table still has its endpoint. Read first: `docs/architecture.md`; then the module whose noun interests you.
+//! A packet takes one pass; the first one of a connection waits in its midst. A hit reads the service table only to find out
+//! whether a UDP flow from before the newest table still has its endpoint. Read first: `docs/architecture.md`; then the module whose noun interests you.
 //!
 //! What a hit passes through is inlined into [`process`], and what is rarely needed is handed small values only: a large
 //! one is handed over in memory, where it is written in parts and read as a whole, for which a processor waits.
@@ -59,7 +59,8 @@ pub struct Context<'a> {
 /// Decides on the packet in `frame`, which came from `origin` and was prepared, and translates it in place.
 ///
 /// `None`: it opens a connection, which is planned and waits in [`Context::openings`], where the caller leaves the frame
-/// ([`Openings::keep`]). [`settle`] decides on it, before [`Openings::must_settle_before`] asks for it, or at the latest when no more packets are there.
+/// ([`Openings::keep`]). [`settle`] decides on it: when [`Openings::must_settle_before`] asks for it, at the latest when no more
+/// packets are there.
 pub fn process(
     context: &mut Context<'_>,
     origin: Origin,

@@ -81,7 +81,7 @@ fn root_fresh_cases_are_the_same() {
     assert_same(&report);
     // What time and the kernel's caches explain is rare.
     let seeds: BTreeSet<u64> = report.repeated.iter().map(|run| run.seed).collect();
-    assert!(seeds.len() as u64 * 20 <= report.cases, "{seeds:?}");
+    assert!(seeds.len() as u64 <= 1 + report.cases / 20, "{seeds:?}");
 }
 
 /// Also when the test passes: its output is kept back then, but not what goes straight to the process's.

@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
 enum Benchmark {
     /// The packet path in memory, beside the limit of its own layout
     Fastpath {
-        /// A second instead of two minutes: whether it works, not how fast it is
+        /// A second instead of some minutes: whether it works, not how fast it is
         #[arg(long)]
         quick: bool,
         /// Numbers of flows in the table
@@ -32,7 +32,7 @@ enum Benchmark {
     },
     /// What floods, scans, crafted packets and full tables do to the flows of others
     Attack {
-        /// A second instead of half a minute: whether it works
+        /// A second instead of a minute: whether it works
         #[arg(long)]
         quick: bool,
         /// How to print it

@@ -304,7 +304,6 @@ fn node(body: &str) -> String {
     format!("apiVersion: v1\nkind: Node\nmetadata: {{name: node-a}}\n{body}")
 }
 
-/// Text and the whole message.
 /// An IPv4 address in the form of IPv6 is what it stands for.
 #[test]
 fn mapped_addresses_are_of_ipv4() {
@@ -543,6 +542,15 @@ fn a_list_is_read_block_by_block_when_all_is_well() {
     ] {
         assert_eq!(read(&odd), None);
     }
+    // An item of several blocks, and one that is larger than any.
+    let annotated = |bytes| {
+        let annotations = format!("\"annotations\": {{\"a\": \"{}\"}},", "a".repeat(bytes));
+        let metadata = text.rfind("\"name\": \"web-500\"").unwrap();
+        let (before, behind) = text.split_at(metadata);
+        format!("{before}{annotations}{behind}")
+    };
+    assert_eq!(read(&annotated(3 * BLOCK)), Some(1000));
+    assert_eq!(read(&annotated(9 << 20)), None);
     let behind = its_kind_first.rfind(",\n  \"kind\": \"List\"");
     let once = its_kind_first[..behind.unwrap_or_default()].to_owned() + "\n}";
     let without = once.replace("\"kind\": \"Service\",", "\"more\": 1,");

@@ -107,13 +107,15 @@ impl Header {
         let mut next = unsafe { libc::CMSG_FIRSTHDR(message) };
         while !next.is_null() {
             // SAFETY: not null, so it is a header inside the control buffer.
-            let (kind, data) = unsafe { ((*next).cmsg_type, libc::CMSG_DATA(next)) };
-            if kind == libc::IPV6_PKTINFO {
-                // SAFETY: the kernel puts an in6_pktinfo behind this header; read without alignment.
+            let (header, data) = unsafe { (*next, libc::CMSG_DATA(next)) };
+            let kind = (header.cmsg_level, header.cmsg_type);
+            if kind == (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) {
+                // SAFETY: the kernel puts an in6_pktinfo behind this header, whole, for the control buffer has room for it
+                // and for a hop limit; read without alignment.
                 let info = unsafe { data.cast::<libc::in6_pktinfo>().read_unaligned() };
                 self.destination = info.ipi6_addr.s6_addr;
-            } else if kind == libc::IPV6_HOPLIMIT {
-                // SAFETY: the kernel puts an int behind this header; read without alignment.
+            } else if kind == (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) {
+                // SAFETY: the kernel puts an int behind this header, whole as well; read without alignment.
                 let hops = unsafe { data.cast::<libc::c_int>().read_unaligned() };
                 self.hop_limit = hops.clamp(0, 255) as u8;
             }

@@ -196,12 +196,17 @@ impl SyncMetrics {
 
     /// Kube-proxy's metrics.
     pub fn write(&self, page: &mut Exposition, health: &ProxyHealth) {
-        use Kind::{Counter, Gauge};
-        let name = |rest: &str| format!("kubeproxy_sync_proxy_rules_{rest}");
+        self.write_times(page);
+        self.write_changes(page);
+        self.write_iptables(page);
+        write_answers(page, health);
+    }
+
+    fn write_times(&self, page: &mut Exposition) {
         let seconds =
             |time: Option<Wall>| time.map_or(0.0, |time| time.as_nanosecond() as f64 / 1e9);
         let help = "SyncProxyRules latency in seconds";
-        page.histogram(&name("duration_seconds"), help, &self.duration);
+        page.histogram(&of_syncs("duration_seconds"), help, &self.duration);
         let help = "SyncProxyRules latency in seconds for full resyncs (every sync is one)";
         page.histogram(
             "kubeproxy_sync_full_proxy_rules_duration_seconds",
@@ -216,37 +221,57 @@ impl SyncMetrics {
         );
         let help = "The last time proxy rules were successfully synced";
         page.single(
-            Gauge,
-            &name("last_timestamp_seconds"),
+            Kind::Gauge,
+            &of_syncs("last_timestamp_seconds"),
             help,
             seconds(self.last_sync),
         );
         let help = "The last time a sync of proxy rules was queued";
         page.single(
-            Gauge,
-            &name("last_queued_timestamp_seconds"),
+            Kind::Gauge,
+            &of_syncs("last_queued_timestamp_seconds"),
             help,
             seconds(self.last_queued),
         );
+    }
+
+    fn write_changes(&self, page: &mut Exposition) {
+        use Kind::{Counter, Gauge};
         let help = "Cumulative proxy rules Service changes";
         page.single(
             Counter,
-            &name("service_changes_total"),
+            &of_syncs("service_changes_total"),
             help,
             self.service_changes,
         );
         let help = "Pending proxy rules Service changes (changes are taken at once)";
-        page.single(Gauge, &name("service_changes_pending"), help, 0);
+        page.single(Gauge, &of_syncs("service_changes_pending"), help, 0);
         let help = "Cumulative proxy rules Endpoint changes";
         page.single(
             Counter,
-            &name("endpoint_changes_total"),
+            &of_syncs("endpoint_changes_total"),
             help,
             self.endpoint_changes,
         );
         let help = "Pending proxy rules Endpoint changes (changes are taken at once)";
-        page.single(Gauge, &name("endpoint_changes_pending"), help, 0);
-        // A partial sync and rules in the kernel are what this proxy does not have; dashboards ask for them.
+        page.single(Gauge, &of_syncs("endpoint_changes_pending"), help, 0);
+        let help = "Number of services with a Local traffic policy and no endpoints";
+        let counts = [
+            ("internal", self.without_local.internal),
+            ("external", self.without_local.external),
+        ];
+        page.labelled(
+            Gauge,
+            &of_syncs("no_local_endpoints_total"),
+            help,
+            "traffic_policy",
+            counts,
+        );
+    }
+
+    /// A partial sync and rules in the kernel are what this proxy does not have; dashboards ask for them.
+    fn write_iptables(&self, page: &mut Exposition) {
+        use Kind::{Counter, Gauge};
         let help = "SyncProxyRules latency in seconds for partial resyncs (there are none)";
         page.histogram(
             "kubeproxy_sync_partial_proxy_rules_duration_seconds",
@@ -255,53 +280,50 @@ impl SyncMetrics {
         );
         let tables = [("filter", 0), ("nat", 0)];
         let help = "Total number of iptables rules owned by kube-proxy (none)";
-        page.labelled(Gauge, &name("iptables_total"), help, "table", tables);
+        page.labelled(Gauge, &of_syncs("iptables_total"), help, "table", tables);
         let help = "Number of iptables rules written by kube-proxy in last sync (none)";
-        page.labelled(Gauge, &name("iptables_last"), help, "table", tables);
+        page.labelled(Gauge, &of_syncs("iptables_last"), help, "table", tables);
         let help = "Cumulative proxy iptables partial restore failures (there are none)";
         page.single(
             Counter,
-            &name("iptables_partial_restore_failures_total"),
+            &of_syncs("iptables_partial_restore_failures_total"),
             help,
             0,
         );
         let help = "Cumulative proxy iptables restore failures (here: changes that were refused)";
         page.single(
             Counter,
-            &name("iptables_restore_failures_total"),
+            &of_syncs("iptables_restore_failures_total"),
             help,
             self.failures,
         );
-        let help = "Number of services with a Local traffic policy and no endpoints";
-        let counts = [
-            ("internal", self.without_local.internal),
-            ("external", self.without_local.external),
-        ];
-        page.labelled(
-            Gauge,
-            &name("no_local_endpoints_total"),
-            help,
-            "traffic_policy",
-            counts,
-        );
-        let (healthz, livez) = health.answers();
-        let help = "Cumulative proxy healthz HTTP status";
-        page.labelled(
-            Counter,
-            "kubeproxy_proxy_healthz_total",
-            help,
-            "code",
-            healthz.read(),
-        );
-        let help = "Cumulative proxy livez HTTP status";
-        page.labelled(
-            Counter,
-            "kubeproxy_proxy_livez_total",
-            help,
-            "code",
-            livez.read(),
-        );
     }
+}
+
+/// What was answered to those who asked for the proxy's health.
+fn write_answers(page: &mut Exposition, health: &ProxyHealth) {
+    let (healthz, livez) = health.answers();
+    let help = "Cumulative proxy healthz HTTP status";
+    page.labelled(
+        Kind::Counter,
+        "kubeproxy_proxy_healthz_total",
+        help,
+        "code",
+        healthz.read(),
+    );
+    let help = "Cumulative proxy livez HTTP status";
+    page.labelled(
+        Kind::Counter,
+        "kubeproxy_proxy_livez_total",
+        help,
+        "code",
+        livez.read(),
+    );
+}
+
+/// The whole name of a metric of kube-proxy's syncs.
+fn of_syncs(rest: &str) -> String {
+    format!("kubeproxy_sync_proxy_rules_{rest}")
 }
 
 /// Writes the verdicts of all workers.

@@ -103,6 +103,7 @@ fn node(number: usize, name: &str, rng: &mut Rng) -> Value {
     })
 }
 
+/// A Service of these families, and its slices, of one endpoint each when it is `single`. In a brief case affinity may end.
 fn service(
     number: usize,
     families: &[&str],
@@ -111,42 +112,65 @@ fn service(
     objects: &mut Vec<Value>,
 ) {
     let name = format!("s{number}");
-    let v6 = |family: &&str| *family == "IPv6";
+    let ports = ports(number, rng);
+    let (mut spec, status) = addresses(number, families, &ports, rng);
+    set_policies(&mut spec, (number, is_brief), rng);
+    let (labels, annotations) = marks(rng);
+    let hinted = rng.u8(..3) == 0;
+    for family in families {
+        let parts = rng.usize(1..3);
+        for part in 0..if single { 1 } else { parts } {
+            objects.push(json!({
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {
+                    "name": format!("{name}-{}-{part}", family.to_lowercase()),
+                    "namespace": "diff",
+                    "labels": { "kubernetes.io/service-name": name },
+                },
+                "addressType": family,
+                "ports": slice_ports(&ports, part),
+                "endpoints": endpoints(*family == "IPv6", part, (hinted, single), rng),
+            }));
+        }
+    }
+    objects.push(json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": name, "namespace": "diff", "labels": labels, "annotations": annotations },
+        "spec": spec,
+        "status": status,
+    }));
+}
+
+/// `spec` and `status` as far as they say where a Service is to be found.
+fn addresses(number: usize, families: &[&str], ports: &[Port], rng: &mut Rng) -> (Value, Value) {
     let of = |four: &str, six: &str| -> Vec<String> {
-        let address = |family: &&str| {
-            if v6(family) {
-                format!("{six}{number:x}")
-            } else {
-                format!("{four}{number}")
-            }
+        let address = |family: &&str| match *family {
+            "IPv6" => format!("{six}{number:x}"),
+            _ => format!("{four}{number}"),
         };
         families.iter().map(address).collect()
     };
     let cluster_ips = of("10.96.0.1", "fd00:10:96::a");
-    let ports = ports(number, rng);
     let kind = *pick(
         rng,
         &["ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer"],
     );
     let has_node_ports = kind == "NodePort" || kind == "LoadBalancer" && rng.u8(..5) != 0;
-    let spec_ports: Vec<Value> = ports
-        .iter()
-        .enumerate()
-        .map(|(nth, port)| {
-            let mut wire =
-                json!({ "name": port.name, "port": port.number, "protocol": port.protocol });
-            if has_node_ports {
-                wire["nodePort"] = (30_000 + number * 4 + nth).into();
-            }
-            wire
-        })
-        .collect();
+    let wire = |(nth, port): (usize, &Port)| {
+        let mut wire = json!({ "name": port.name, "port": port.number, "protocol": port.protocol });
+        if has_node_ports {
+            wire["nodePort"] = (30_000 + number * 4 + nth).into();
+        }
+        wire
+    };
     let mut spec = json!({
         "type": kind,
         "clusterIP": cluster_ips[0],
         "clusterIPs": cluster_ips,
         "ipFamilies": families,
-        "ports": spec_ports,
+        "ports": ports.iter().enumerate().map(wire).collect::<Vec<_>>(),
         "internalTrafficPolicy": pick(rng, &["Cluster", "Cluster", "Local"]),
     });
     if rng.u8(..4) == 0 {
@@ -165,20 +189,26 @@ fn service(
             ingress.push(json!({ "hostname": "lb.example" }));
         }
         status["loadBalancer"] = json!({ "ingress": ingress });
-        if rng.u8(..3) == 0 {
-            let ranges: &[&[&str]] = &[
-                &["192.0.2.0/28", "2001:db8:ffff::/64"],
-                &["192.0.2.0/24", " 10.244.0.0/16"],
-                &["172.18.0.0/24", "fc00:f853:ccd::/64"],
-                &["2001:db8:eeee::/64"],
-            ];
-            spec["loadBalancerSourceRanges"] = json!(pick(rng, ranges));
-        }
     }
-    if kind != "ClusterIP" || spec.get("externalIPs").is_some() {
+    (spec, status)
+}
+
+/// Who may come, where they may be led, and how long they stay there.
+fn set_policies(spec: &mut Value, (number, is_brief): (usize, bool), rng: &mut Rng) {
+    let is_load_balancer = spec["type"] == "LoadBalancer";
+    if is_load_balancer && rng.u8(..3) == 0 {
+        let ranges: &[&[&str]] = &[
+            &["192.0.2.0/28", "2001:db8:ffff::/64"],
+            &["192.0.2.0/24", " 10.244.0.0/16"],
+            &["172.18.0.0/24", "fc00:f853:ccd::/64"],
+            &["2001:db8:eeee::/64"],
+        ];
+        spec["loadBalancerSourceRanges"] = json!(pick(rng, ranges));
+    }
+    if spec["type"] != "ClusterIP" || spec.get("externalIPs").is_some() {
         spec["externalTrafficPolicy"] = json!(pick(rng, &["Cluster", "Local"]));
     }
-    if kind == "LoadBalancer" && spec["externalTrafficPolicy"] == "Local" {
+    if is_load_balancer && spec["externalTrafficPolicy"] == "Local" {
         spec["healthCheckNodePort"] = (31_000 + number).into();
     }
     if rng.u8(..5) == 0 {
@@ -187,6 +217,10 @@ fn service(
         let timeout = *pick(rng, &[short, 60, 10_800]);
         spec["sessionAffinityConfig"] = json!({ "clientIP": { "timeoutSeconds": timeout } });
     }
+}
+
+/// Labels and annotations, of which few Services have any.
+fn marks(rng: &mut Rng) -> (Value, Value) {
     let (mut labels, mut annotations) = (json!({}), json!({}));
     match rng.u8(..30) {
         0 => labels["service.kubernetes.io/service-proxy-name"] = "other".into(),
@@ -197,32 +231,7 @@ fn service(
         }
         _ => {}
     }
-    let hinted = rng.u8(..3) == 0;
-    for family in families {
-        let parts = rng.usize(1..3);
-        for part in 0..if single { 1 } else { parts } {
-            let one = json!({
-                "apiVersion": "discovery.k8s.io/v1",
-                "kind": "EndpointSlice",
-                "metadata": {
-                    "name": format!("{name}-{}-{part}", family.to_lowercase()),
-                    "namespace": "diff",
-                    "labels": { "kubernetes.io/service-name": name },
-                },
-                "addressType": family,
-                "ports": slice_ports(&ports, part),
-                "endpoints": endpoints(v6(family), part, (hinted, single), rng),
-            });
-            objects.push(one);
-        }
-    }
-    objects.push(json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": { "name": name, "namespace": "diff", "labels": labels, "annotations": annotations },
-        "spec": spec,
-        "status": status,
-    }));
+    (labels, annotations)
 }
 
 struct Port {

@@ -176,7 +176,7 @@ impl Agent {
     /// An agent without a table. Nothing of the node is touched.
     fn prepare(settings: Settings, snapshot: Snapshot, config: KubeProxyConfig) -> Result<Self> {
         let mut netlink = Netlink::open().context("cannot open rtnetlink")?;
-        links::require(&mut netlink, &settings.uplinks)?;
+        links::require(&mut netlink, &settings.uplinks, &settings.pods)?;
         let ports = facts::listening_ports().unwrap_or_else(|error| {
             tracing::warn!(
                 "cannot list sockets ({error}): masquerading may take ports that the node listens on"

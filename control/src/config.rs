@@ -59,6 +59,8 @@ pub struct KubeProxyConfig {
     pub load_balancer_ip_mode: bool,
     /// Feature TopologyAwareHints.
     pub topology_aware_hints: bool,
+    /// Feature ServiceTrafficDistribution: hints need no annotation.
+    pub service_traffic_distribution: bool,
     /// Limits of connection tracking.
     pub conntrack: ConntrackConfig,
     /// What was read but has no effect here, for people to read.
@@ -141,6 +143,7 @@ impl Default for KubeProxyConfig {
             selection: Selection::Random,
             load_balancer_ip_mode: true,
             topology_aware_hints: true,
+            service_traffic_distribution: false,
             conntrack: ConntrackConfig::default(),
             warnings: Vec::new(),
         }

@@ -88,13 +88,16 @@ impl<'s> Resolver<'s> {
     }
 }
 
+/// The label by which a Service is somebody else's.
+pub fn ignoring_label(service: &Service) -> Option<&'static str> {
+    let mut labels = IGNORE_LABELS.into_iter();
+    labels.find(|label| service.metadata.labels.contains(label))
+}
+
 /// The cluster IP of `family` of a Service that kube-proxy serves (`ShouldSkipService`, `GetClusterIPByFamily`).
 pub fn served_address(service: &Service, family: Family) -> Option<IpAddr> {
-    let ignored = IGNORE_LABELS
-        .iter()
-        .any(|label| service.metadata.labels.contains(label));
     let spec = &service.spec;
-    if ignored || spec.kind == ServiceType::ExternalName {
+    if ignoring_label(service).is_some() || spec.kind == ServiceType::ExternalName {
         return None;
     }
     let ClusterIp::Address(first) = spec.cluster_ip else {
@@ -216,6 +219,10 @@ fn affinity_timeout(service: &Service) -> Option<Duration> {
 fn hints_annotation(service: &Service, config: &KubeProxyConfig) -> String {
     if !config.topology_aware_hints {
         return String::new();
+    }
+    if config.service_traffic_distribution {
+        // Whatever it says, as if it asked for them.
+        return "Auto".to_owned();
     }
     let annotations = &service.metadata.annotations;
     let value = HINTS_ANNOTATIONS

@@ -115,6 +115,19 @@ impl Contents {
     }
 }
 
+/// Checks that what is there can be read again: a pipe keeps who opens it waiting until somebody writes.
+///
+/// # Errors
+/// [`SnapshotError::Unreadable`].
+pub fn require_files(path: &Path) -> Result<(), SnapshotError> {
+    let metadata = path.metadata().map_err(unreadable(path))?;
+    if metadata.is_file() || metadata.is_dir() {
+        return Ok(());
+    }
+    let message = "is neither a file nor a folder any more";
+    Err(unreadable(path)(io::Error::other(message)))
+}
+
 /// Whether it is worth to be read by several processors.
 fn is_large(file: &Metadata) -> bool {
     file.len() > BLOCK as u64

@@ -10,9 +10,13 @@ pub fn read(file: &Path) -> io::Result<String> {
     String::from_utf8(bytes).map_err(|error| {
         let what = match error.as_bytes() {
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
-                "is text in UTF-16, which PowerShell's `>` writes; write it in UTF-8 (`| Out-File -Encoding utf8`)"
+                "is text in UTF-16, which PowerShell's `>` writes; write it in UTF-8 (`| Out-File -Encoding utf8`)".to_owned()
             }
-            _ => "is not text in UTF-8",
+            bytes => {
+                let before = &bytes[..error.utf8_error().valid_up_to()];
+                let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+                format!("line {line} is not text in UTF-8")
+            }
         };
         io::Error::new(ErrorKind::InvalidData, what)
     })
@@ -25,7 +29,7 @@ mod tests {
         let file = std::env::temp_dir().join(format!("penstock-text-{}", std::process::id()));
         for (bytes, expected) in [
             (&b"\xff\xfea\0"[..], "is text in UTF-16"),
-            (b"a\xffb", "is not text in UTF-8"),
+            (b"a\n\nb\xffc\n", "line 3 is not text in UTF-8"),
         ] {
             std::fs::write(&file, bytes).unwrap();
             let error = super::read(&file).unwrap_err().to_string();

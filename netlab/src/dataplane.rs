@@ -27,6 +27,9 @@ pub enum Error {
         /// What it said.
         message: String,
     },
+    /// Agents have other objects than they were given.
+    #[error("{0}; `./lab status` says more, `./lab down` and `up` begin anew")]
+    NotTaken(String),
 }
 
 /// What is needed and missing before anything is made: `Ok`, or the program with the remedy.
@@ -81,6 +84,24 @@ pub fn agents(lab: &str, plan: &Plan) -> Vec<(String, Option<Status>)> {
 /// Waits until every agent has a newer table than `before`; objects that change no table make none, so not long.
 pub fn wait_for_tables(lab: &str, plan: &Plan, before: &[(String, Option<Status>)]) {
     wait_for_newer_tables((lab, plan), before, Duration::from_secs(1));
+}
+
+/// Why the agents' tables are not of the objects that they were given, as far as they say so.
+pub fn require_taken(lab: &str, plan: &Plan) -> Result<(), Error> {
+    let wrong = agents(lab, plan)
+        .into_iter()
+        .filter_map(|(node, status)| match status {
+            None => Some(format!("the agent of node/{node} does not answer")),
+            Some(status) => {
+                let why = status.refused?;
+                Some(format!("node/{node} stays with its former objects: {why}"))
+            }
+        });
+    let wrong: Vec<String> = wrong.collect();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(Error::NotTaken(wrong.join("; ")))
 }
 
 /// The same for as long as the caller says.

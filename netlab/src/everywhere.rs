@@ -167,12 +167,24 @@ pub fn make_all(ways: &mut [Way], requests: usize, interrupted: &dyn Fn() -> boo
     }
 }
 
-/// The hosts that ask; the client, the nodes, and a pod of each node.
+/// The hosts that ask; the client, the nodes, and of each node a pod, two where none has addresses of both families.
 fn askers(plan: &Plan) -> Vec<&Host> {
     let client = plan.host(&HostName::Client).into_iter();
-    let pods = plan.nodes().filter_map(|(node, _)| {
-        let mut pods = plan.hosts.iter().filter(|host| is_pod_of(host, node));
-        pods.next()
+    let pods = plan.nodes().flat_map(|(node, _)| {
+        let pods = || plan.hosts.iter().filter(|host| is_pod_of(host, node));
+        let has = |host: &Host, family| {
+            let mut addresses = host.addresses.iter();
+            addresses.any(|address| Family::of(address.addr()) == family)
+        };
+        let both = pods().find(|pod| has(pod, Family::V4) && has(pod, Family::V6));
+        let one_of = |family| pods().find(|pod| has(pod, family));
+        let each = || {
+            [Family::V4, Family::V6]
+                .into_iter()
+                .filter_map(one_of)
+                .collect()
+        };
+        both.map_or_else(each, |pod| vec![pod])
     });
     let nodes = plan.nodes().map(|(_, host)| host);
     client.chain(nodes).chain(pods).collect()

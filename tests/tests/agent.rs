@@ -335,6 +335,20 @@ fn root_a_bad_file_changes_nothing_and_is_told_of() {
         write!(open, "{NODE}{SERVICE}").unwrap();
         agent.wait_until(|status| status.refused.is_none());
         drop(open);
+        // A pipe would keep who opens it waiting.
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            agent.folder.join("pipe"),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR,
+            0,
+        )
+        .unwrap();
+        std::fs::rename(agent.folder.join("pipe"), &file).unwrap();
+        agent.wait_until(|status| {
+            let refused = status.refused.as_ref();
+            refused.is_some_and(|text| text.contains("neither a file nor a folder"))
+        });
         agent.replace(&NODE.replace("node-a", "node-b"));
         agent.wait_until(|status| {
             status
@@ -509,6 +523,32 @@ fn root_a_node_without_an_address_has_its_local_table() {
         netlink.add_address(uplink, address).unwrap();
         wait_for(|| !has_local_rule_first(&mut Netlink::open().unwrap()));
         assert_eq!(agent.status().refused, None);
+    });
+}
+
+#[test]
+fn root_what_cannot_be_an_uplink_is_refused() {
+    in_fresh_namespace(|| {
+        links();
+        let folder = std::env::temp_dir().join(format!("penstock-uplink-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("objects.yaml"), NODE).unwrap();
+        for (links, expected) in [
+            (&["--uplink", "lo"][..], "--uplink lo: that is the loopback"),
+            (&["--pods", "eth+"], "--uplink eth0: --pods has it, too"),
+        ] {
+            let mut command = Command::new(program());
+            command.args(["node", "--node", "node-a", "--uplink", "eth0"]);
+            command
+                .args(links)
+                .arg("--snapshot")
+                .arg(folder.join("objects.yaml"));
+            let output = command.output().unwrap();
+            let words = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{words}");
+            assert!(words.contains(expected), "{words}");
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
     });
 }
 
@@ -714,6 +754,15 @@ fn root_a_second_agent_leaves_the_first_alone() {
             "{words}"
         );
         assert_eq!(netlink.rules(Family::V4).unwrap(), rules);
+        assert_eq!(agent.status().services, 1);
+        // Nor does one of another namespace take its socket.
+        let output = in_fresh_namespace(|| {
+            links();
+            command(&agent.folder, "objects.yaml").output().unwrap()
+        });
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        assert!(words.contains("another agent listens on"), "{words}");
         assert_eq!(agent.status().services, 1);
         let former = format!("/run/penstock/sysctls/{}", cookie().unwrap());
         assert!(Path::new(&former).exists(), "of the first one");

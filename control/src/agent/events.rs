@@ -5,7 +5,7 @@ use super::socket::{self, Question};
 use super::{Settings, facts, files};
 use crate::conntrack::{self, Responder};
 use crate::netlink::{Changes, Monitor};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use dataplane::ports::ReservedPorts;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -185,7 +185,13 @@ fn listen_to_questions(path: &Path, responder: Responder, events: Sender<Event>)
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
     }
-    // What a crashed predecessor left; a living one would have failed at its devices.
+    if UnixStream::connect(path).is_ok() {
+        bail!(
+            "another agent listens on {}; give this one another --control-socket",
+            path.display()
+        );
+    }
+    // What a crashed predecessor left.
     let _ = std::fs::remove_file(path);
     let listener =
         UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;

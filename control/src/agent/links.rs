@@ -92,9 +92,24 @@ fn wanted<'a>(links: &'a [Link], patterns: &'a [LinkPattern]) -> impl Iterator<I
     links.iter().filter(is_wanted)
 }
 
-/// Checks that every pattern of an uplink names a link.
-pub(super) fn require(netlink: &mut Netlink, uplinks: &[LinkPattern]) -> Result<()> {
+/// Checks that every pattern of an uplink names a link, and none that cannot be one.
+pub(super) fn require(
+    netlink: &mut Netlink,
+    uplinks: &[LinkPattern],
+    pods: &[LinkPattern],
+) -> Result<()> {
     let links = netlink.links()?;
+    for link in wanted(&links, uplinks) {
+        let name = &link.name;
+        if link.loopback {
+            bail!(
+                "--uplink {name}: that is the loopback, which leads nowhere; name a link to the outside"
+            );
+        }
+        if wanted(&links, pods).any(|other| other.index == link.index) {
+            bail!("--uplink {name}: --pods has it, too; a link leads outside or to pods");
+        }
+    }
     for pattern in uplinks {
         if !links.iter().any(|link| pattern.matches(&link.name)) {
             let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();

@@ -41,6 +41,7 @@ impl Agent {
     fn try_reread(&mut self) -> Result<Reread> {
         let (path, digests) = (&self.settings.snapshot, &self.digests);
         let seen = self.seen.take();
+        snapshot::require_files(path)?;
         // One change of a file makes several events.
         if seen.is_some() && seen == Some(snapshot::digest(path, digests)?) {
             self.seen = seen;

@@ -50,9 +50,11 @@ impl Agent {
             return None;
         }
         let path = self.settings.snapshot.join(file);
-        let text = match std::fs::read_to_string(&path) {
+        // Anything else might keep us waiting.
+        let text = match path.metadata() {
+            Ok(metadata) if metadata.is_file() => std::fs::read_to_string(&path).ok()?,
             Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-            read => read.ok()?,
+            _ => return None,
         };
         let name = path.display().to_string();
         let slices = snapshot::slices(&name, &text)?;

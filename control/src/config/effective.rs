@@ -63,6 +63,7 @@ impl KubeProxyConfig {
             },
             "featureGates": {
                 "LoadBalancerIPMode": self.load_balancer_ip_mode,
+                "ServiceTrafficDistribution": self.service_traffic_distribution,
                 "TopologyAwareHints": self.topology_aware_hints,
             },
         })

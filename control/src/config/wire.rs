@@ -165,6 +165,7 @@ impl Wire {
             match gate.as_str() {
                 "LoadBalancerIPMode" => config.load_balancer_ip_mode = *enabled,
                 "TopologyAwareHints" => config.topology_aware_hints = *enabled,
+                "ServiceTrafficDistribution" => config.service_traffic_distribution = *enabled,
                 other => config
                     .warnings
                     .push(format!("featureGates.{other} has no effect here")),

@@ -3,6 +3,9 @@
 use super::{Explainer, Packet};
 use crate::endpoints::EndpointSets;
 use crate::model::{ServicePort, TrafficPolicy};
+use crate::resolve;
+use crate::snapshot::Service;
+use crate::snapshot::objects::ClusterIp;
 use dataplane::service::{Decision, Frontend, FrontendKind, SourceClass};
 use dataplane::tuple::Origin;
 use std::net::IpAddr;
@@ -143,7 +146,28 @@ fn not_a_service(explainer: &Explainer<'_>, packet: &Packet) -> String {
     if let Some(other) = owner(explainer, address) {
         return format!("{address} is an address of node {other}; that node decides");
     }
+    if let Some((service, label)) = ignored(explainer, address) {
+        return format!(
+            "{address} is of {}/{}, which kube-proxy ignores: it has the label {label}",
+            service.metadata.namespace, service.metadata.name
+        );
+    }
     format!("no Service has the address {address}; the packet is routed like any other")
+}
+
+/// A Service that has the address, and is left to somebody else by a label.
+fn ignored<'s>(explainer: &Explainer<'s>, address: IpAddr) -> Option<(&'s Service, &'static str)> {
+    let with_label = |service: &'s Service| Some((service, resolve::ignoring_label(service)?));
+    let mut ignored = explainer.snapshot.services.iter().filter_map(with_label);
+    ignored.find(|(service, _)| {
+        let spec = &service.spec;
+        let first = std::iter::once(&spec.cluster_ip);
+        let mut cluster_ips = first.chain(&spec.cluster_ips);
+        let ingress = &service.status.load_balancer.ingress;
+        cluster_ips.any(|ip| *ip == ClusterIp::Address(address))
+            || spec.external_ips.contains(&address)
+            || ingress.iter().any(|entry| entry.ip == Some(address))
+    })
 }
 
 /// It is addressed to a Service whose rules are not where this packet passes.

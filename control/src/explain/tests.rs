@@ -109,6 +109,67 @@ fn the_reason_names_the_rule() {
 }
 
 #[test]
+fn a_service_that_a_label_leaves_to_others_is_named() {
+    for label in [
+        "service.kubernetes.io/service-proxy-name",
+        "service.kubernetes.io/headless",
+    ] {
+        let text = format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: a}}\n---\napiVersion: v1\nkind: Service\n\
+             metadata: {{name: web, namespace: demo, labels: {{{label}: x}}}}\n\
+             spec: {{clusterIP: 10.96.0.9, externalIPs: [192.0.2.9], ports: [{{port: 80}}]}}\n\
+             status: {{loadBalancer: {{ingress: [{{ip: 203.0.113.9}}]}}}}\n"
+        );
+        let snapshot = Snapshot::parse("x", &text).unwrap();
+        let config = KubeProxyConfig::default();
+        let explainer = Explainer::new(&snapshot, &config, "a").unwrap();
+        for address in ["10.96.0.9", "192.0.2.9", "203.0.113.9"] {
+            let answer = ask(&explainer, "10.244.3.9", "veth0", &format!("{address}:80"));
+            let reason = format!(
+                "{address} is of demo/web, which kube-proxy ignores: it has the label {label}"
+            );
+            assert_eq!((answer.verdict, answer.reason), (Verdict::Pass, reason));
+        }
+    }
+}
+
+/// The node is in zone a.
+#[test]
+fn hints_need_an_annotation_or_a_feature() {
+    let endpoint = |address, zone| {
+        format!("- {{addresses: [{address}], hints: {{forZones: [{{name: {zone}}}]}}}}\n")
+    };
+    let text = format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: a, labels: {{topology.kubernetes.io/zone: za}}}}\n---\n\
+         apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: demo}}\n\
+         spec: {{clusterIP: 10.96.0.9, ports: [{{port: 80}}]}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: web-1, namespace: demo, labels: {{kubernetes.io/service-name: web}}}}\n\
+         addressType: IPv4\nports: [{{port: 80}}]\nendpoints:\n{}{}",
+        endpoint("10.244.1.1", "za"),
+        endpoint("10.244.1.2", "zb")
+    );
+    let snapshot = Snapshot::parse("x", &text).unwrap();
+    for (gates, endpoints) in [
+        ("{}", 2),
+        ("{ServiceTrafficDistribution: true}", 1),
+        ("{ServiceTrafficDistribution: false}", 2),
+        (
+            "{ServiceTrafficDistribution: true, TopologyAwareHints: false}",
+            2,
+        ),
+    ] {
+        let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+        let body = format!("{head}featureGates: {gates}\n");
+        let config = KubeProxyConfig::parse("x", &body).unwrap();
+        assert_eq!(config.warnings, [""; 0]);
+        let explainer = Explainer::new(&snapshot, &config, "a").unwrap();
+        let answer = ask(&explainer, "10.244.3.9", "veth0", "10.96.0.9:80");
+        assert_eq!(answer.endpoints.len(), endpoints, "{gates}");
+    }
+}
+
+#[test]
 fn the_json_is_that_of_the_contract() {
     let (snapshot, config) = matrix();
     let explainer = Explainer::new(&snapshot, &config, "node-a").unwrap();

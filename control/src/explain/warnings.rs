@@ -48,9 +48,10 @@ fn ignored(service: &Service) -> Option<String> {
         (ServiceType::ExternalName, _) => "its type is ExternalName, an alias in DNS",
         (_, ClusterIp::Headless) => "it is headless: clients find its pods by DNS",
         (_, ClusterIp::Unset) => "it has no clusterIP",
-        (_, ClusterIp::Address(_)) => {
-            "a label gives it to another proxy, or its families have no address"
-        }
+        (_, ClusterIp::Address(_)) => match resolve::ignoring_label(service) {
+            Some(label) => return Some(format!("kube-proxy ignores it: it has the label {label}")),
+            None => "its families have no address",
+        },
     };
     Some(format!("kube-proxy ignores it: {reason}"))
 }

@@ -58,7 +58,7 @@ impl Dump {
     ///
     /// # Errors
     ///
-    /// The first line that iptables-save does not write.
+    /// The first line that iptables-save does not write, or the last one, when a table has no end.
     pub fn parse(text: &str) -> Result<Self, DumpError> {
         let mut reader = Reader::default();
         for (index, line) in text.lines().enumerate() {
@@ -68,7 +68,13 @@ impl Dump {
             };
             reader.line(line.trim()).map_err(at)?;
         }
-        Ok(reader.finish())
+        match &reader.table {
+            None => Ok(reader.finish()),
+            Some(table) => Err(DumpError {
+                line: text.lines().count(),
+                message: format!("the dump ends within the table {table}: there is no COMMIT"),
+            }),
+        }
     }
 
     /// The tables of a family.
@@ -292,6 +298,7 @@ mod tests {
             ("*nat\nChain INPUT (policy ACCEPT)", 2),
             ("-A INPUT -j ACCEPT", 1),
             ("*nat\n-A A --comment \"open", 2),
+            ("*filter\nCOMMIT\n*nat\n:A - [0:0]\n-A A -j B\n", 5),
         ] {
             assert_eq!(Dump::parse(text).unwrap_err().line, line, "{text}");
         }

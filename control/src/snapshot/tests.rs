@@ -519,7 +519,9 @@ fn a_large_file_says_what_its_text_says() {
     assert_eq!(seen.len(), count, "texts that differ have other digests");
     std::fs::write(&path, [&good.as_bytes()[..200_000], &[0xff]].concat()).unwrap();
     let error = Contents::read(&path, &digests).unwrap_err().to_string();
-    assert!(error.ends_with("is not text in UTF-8"), "{error}");
+    let line = good[..200_000].lines().count();
+    let expected = format!("line {line} is not text in UTF-8");
+    assert!(error.ends_with(&expected), "{error}");
     std::fs::remove_file(&path).unwrap();
 }
 

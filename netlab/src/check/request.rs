@@ -97,6 +97,8 @@ fn failure(error: &io::Error) -> Outcome {
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Outcome::Refused,
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Outcome::Silent,
+        // A refusal that came before it was waited for (`TcpStream::connect_timeout` finds a hang-up without a reason).
+        _ if error.to_string() == "no error set after POLLHUP" => Outcome::Refused,
         // What netfilter drops where it is sent: the sender of a datagram is told, others wait.
         io::ErrorKind::PermissionDenied => Outcome::Silent,
         _ => Outcome::Failed {

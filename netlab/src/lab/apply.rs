@@ -116,7 +116,11 @@ fn change_hosts(
     stop_hosts(state, &mut network, gone())?;
     state.namespaces = namespaces(new);
     state.plan = Some(new.clone());
-    save(state)
+    save(state)?;
+    if state.options.dataplane == Dataplane::Penstock {
+        dataplane::require_taken(&lab, new)?;
+    }
+    Ok(())
 }
 
 /// Ends what runs in hosts and takes them away.

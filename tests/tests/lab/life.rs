@@ -3,6 +3,7 @@
 use super::{
     Lab, answered, is_alive, lab, leftovers, machine, pids, program, project, stderr, stdout,
 };
+use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 
@@ -96,6 +97,33 @@ fn root_a_lab_whose_processes_were_killed_goes_down_and_comes_up_again() {
     drop(again);
     assert_eq!(leftovers("t-crash"), Vec::<String>::new());
     drop(crashed);
+}
+
+/// The objects are written, but one node forwards by none of them.
+#[test]
+fn root_apply_names_the_node_whose_agent_did_not_take_the_objects() {
+    let (_lab, _) = Lab::up("t-untaken", "quickstart", &[]);
+    let output = lab(&["status", "t-untaken", "-o", "json"]);
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let processes = status["processes"].as_array().unwrap();
+    let of_node_b = |process: &&Value| process["host"] == "node/node-b";
+    let agent = processes.iter().find(of_node_b).unwrap();
+    let pid = agent["pid"].as_u64().unwrap().to_string();
+    let killed = Command::new("kill").args(["-KILL", &pid]).status().unwrap();
+    assert!(killed.success());
+    let file = std::env::temp_dir().join(format!("penstock-untaken-{}.yaml", std::process::id()));
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: more, namespace: default}\n\
+                   spec: {clusterIP: 10.96.0.77, ports: [{port: 80}]}\n";
+    std::fs::write(&file, service).unwrap();
+    let output = lab(&["apply", "--lab", "t-untaken", "-f", file.to_str().unwrap()]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("the agent of node/node-b does not answer"),
+        "{said}"
+    );
+    assert!(!said.contains("node/node-a"), "{said}");
+    std::fs::remove_file(&file).unwrap();
 }
 
 /// `up` is killed after ever longer times: whatever it had made by then goes.

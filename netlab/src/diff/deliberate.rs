@@ -53,7 +53,8 @@ pub(super) fn reason(
         return Some(TURNED_AWAY);
     }
     let is_over_mtu = || same_but_cut(kernel, ours) || exceeds_mtu(kernel, ours);
-    if canonical::is_own(case, ends.source) && is_over_mtu() {
+    let quotes_cut = || is_error && same_but_cut_quote(case, kernel, ours);
+    if canonical::is_own(case, ends.source) && is_over_mtu() || quotes_cut() {
         return Some("the MTU of a path that another connection learnt");
     }
     let is_of_others = ends.protocol == TCP && is_own && ends.source == flow.destination;
@@ -128,6 +129,29 @@ fn same_but_cut(kernel: &[Output], ours: &[Output]) -> bool {
         outputs
     };
     without(kernel) == without(ours)
+}
+
+/// Whether errors to the node itself differ only in that they quote what it sent whole on our side, and the kernel had cut:
+/// that has no Don't Fragment, and an identification.
+fn same_but_cut_quote(case: &Case, kernel: &[Output], ours: &[Output]) -> bool {
+    const DONT_FRAGMENT: u8 = 0x40;
+    let without = |outputs: &[Output], expected: u8| -> Option<Vec<Output>> {
+        let without = |output: &Output| {
+            let ip = Ip::parse(&output.bytes).filter(|ip| ip.is_error(&output.bytes))?;
+            let mut output = output.clone();
+            let quote = output.bytes.get_mut(ip.transport + 8..)?;
+            let is_v4 = quote.len() >= 20 && quote[0] >> 4 == 4;
+            let is_expected = is_v4 && quote[6] == expected && output.link == case.links.len();
+            for field in [4, 5, 6] {
+                *quote.get_mut(field)? = 0;
+            }
+            forget_hops(case, &mut output.bytes);
+            is_expected.then_some(output)
+        };
+        outputs.iter().map(without).collect()
+    };
+    let kernels = without(kernel, 0);
+    !kernel.is_empty() && kernels.is_some() && kernels == without(ours, DONT_FRAGMENT)
 }
 
 /// Whether the node itself got a packet from another port than on our side, which does not track its connections. Of
@@ -267,5 +291,49 @@ fn forget_hops(case: &Case, bytes: &mut [u8]) {
     }
     for field in &fields[..count] {
         bytes[*field] = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diff::generate;
+
+    /// An ICMP error to the node about a datagram with this identification and these flags.
+    fn error(case: &Case, identification: u16, flags: u8) -> Output {
+        let mut bytes = vec![0; 20 + 8 + 20 + 8];
+        for (start, protocol) in [(0, 1), (28, UDP)] {
+            bytes[start] = 0x45;
+            bytes[start + 8] = 64;
+            bytes[start + 9] = protocol;
+        }
+        let length = bytes.len() as u16;
+        bytes[2..4].copy_from_slice(&length.to_be_bytes());
+        bytes[20] = 3;
+        bytes[32..34].copy_from_slice(&identification.to_be_bytes());
+        bytes[34] = flags;
+        Output {
+            link: case.links.len(),
+            bytes,
+        }
+    }
+
+    #[test]
+    fn a_quote_of_what_the_kernel_cut_is_known() {
+        let given = generate::Given::default();
+        let case = generate::case(1, &given).unwrap();
+        let (cut, whole) = (error(&case, 7, 0), error(&case, 0, 0x40));
+        let is_known = |kernel: &[Output], ours: &[Output]| same_but_cut_quote(&case, kernel, ours);
+        let alone = std::slice::from_ref::<Output>;
+        assert!(is_known(alone(&cut), alone(&whole)));
+        assert!(!is_known(alone(&whole), alone(&cut)));
+        assert!(!is_known(alone(&cut), alone(&error(&case, 8, 0))));
+        assert!(!is_known(&[], &[]));
+        let mut other_port = whole.clone();
+        other_port.bytes[49] ^= 1;
+        assert!(!is_known(alone(&cut), alone(&other_port)));
+        let mut elsewhere = whole.clone();
+        elsewhere.link = 0;
+        assert!(!is_known(alone(&cut), alone(&elsewhere)));
     }
 }

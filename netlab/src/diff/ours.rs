@@ -134,7 +134,9 @@ impl Side for Ours<'_> {
             Some(_) => Origin::Pod,
         };
         let services = self.shared.services.load();
-        self.coverage.count_decision(&services, &first, origin);
+        if choice.from_client {
+            self.coverage.count_decision(&services, &first, origin);
+        }
         let Decision::Balance { endpoints, .. } = services.decide(&first, origin) else {
             return;
         };

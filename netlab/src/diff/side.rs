@@ -60,9 +60,11 @@ pub(super) trait Side {
     }
 }
 
-/// What became of a client's packet.
+/// What became of a packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Choice {
+    /// Else of the server.
+    pub(super) from_client: bool,
     pub(super) link: Option<usize>,
     pub(super) protocol: u8,
     pub(super) source: (IpAddr, u16),

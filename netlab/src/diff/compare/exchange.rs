@@ -37,11 +37,12 @@ impl Run<'_> {
         let begin = Instant::now();
         let mut end = begin;
         for nth in 0..2 {
-            if nth == 1 && from_client {
-                let mut choice = self.choice(flow, &outputs[0], tag);
+            if nth == 1
+                && let Some(mut choice) = self.choice((flow, from_client), &outputs[0], tag)
+            {
                 // What the node itself gets of IPv6 shows nowhere else.
                 let may_be_the_nodes = !outputs[0].is_empty() || choice.source.0.is_ipv6();
-                if choice.endpoint.is_none() && may_be_the_nodes {
+                if from_client && choice.endpoint.is_none() && may_be_the_nodes {
                     choice.endpoint = sides[0].endpoint(&choice)?;
                 }
                 sides[1].follow(&choice);
@@ -145,23 +146,30 @@ impl Run<'_> {
         }
     }
 
-    /// Where the first side led a packet.
-    fn choice(&self, flow: usize, outputs: &[Output], tag: u16) -> Choice {
-        let flow = &self.case.flows[flow];
-        let endpoint = forwarded(outputs, tag, flow.protocol).map(|(output, ip)| {
+    /// Where the first side led a packet. That of a server may open a connection, too: where the client's port is a
+    /// NodePort, and its own connection has gone.
+    fn choice(
+        &self,
+        (flow, from_client): (usize, bool),
+        outputs: &[Output],
+        tag: u16,
+    ) -> Option<Choice> {
+        let (place, ends) = self.ends(flow, from_client, 1)?;
+        let endpoint = forwarded(outputs, tag, ends.protocol).map(|(output, ip)| {
             let (_, port) = ip.ports(&output.bytes).unwrap_or((0, 0));
             (ip.destination, port)
         });
-        Choice {
-            link: match flow.from {
+        Some(Choice {
+            from_client,
+            link: match place {
                 Place::Link(link) => Some(link),
                 Place::Node => None,
             },
-            protocol: flow.protocol,
-            source: (flow.source, flow.source_port),
-            destination: (flow.destination, flow.destination_port),
+            protocol: ends.protocol,
+            source: (ends.source, ends.source_port),
+            destination: (ends.destination, ends.destination_port),
             endpoint,
-        }
+        })
     }
 }
 

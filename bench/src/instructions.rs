@@ -48,7 +48,7 @@ pub fn run(
         let (few, many) = (count(FEW)?, count(MANY)?);
         let instructions = many.per_packet_beyond(&few).ok_or_else(|| {
             io::Error::other(format!(
-                "more packets of {kind} did not take more instructions"
+                "more packets of {kind} did not take more instructions; run it again"
             ))
         })?;
         Ok(Row { kind, instructions })

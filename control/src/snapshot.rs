@@ -124,7 +124,8 @@ pub fn require_files(path: &Path) -> Result<(), SnapshotError> {
     if metadata.is_file() || metadata.is_dir() {
         return Ok(());
     }
-    let message = "is neither a file nor a folder any more";
+    let message =
+        "is neither a file nor a folder any more, so it cannot be followed; put one in its place";
     Err(unreadable(path)(io::Error::other(message)))
 }
 

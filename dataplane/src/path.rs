@@ -2,7 +2,8 @@
 //! the first of a new one, [`related`] for ICMP errors about one.
 //!
 //! A packet takes one pass; the first one of a connection waits in its midst. A hit reads the service table only to find out
-//! whether a UDP flow from before the newest table still has its endpoint. Read first: `docs/architecture.md`; then the module whose noun interests you.
+//! whether a UDP flow from before the newest table still has its endpoint. Read first: `docs/architecture.md`; then the module
+//! whose noun interests you.
 //!
 //! What a hit passes through is inlined into [`process`], and what is rarely needed is handed small values only: a large
 //! one is handed over in memory, where it is written in parts and read as a whole, for which a processor waits.

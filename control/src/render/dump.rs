@@ -72,7 +72,9 @@ impl Dump {
             None => Ok(reader.finish()),
             Some(table) => Err(DumpError {
                 line: text.lines().count(),
-                message: format!("the dump ends within the table {table}: there is no COMMIT"),
+                message: format!(
+                    "the dump ends within the table {table}, before its COMMIT; take it anew"
+                ),
             }),
         }
     }

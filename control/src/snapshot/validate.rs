@@ -279,8 +279,8 @@ fn overlaps(nodes: &[Node]) -> impl Iterator<Item = Problem> {
             .pop_if(|(outer, _)| !outer.contains(&range))
             .is_some()
         {}
-        let others = around.iter().rev().find(|(_, other)| *other != index);
-        if let Some(&(outer, other)) = others {
+        // What is around one of its own was found with that.
+        if let Some(&(outer, other)) = around.last().filter(|(_, other)| *other != index) {
             let (later, earlier) = if other < index {
                 ((range, index), (outer, other))
             } else {
@@ -306,5 +306,50 @@ fn of_node(node: &Node, field: &str, message: String) -> Problem {
         object: Some(node.metadata.object_name("Node")),
         field: field.to_owned(),
         message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each node with its ranges, and the nodes that are told of.
+    #[test]
+    fn a_range_within_another_nodes_is_found_whatever_stands_between() {
+        for (ranges, told) in [
+            (
+                &["10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "11.0.0.0/8"][..],
+                &["b", "c"][..],
+            ),
+            (&["10.1.2.0/24", "10.0.0.0/8"], &["b"]),
+            (&["10.0.0.0/8, 10.1.0.0/16", "10.1.2.0/24"], &["b"]),
+            (&["10.0.0.0/8, 10.0.0.0/8, 10.1.0.0/16"], &[]),
+            (
+                &["10.0.0.0/24", "10.0.1.0/24", "fd00::/64", "fd00:0:0:1::/64"],
+                &[],
+            ),
+            (&["10.0.0.0/24"; 4], &["b", "c", "d"]),
+            (
+                &["10.0.0.0/24, fd00::/64", "10.0.1.0/24, fd00::1:0/112"],
+                &["b"],
+            ),
+        ] {
+            let node = |(name, ranges): (char, &&str)| {
+                format!(
+                    "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [{ranges}]}}\n"
+                )
+            };
+            let documents: Vec<String> = ('a'..).zip(ranges).map(node).collect();
+            let text = documents.join("---\n");
+            let problems = match Snapshot::parse("x", &text) {
+                Ok(_) => Vec::new(),
+                Err(crate::snapshot::SnapshotError::Invalid(problems)) => problems.0,
+                Err(other) => panic!("{other}"),
+            };
+            let named = problems
+                .iter()
+                .filter_map(|problem| Some(&*problem.object.as_ref()?.name));
+            assert_eq!(named.collect::<Vec<&str>>(), told, "{ranges:?}");
+        }
     }
 }

@@ -70,6 +70,13 @@ const fn fold_word(total: u64) -> u16 {
     (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
+/// The full checksum `field` after a word that it covers grew by `amount`, and did not overflow.
+#[inline]
+pub const fn after_growth(field: u16, amount: u16) -> u16 {
+    let (less, borrow) = field.overflowing_sub(amount);
+    less - borrow as u16
+}
+
 /// How the sum over some words changes when they are replaced: the sum of `~old + new` (RFC 1624, equation 3). Not folded
 /// until it is applied: no address adds more than 2^33, and there is room for 2^31 of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -169,6 +176,19 @@ mod tests {
     fn the_example_of_rfc_1624() {
         // Section 4: HC = 0xDD2F, m = 0x5555, m' = 0x3285, HC' = 0x0000.
         assert_eq!(Change::word(0x5555, 0x3285).apply(0xdd2f), 0x0000);
+    }
+
+    /// As if the word had been replaced, for every checksum that there is.
+    #[test]
+    fn growth_is_the_change_of_a_word() {
+        let change = Change::word(0x3f00, 0x4000);
+        for field in 0..=u16::MAX {
+            assert_eq!(
+                after_growth(field, 0x0100),
+                change.apply(field),
+                "{field:04x}"
+            );
+        }
     }
 
     proptest! {

@@ -220,7 +220,8 @@ pub fn give_back_hop(packet: &mut [u8]) {
     match packet.first().map(|byte| byte >> 4) {
         Some(4) if packet.len() >= IPV4_HEADER && packet[8] < u8::MAX => {
             packet[8] += 1;
-            update(&mut packet[10..12], checksum::Change::word(0, 0x0100));
+            let checksum = checksum::after_growth(word(packet, 10), 0x0100);
+            packet[10..12].copy_from_slice(&checksum.to_be_bytes());
         }
         Some(6) if packet.len() >= IPV6_HEADER => packet[7] = packet[7].saturating_add(1),
         _ => {}

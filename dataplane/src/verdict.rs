@@ -119,6 +119,15 @@ impl Counters {
     /// Counts one packet.
     #[inline]
     pub fn count(&self, verdict: Verdict) {
+        match verdict {
+            Verdict::Forward => increment(&self.forward),
+            other => self.count_other(other),
+        }
+    }
+
+    /// Apart, or all verdicts would be led through one table of jumps.
+    #[inline(never)]
+    fn count_other(&self, verdict: Verdict) {
         let counter = match verdict {
             Verdict::Forward => &self.forward,
             Verdict::Pass => &self.pass,

@@ -315,19 +315,25 @@ impl<D: Device> Exit<'_, D> {
         }
         self.counters.count(verdict);
         match verdict {
-            Verdict::Forward | Verdict::Pass if !context.datagram.is_empty() => {
-                for fragment in &context.datagram {
-                    self.send(fragment);
-                }
-            }
-            Verdict::Forward | Verdict::Pass if self.is_alone => {
-                give(self.device, frame, 1, self.counters);
-            }
-            Verdict::Forward | Verdict::Pass => self.send(frame),
+            Verdict::Forward | Verdict::Pass => self.let_go(context, frame),
             Verdict::Reject(_) if refuse(self.shared, self.facts, context, self.origin, frame) => {
                 self.send(frame);
             }
             Verdict::Reject(_) | Verdict::Drop(_) | Verdict::Hold => {}
+        }
+    }
+
+    /// Lets a packet go on, or all fragments of its datagram.
+    #[inline(always)]
+    fn let_go(&mut self, context: &Context<'_>, frame: &Frame) {
+        if !context.datagram.is_empty() {
+            for fragment in &context.datagram {
+                self.send(fragment);
+            }
+        } else if self.is_alone {
+            give(self.device, frame, 1, self.counters);
+        } else {
+            self.send(frame);
         }
     }
 

@@ -69,6 +69,24 @@ pub struct Headers {
     pub length: u32,
 }
 
+/// [`Headers`] where they lie: to copy what was just written in parts, a processor waits for them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeadersView<'a> {
+    pub(crate) tuple: &'a Tuple,
+    pub(crate) transport: &'a Transport,
+    pub(crate) length: u32,
+}
+
+impl Headers {
+    fn view(&self) -> HeadersView<'_> {
+        HeadersView {
+            tuple: &self.tuple,
+            transport: &self.transport,
+            length: self.length,
+        }
+    }
+}
+
 /// The transport header, by how it is tracked.
 #[derive(Clone, Copy, Debug)]
 pub enum Transport {

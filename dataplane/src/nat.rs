@@ -11,36 +11,26 @@ use crate::service::Endpoint;
 use crate::tuple::{Address, Origin, Protocol, Tuple};
 use crate::verdict::DropReason;
 
-/// The reply tuple of a connection to `endpoint`, and whether its source has been masqueraded and so needs a port
-/// of its own.
+/// Makes `reply`, the inverse of `original` so far, the reply tuple of a connection to `endpoint`. Whether its source is
+/// masqueraded and so needs a port of its own.
 ///
 /// # Errors
 /// [`DropReason::NoMasqueradeAddress`] when the source must be masqueraded and the node has no address for it.
 pub fn plan(
     original: &Tuple,
+    reply: &mut Tuple,
     endpoint: &Endpoint,
-    masquerade: bool,
-    origin: Origin,
-) -> Result<(Tuple, bool), DropReason> {
-    let translated = Tuple {
-        destination: endpoint.address,
-        destination_port: endpoint.port,
-        ..*original
-    };
+    (masquerade, origin): (bool, Origin),
+) -> Result<bool, DropReason> {
+    reply.source = endpoint.address;
+    reply.source_port = endpoint.port;
     if !endpoint.is_masqueraded(original.source, origin, masquerade) {
-        return Ok((translated.inverse(), false));
+        return Ok(false);
     }
-    let source = endpoint
+    reply.destination = endpoint
         .masquerade_address
         .ok_or(DropReason::NoMasqueradeAddress)?;
-    Ok((
-        Tuple {
-            source,
-            ..translated
-        }
-        .inverse(),
-        true,
-    ))
+    Ok(true)
 }
 
 /// Rewrites addresses and ports of a packet, whose tuple this is, and mends its checksums.
@@ -168,8 +158,9 @@ fn rewrite_quoted(quoted: &mut [u8], quote: &Quote, translation: &Translation) {
 fn write_ports(transport: &mut [u8], protocol: Protocol, translation: &Translation) {
     match protocol {
         Protocol::TCP | Protocol::UDP | Protocol::SCTP => {
-            transport[..2].copy_from_slice(&translation.source_port.to_be_bytes());
-            transport[2..4].copy_from_slice(&translation.destination_port.to_be_bytes());
+            let ports = &mut transport[..4];
+            ports[..2].copy_from_slice(&translation.source_port.to_be_bytes());
+            ports[2..].copy_from_slice(&translation.destination_port.to_be_bytes());
         }
         // An ICMP tuple has its identifier in the source port, in both directions.
         Protocol::ICMP | Protocol::ICMPV6 => {

@@ -11,11 +11,11 @@
 mod openings;
 mod prepared;
 
-pub use openings::Openings;
+pub use openings::{Openings, settle};
 pub use prepared::{NEAR, Prepared, guess, prepare};
 
-use crate::conntrack::{ConfirmError, Confirmed, Conntrack, EntryId, Found, Headers};
-use crate::conntrack::{ServiceTag, Tentative, Tracked, Transport, TupleHash};
+use crate::conntrack::{Conntrack, EntryId, Found, HeadersView, ServiceTag};
+use crate::conntrack::{Tentative, Tracked, Transport, TupleHash};
 use crate::fragments::{self, Collected, Described, Fragments};
 use crate::frame::Frame;
 use crate::nat;
@@ -28,7 +28,6 @@ use crate::tuple::{Address, Origin, Protocol, Timestamp, Tuple};
 use crate::verdict::{DropReason, RejectWith, Verdict};
 use fastrand::Rng;
 use openings::Opening;
-use prepared::Near;
 
 /// All that the path works with, for the packets of one batch.
 #[derive(Debug)]
@@ -71,23 +70,8 @@ pub fn process(
     match prepared.layout {
         Err(reason) => Some(Verdict::Drop(reason)),
         Ok(layout) if layout.is_fragment() => Some(datagram(context, origin, frame, layout)),
-        Ok(layout) => whole(context, origin, Packet::new(frame, layout), prepared),
+        Ok(layout) => whole(context, origin, frame, (layout, prepared)),
     }
-}
-
-/// Enters the connections that wait into the table, in the order in which they came, and decides on the packets that opened
-/// them: each is handed to `decided` with its verdict.
-pub fn settle<'a>(
-    context: &mut Context<'a>,
-    mut decided: impl FnMut(&Context<'a>, &mut Frame, Verdict),
-) {
-    let mut openings = std::mem::take(context.openings);
-    for (opening, frame) in openings.waiting() {
-        let verdict = enter(context, opening, frame);
-        decided(context, frame, verdict);
-    }
-    openings.clear();
-    *context.openings = openings;
 }
 
 /// [`process`] and [`settle`] for a packet that no other one waits with.
@@ -109,28 +93,23 @@ pub fn process_alone(
     verdict.unwrap_or(Verdict::Drop(DropReason::Malformed))
 }
 
-#[inline]
+#[inline(always)]
 fn whole(
     context: &mut Context<'_>,
     origin: Origin,
-    packet: Packet<'_>,
-    prepared: &Prepared,
+    frame: &mut Frame,
+    (layout, prepared): (Layout, &Prepared),
 ) -> Option<Verdict> {
-    if packet.is_untracked() {
-        return Some(Verdict::Pass);
+    if layout.protocol.is_icmp()
+        && let Some(verdict) = message(context, origin, frame, layout)
+    {
+        return Some(verdict);
     }
-    // As the kernel does, which verifies in PREROUTING only.
-    let is_damaged = origin != Origin::Node && packet.has_bad_checksum();
-    if packet.is_icmp_error() {
-        return Some(match packet.quote() {
-            Some(quote) if !is_damaged => related(context, origin, packet, &quote),
-            _ => broken(context, origin, (packet.protocol(), packet.destination())),
-        });
-    }
+    let packet = Packet::new(frame, layout);
     let transport = packet.transport_header();
     match (&prepared.tuple, &transport) {
-        (Some(tuple), Some(transport)) if !is_damaged => {
-            flow(context, origin, packet, (tuple, transport, prepared.near))
+        (Some(tuple), Some(transport)) if !is_damaged(origin, &packet) => {
+            flow(context, origin, packet, (prepared, tuple, transport))
         }
         _ => Some(broken(
             context,
@@ -140,59 +119,82 @@ fn whole(
     }
 }
 
-#[inline]
+/// What is about other packets than itself: an ICMP error, or what nobody tracks. `None`: it is of a flow.
+#[cold]
+fn message(
+    context: &mut Context<'_>,
+    origin: Origin,
+    frame: &mut Frame,
+    layout: Layout,
+) -> Option<Verdict> {
+    let packet = Packet::new(frame, layout);
+    if packet.is_untracked() {
+        return Some(Verdict::Pass);
+    }
+    packet.is_icmp_error().then(|| match packet.quote() {
+        Some(quote) if !is_damaged(origin, &packet) => related(context, origin, packet, &quote),
+        _ => broken(context, origin, (packet.protocol(), packet.destination())),
+    })
+}
+
+/// Whether the transport checksum is wrong, and somebody looks: the kernel verifies in PREROUTING only.
+#[inline(always)]
+fn is_damaged(origin: Origin, packet: &Packet<'_>) -> bool {
+    origin != Origin::Node && packet.has_bad_checksum()
+}
+
+#[inline(always)]
 fn flow(
     context: &mut Context<'_>,
     origin: Origin,
     packet: Packet<'_>,
-    (tuple, transport, near): (&Tuple, &Transport, Option<Near>),
+    (prepared, tuple, transport): (&Prepared, &Tuple, &Transport),
 ) -> Option<Verdict> {
-    let (conntrack, now) = (context.conntrack, context.now);
-    let (hash, guess) = near.unwrap_or_else(|| (conntrack.hash(tuple), None));
-    match conntrack.find_near(tuple, hash, guess, now) {
-        Some(found) => {
-            let named = (tuple, hash, transport);
-            established(context, origin, packet, named, &found)
-        }
+    let Prepared { hash, guess, .. } = prepared;
+    match context
+        .conntrack
+        .find_near(tuple, *hash, *guess, context.now)
+    {
+        Some(found) => established(context, origin, packet, (tuple, hash, transport), &found),
         None => {
             let headers = headers(&packet, tuple, transport);
-            new_flow(context, origin, &packet, (&headers, hash))
+            new_flow(context, origin, packet.layout(), (headers, hash))
         }
     }
 }
 
 /// A packet of a connection that the table knows: track its state, rewrite, forward.
-#[inline]
+#[inline(always)]
 fn established(
     context: &mut Context<'_>,
     origin: Origin,
     mut packet: Packet<'_>,
-    (tuple, hash, transport): (&Tuple, TupleHash, &Transport),
+    (tuple, hash, transport): (&Tuple, &TupleHash, &Transport),
     found: &Found,
 ) -> Option<Verdict> {
     let (conntrack, now) = (context.conntrack, context.now);
     if is_stale(context, tuple.protocol, found) {
         conntrack.end(found.entry(), now);
         let headers = headers(&packet, tuple, transport);
-        return new_flow(context, origin, &packet, (&headers, hash));
+        return new_flow(context, origin, packet.layout(), (headers, hash));
     }
     if conntrack.goes_on(found, now) {
         return Some(translate(&mut packet, tuple, found));
     }
     let headers = headers(&packet, tuple, transport);
     let of = (found.entry(), found.direction());
-    match conntrack.track_locked(of, &headers, now) {
+    match conntrack.track_locked(of, headers, now) {
         Tracked::Accepted | Tracked::Ignored => Some(translate(&mut packet, tuple, found)),
         Tracked::Invalid(_) => Some(invalid(context, origin, packet.destination())),
-        Tracked::Restart => new_flow(context, origin, &packet, (&headers, hash)),
+        Tracked::Restart => new_flow(context, origin, packet.layout(), (headers, hash)),
     }
 }
 
 #[inline(always)]
-fn headers(packet: &Packet<'_>, tuple: &Tuple, transport: &Transport) -> Headers {
-    Headers {
-        tuple: *tuple,
-        transport: *transport,
+fn headers<'h>(packet: &Packet<'_>, tuple: &'h Tuple, transport: &'h Transport) -> HeadersView<'h> {
+    HeadersView {
+        tuple,
+        transport,
         length: packet.length() as u32,
     }
 }
@@ -202,28 +204,25 @@ fn headers(packet: &Packet<'_>, tuple: &Tuple, transport: &Transport) -> Headers
 fn new_flow(
     context: &mut Context<'_>,
     origin: Origin,
-    packet: &Packet<'_>,
-    (headers, hash): (&Headers, TupleHash),
+    layout: Layout,
+    (headers, hash): (HeadersView<'_>, &TupleHash),
 ) -> Option<Verdict> {
-    let (conntrack, original) = (context.conntrack, &headers.tuple);
+    let (conntrack, original) = (context.conntrack, headers.tuple);
     if is_with_the_node_itself(context, origin, original) {
         return Some(Verdict::Pass);
     }
-    let Ok(mut tentative) = conntrack.open(headers, context.now) else {
+    let Ok(mut tentative) = conntrack.open_viewed(headers, context.now) else {
         return Some(invalid(context, origin, original.destination));
     };
-    let (reply, service) = match plan(context, origin, original) {
-        Ok(planned) => planned,
-        Err(verdict) => return Some(verdict),
-    };
-    tentative.reply = reply;
-    tentative.set_service(service);
-    let reply = conntrack.hash(&reply);
+    if let Err(verdict) = plan(context, origin, &mut tentative) {
+        return Some(verdict);
+    }
+    let reply = conntrack.hash(&tentative.reply);
     conntrack.prefetch_buckets(reply);
     context.openings.add(Opening {
         tentative,
-        hashes: [hash, reply],
-        layout: packet.layout(),
+        hashes: [*hash, reply],
+        layout,
     });
     None
 }
@@ -302,8 +301,7 @@ fn datagram(
     let Some(mut joined) = fragments::join(&mut frames) else {
         return Verdict::Drop(DropReason::Malformed);
     };
-    let mut prepared = Prepared::NONE;
-    prepared.read(joined.packet());
+    let prepared = Prepared::of(context.conntrack, joined.packet());
     let verdict = match prepared.layout {
         // One more header of a fragment inside.
         Ok(layout) if layout.is_fragment() => invalid(context, origin, described.destination()),
@@ -328,21 +326,25 @@ fn translate(packet: &mut Packet<'_>, tuple: &Tuple, found: &Found) -> Verdict {
     Verdict::Forward
 }
 
-/// The reply tuple as the Service asks for it, with a source port of its own where the source is masqueraded; and for whom the
-/// connection is made.
+/// Makes the reply tuple what the Service asks for, with a source port of its own where the source is masqueraded; and says for
+/// whom the connection is made.
 ///
 /// DIFFERS: what is turned away leaves no entry. In the kernel what the node sends to its own address has one by the time
 /// that kube-proxy's rule turns it away, and INVALID packets of that connection pass.
 fn plan(
     context: &mut Context<'_>,
     origin: Origin,
-    original: &Tuple,
-) -> Result<(Tuple, ServiceTag), Verdict> {
+    tentative: &mut Tentative,
+) -> Result<(), Verdict> {
     let services = context.services;
     let generation = services.generation();
+    let Tentative {
+        original, reply, ..
+    } = tentative;
     let (service, endpoints, masquerade) = match services.decide(original, origin) {
         Decision::NotAService => {
-            return Ok((original.inverse(), ServiceTag::untranslated(generation)));
+            tentative.set_service(ServiceTag::untranslated(generation));
+            return Ok(());
         }
         Decision::Reject(_) => return Err(Verdict::Reject(RejectWith::PortUnreachable)),
         Decision::NoLocalEndpoint(_) => return Err(Verdict::Drop(DropReason::NoLocalEndpoint)),
@@ -359,69 +361,16 @@ fn plan(
         now: context.now,
     };
     let endpoint = select::endpoint(services, service, endpoints, original, &mut turn);
-    let (mut reply, masqueraded) =
-        nat::plan(original, endpoint, masquerade, origin).map_err(Verdict::Drop)?;
+    let masqueraded =
+        nat::plan(original, reply, endpoint, (masquerade, origin)).map_err(Verdict::Drop)?;
     if masqueraded {
         let (reserved, random) = (context.reserved_ports, (context.now, &mut *context.rng));
-        ports::draw(context.conntrack, reserved, &mut reply, random)
-            .map_err(|_| no_room(context, [original, &reply], DropReason::NoFreePort))?;
+        ports::draw(context.conntrack, reserved, reply, random)
+            .map_err(|_| no_room(context, [original, reply], DropReason::NoFreePort))?;
     }
     let id = services.service_id(service);
-    Ok((reply, ServiceTag { id, generation }))
-}
-
-/// Enters a connection into the table, and translates its first packet. Not a part of [`settle`], of which there is one for each
-/// kind of device.
-#[inline(never)]
-fn enter(context: &mut Context<'_>, opening: &mut Opening, frame: &mut Frame) -> Verdict {
-    let confirmed = confirm(context, opening);
-    let Tentative {
-        original, reply, ..
-    } = &opening.tentative;
-    match confirmed {
-        Ok(found) => {
-            let mut packet = Packet::new(frame, opening.layout);
-            translate(&mut packet, original, &found)
-        }
-        Err(reason) => no_room(context, [original, reply], reason),
-    }
-}
-
-/// Enters the connection into the table. A reply tuple that is taken gets another source port, also where the source is not
-/// masqueraded, as the null binding does; and again while another packet takes a port that was found free.
-fn confirm(context: &mut Context<'_>, opening: &mut Opening) -> Result<Found, DropReason> {
-    const ATTEMPTS: usize = 8;
-    let (conntrack, reserved, now) = (context.conntrack, context.reserved_ports, context.now);
-    let Opening {
-        tentative, hashes, ..
-    } = opening;
-    for _ in 0..ATTEMPTS {
-        match conntrack.confirm_near(tentative, *hashes, now) {
-            Ok(Confirmed::Inserted(found) | Confirmed::Adopted(found)) => return Ok(found),
-            Err(ConfirmError::TableFull) => return Err(DropReason::TableFull),
-            Err(ConfirmError::SourceLimit) => return Err(DropReason::SourceLimit),
-            Err(ConfirmError::ReplyTaken) => {}
-        }
-        if end_stale(context, &tentative.reply) {
-            continue;
-        }
-        ports::lease(
-            conntrack,
-            reserved,
-            &mut tentative.reply,
-            (now, context.rng),
-        )
-        .map_err(|_| DropReason::NoFreePort)?;
-        hashes[1] = conntrack.hash(&tentative.reply);
-    }
-    Err(DropReason::NoFreePort)
-}
-
-/// Ends the UDP flow that answers as `reply` if it has lost its place, of which else its own next packet would tell.
-fn end_stale(context: &Context<'_>, reply: &Tuple) -> bool {
-    let holder = context.conntrack.find(reply, context.now);
-    let stale = holder.filter(|found| is_stale(context, reply.protocol, found));
-    stale.is_some_and(|found| context.conntrack.end(found.entry(), context.now))
+    tentative.set_service(ServiceTag { id, generation });
+    Ok(())
 }
 
 /// A connection that is not made is counted, and noted for the log.

@@ -4,7 +4,8 @@ use super::events::EventKind;
 use super::slots::{InsertError, Meta, NewEntry, Sighting, Snapshot, StateWords};
 use super::statistics::Counter;
 use super::{
-    Conntrack, EntryId, Found, Headers, Invalid, ServiceTag, Status, Transport, TupleHash,
+    Conntrack, EntryId, Found, Headers, HeadersView, Invalid, ServiceTag, Status, Transport,
+    TupleHash,
 };
 use super::{deadline, icmp, sctp, state, tcp, tick};
 use crate::tuple::{Direction, Timestamp, Tuple};
@@ -54,6 +55,16 @@ impl Conntrack {
     /// The packet can open no connection: it is INVALID.
     #[inline]
     pub fn open(&self, headers: &Headers, now: Timestamp) -> Result<Tentative, Invalid> {
+        self.open_viewed(headers.view(), now)
+    }
+
+    /// [`Self::open`] without a copy of the headers.
+    #[inline]
+    pub(crate) fn open_viewed(
+        &self,
+        headers: HeadersView<'_>,
+        now: Timestamp,
+    ) -> Result<Tentative, Invalid> {
         let opened = self.try_open(headers, now);
         if opened.is_err() {
             self.statistics.add(Counter::Invalid, 1);
@@ -62,9 +73,9 @@ impl Conntrack {
     }
 
     #[inline(always)]
-    fn try_open(&self, headers: &Headers, now: Timestamp) -> Result<Tentative, Invalid> {
+    fn try_open(&self, headers: HeadersView<'_>, now: Timestamp) -> Result<Tentative, Invalid> {
         let mut state = StateWords::default();
-        let timeout = match &headers.transport {
+        let timeout = match headers.transport {
             Transport::Tcp(segment) => {
                 let (connection, timeout) = tcp::Connection::open(segment, &self.settings.tcp)?;
                 state::store_tcp(&mut state, &connection, Direction::Original);
@@ -77,7 +88,7 @@ impl Conntrack {
                 timeout
             }
             Transport::Icmp => {
-                icmp::open(&headers.tuple)?;
+                icmp::open(headers.tuple)?;
                 self.stateless_timeout(headers.tuple.protocol)
             }
             Transport::Udp => {
@@ -86,7 +97,7 @@ impl Conntrack {
             }
             Transport::Other => self.stateless_timeout(headers.tuple.protocol),
         };
-        let (original, reply) = (headers.tuple, headers.tuple.inverse());
+        let (original, reply) = (*headers.tuple, headers.tuple.inverse());
         Ok(Tentative {
             original,
             reply,
@@ -106,7 +117,7 @@ impl Conntrack {
         now: Timestamp,
     ) -> Result<Confirmed, ConfirmError> {
         let hashes = [&tentative.original, &tentative.reply].map(|tuple| self.hash(tuple));
-        self.confirm_near(tentative, hashes, now)
+        self.confirm_near(tentative, &hashes, now)
     }
 
     /// [`Self::confirm`] with the hashes of both tuples at hand, whose index lines should be near.
@@ -120,7 +131,7 @@ impl Conntrack {
     pub fn confirm_near(
         &self,
         tentative: &Tentative,
-        hashes: [TupleHash; 2],
+        hashes: &[TupleHash; 2],
         now: Timestamp,
     ) -> Result<Confirmed, ConfirmError> {
         let new = tentative.entry(now);
@@ -154,7 +165,7 @@ impl Conntrack {
             id,
             direction: Direction::Original,
             other: *new.reply,
-            meta: new.meta,
+            meta: Meta::unpack(new.meta),
             service: [new.state[state::SERVICE], new.state[state::FLAGS]],
         })
     }
@@ -222,7 +233,8 @@ impl Tentative {
                 deadline: deadline(now, self.timeout),
                 status: Status::of_new(&self.original, &self.reply).0,
                 protocol: self.original.protocol,
-            },
+            }
+            .pack(),
             state: &self.state,
         }
     }

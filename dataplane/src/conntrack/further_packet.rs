@@ -7,7 +7,7 @@ use super::events::{EventKind, Farewell};
 use super::outcome::{Outcome, Tracked};
 use super::slots::Guard;
 use super::statistics::Counter;
-use super::{Conntrack, EntryId, Found, GRE, Headers, Status, TcpSegment, Transport};
+use super::{Conntrack, EntryId, Found, GRE, Headers, HeadersView, Status, TcpSegment, Transport};
 use super::{age, deadline, remaining, state, tick, udp};
 use crate::tuple::{Direction, Protocol, Timestamp};
 use std::sync::atomic::Ordering::Relaxed;
@@ -20,7 +20,7 @@ impl Conntrack {
         if self.goes_on(found, now) {
             return Tracked::Accepted;
         }
-        self.track_locked((found.entry(), found.direction()), headers, now)
+        self.track_locked((found.entry(), found.direction()), headers.view(), now)
     }
 
     /// All of [`Self::track`] for a datagram of an assured flow, which only puts its end off: that needs no lock, and
@@ -46,13 +46,13 @@ impl Conntrack {
     pub(crate) fn track_locked(
         &self,
         (id, direction): (EntryId, Direction),
-        headers: &Headers,
+        headers: HeadersView<'_>,
         now: Timestamp,
     ) -> Tracked {
         let Some(entry) = self.slots.lock(id) else {
             return Tracked::Ignored;
         };
-        if let Transport::Tcp(segment) = &headers.transport
+        if let Transport::Tcp(segment) = headers.transport
             && self.moves_windows(&entry, (segment, direction), now)
         {
             self.account(entry.index(), direction, headers.length);
@@ -89,7 +89,7 @@ impl Conntrack {
         &self,
         entry: Guard<'_>,
         direction: Direction,
-        headers: &Headers,
+        headers: HeadersView<'_>,
         now: Timestamp,
     ) -> Tracked {
         let mut meta = entry.meta();
@@ -137,13 +137,13 @@ impl Conntrack {
     fn advance(
         &self,
         entry: &Guard<'_>,
-        headers: &Headers,
+        headers: HeadersView<'_>,
         direction: Direction,
         status: &mut Status,
         now: Timestamp,
     ) -> Outcome {
         let timeouts = &self.settings.timeouts;
-        match &headers.transport {
+        match headers.transport {
             Transport::Tcp(segment) => {
                 let mut words = entry.state();
                 let mut connection = state::load_tcp(&words, direction);

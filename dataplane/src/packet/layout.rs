@@ -371,19 +371,10 @@ const fn is_extension_header(protocol: Protocol) -> bool {
     matches!(protocol.0, 0 | 43 | 44 | 60)
 }
 
-#[inline]
+#[inline(always)]
 fn transport_of(protocol: Protocol, bytes: &[u8]) -> Option<Transport> {
     match protocol {
-        Protocol::TCP => {
-            let header_length = usize::from(*bytes.get(12)? >> 4) * 4;
-            let header = bytes
-                .get(..header_length)
-                .filter(|header| header.len() >= 20)?;
-            let data_length = (bytes.len() - header_length) as u32;
-            TcpSegment::parse(header, data_length)
-                .ok()
-                .map(Transport::Tcp)
-        }
+        Protocol::TCP => tcp_of(bytes),
         Protocol::UDP => {
             let length = usize::from(word(bytes.first_chunk::<8>()?, 4));
             (length >= 8 && length <= bytes.len()).then_some(Transport::Udp)
@@ -392,6 +383,18 @@ fn transport_of(protocol: Protocol, bytes: &[u8]) -> Option<Transport> {
         Protocol::ICMP | Protocol::ICMPV6 => Some(Transport::Icmp),
         _ => Some(Transport::Other),
     }
+}
+
+#[inline(never)]
+fn tcp_of(bytes: &[u8]) -> Option<Transport> {
+    let header_length = usize::from(*bytes.get(12)? >> 4) * 4;
+    let header = bytes
+        .get(..header_length)
+        .filter(|header| header.len() >= 20)?;
+    let data_length = (bytes.len() - header_length) as u32;
+    TcpSegment::parse(header, data_length)
+        .ok()
+        .map(Transport::Tcp)
 }
 
 /// The two port fields of a tuple, see [`Tuple`]. `None` when the bytes do not suffice.

@@ -2,7 +2,7 @@
 //!
 //! The index lines of a reply tuple are known when its endpoint is, and far away. So a connection is planned, and waits here
 //! with its packet while its lines come near and the next first packets of the batch are planned: their waits overlap.
-//! [`super::settle`] enters them.
+//! [`settle`] enters them.
 //!
 //! Invariant: packets leave in the order in which they came, and find what they would have found. Only first packets are
 //! handled while one waits; whatever else comes makes all that wait settle first ([`Openings::must_settle_before`]). Of two that
@@ -12,9 +12,13 @@
 //! found. It leaves in its turn; but one that ends its connection may free the reply tuple that one which waits wants.
 
 use super::prepared::Prepared;
-use crate::conntrack::{Tentative, TupleHash};
+use super::{Context, is_stale, no_room, translate};
+use crate::conntrack::{ConfirmError, Confirmed, Found, Tentative, TupleHash};
 use crate::frame::Frame;
-use crate::packet::Layout;
+use crate::packet::{Layout, Packet};
+use crate::ports;
+use crate::tuple::Tuple;
+use crate::verdict::{DropReason, Verdict};
 
 /// Connections that wait at once. More of them make no difference.
 const MOST: usize = 4;
@@ -54,9 +58,9 @@ impl Openings {
     }
 
     fn may_concern(&self, packet: &Prepared) -> bool {
-        match (packet.layout, packet.near) {
-            (Ok(layout), Some((hash, None))) => {
-                layout.protocol.is_icmp() || self.tags & bit(hash) != 0
+        match (packet.layout, &packet.tuple, packet.guess) {
+            (Ok(layout), Some(_), None) => {
+                layout.protocol.is_icmp() || self.tags & bit(packet.hash) != 0
             }
             _ => true,
         }
@@ -79,11 +83,11 @@ impl Openings {
     }
 
     /// All that wait, in the order in which they came.
-    pub(super) fn waiting(&mut self) -> impl Iterator<Item = (&mut Opening, &mut Frame)> {
+    fn waiting(&mut self) -> impl Iterator<Item = (&mut Opening, &mut Frame)> {
         self.waiting.iter_mut().zip(&mut self.frames)
     }
 
-    pub(super) fn clear(&mut self) {
+    fn clear(&mut self) {
         self.waiting.clear();
         self.tags = 0;
     }
@@ -92,4 +96,73 @@ impl Openings {
 /// Tuples with one tag are told apart by nobody here; few have one.
 fn bit(hash: TupleHash) -> u64 {
     1 << (hash.tag() % 64)
+}
+
+/// Enters the connections that wait into the table, in the order in which they came, and decides on the packets that opened
+/// them: each is handed to `decided` with its verdict.
+pub fn settle<'a>(
+    context: &mut Context<'a>,
+    mut decided: impl FnMut(&Context<'a>, &mut Frame, Verdict),
+) {
+    let mut openings = std::mem::take(context.openings);
+    for (opening, frame) in openings.waiting() {
+        let verdict = enter(context, opening, frame);
+        decided(context, frame, verdict);
+    }
+    openings.clear();
+    *context.openings = openings;
+}
+
+/// Enters a connection into the table, and translates its first packet. Not a part of [`settle`], of which there is one for each
+/// kind of device.
+#[inline(never)]
+fn enter(context: &mut Context<'_>, opening: &mut Opening, frame: &mut Frame) -> Verdict {
+    let confirmed = confirm(context, opening);
+    let Tentative {
+        original, reply, ..
+    } = &opening.tentative;
+    match confirmed {
+        Ok(found) => {
+            let mut packet = Packet::new(frame, opening.layout);
+            translate(&mut packet, original, &found)
+        }
+        Err(reason) => no_room(context, [original, reply], reason),
+    }
+}
+
+/// Enters the connection into the table. A reply tuple that is taken gets another source port, also where the source is not
+/// masqueraded, as the null binding does; and again while another packet takes a port that was found free.
+fn confirm(context: &mut Context<'_>, opening: &mut Opening) -> Result<Found, DropReason> {
+    const ATTEMPTS: usize = 8;
+    let (conntrack, reserved, now) = (context.conntrack, context.reserved_ports, context.now);
+    let Opening {
+        tentative, hashes, ..
+    } = opening;
+    for _ in 0..ATTEMPTS {
+        match conntrack.confirm_near(tentative, hashes, now) {
+            Ok(Confirmed::Inserted(found) | Confirmed::Adopted(found)) => return Ok(found),
+            Err(ConfirmError::TableFull) => return Err(DropReason::TableFull),
+            Err(ConfirmError::SourceLimit) => return Err(DropReason::SourceLimit),
+            Err(ConfirmError::ReplyTaken) => {}
+        }
+        if end_stale(context, &tentative.reply) {
+            continue;
+        }
+        ports::lease(
+            conntrack,
+            reserved,
+            &mut tentative.reply,
+            (now, context.rng),
+        )
+        .map_err(|_| DropReason::NoFreePort)?;
+        hashes[1] = conntrack.hash(&tentative.reply);
+    }
+    Err(DropReason::NoFreePort)
+}
+
+/// Ends the UDP flow that answers as `reply` if it has lost its place, of which else its own next packet would tell.
+fn end_stale(context: &Context<'_>, reply: &Tuple) -> bool {
+    let holder = context.conntrack.find(reply, context.now);
+    let stale = holder.filter(|found| is_stale(context, reply.protocol, found));
+    stale.is_some_and(|found| context.conntrack.end(found.entry(), context.now))
 }

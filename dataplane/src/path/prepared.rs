@@ -15,38 +15,39 @@ pub struct Prepared {
     pub(super) layout: Result<Layout, DropReason>,
     /// Of a packet that is no fragment.
     pub(super) tuple: Option<Tuple>,
-    pub(super) near: Option<Near>,
+    /// Of the tuple, if there is one.
+    pub(super) hash: TupleHash,
+    /// The entry that the tuple probably has, which was brought near.
+    pub(super) guess: Option<Guess>,
 }
-
-/// What was brought near for a packet, or is on its way: the index, and the entry that its tuple probably has.
-pub(super) type Near = (TupleHash, Option<Guess>);
 
 impl Prepared {
     /// Of no packet yet.
     pub const NONE: Self = Self {
         layout: Err(DropReason::Malformed),
         tuple: None,
-        near: None,
+        hash: TupleHash::NONE,
+        guess: None,
     };
 
     /// Looks at the packet in `frame`, and gives it back the hop that it lost on its way here.
-    pub fn new(frame: &mut Frame) -> Self {
+    pub fn new(conntrack: &Conntrack, frame: &mut Frame) -> Self {
+        let packet = frame.packet_mut();
+        packet::give_back_hop(packet);
+        Self::of(conntrack, packet)
+    }
+
+    /// Of a packet that has its hop back.
+    pub(super) fn of(conntrack: &Conntrack, packet: &[u8]) -> Self {
         let mut prepared = Self::NONE;
-        prepared.look_at(frame);
+        prepared.read(packet);
+        prepared.find_place(conntrack);
         prepared
     }
 
     /// In place: a copy of what was just written in parts would have to wait for them.
     #[inline(always)]
-    fn look_at(&mut self, frame: &mut Frame) {
-        let packet = frame.packet_mut();
-        packet::give_back_hop(packet);
-        self.read(packet);
-    }
-
-    /// Of a packet that has its hop back.
-    #[inline(always)]
-    pub(super) fn read(&mut self, packet: &[u8]) {
+    fn read(&mut self, packet: &[u8]) {
         if let Some(layout) = Layout::of_plain_v4(packet) {
             self.set(Ok(layout), layout.tuple(packet));
         } else if let Some(layout) = Layout::of_plain_v6(packet) {
@@ -54,6 +55,14 @@ impl Prepared {
         } else {
             self.read_odd(packet);
         }
+    }
+
+    /// The hash of the tuple, if there is one: not to be read from where it was just written.
+    #[inline(always)]
+    fn find_place(&mut self, conntrack: &Conntrack) -> Option<TupleHash> {
+        let hash = conntrack.hash(self.tuple.as_ref()?);
+        self.hash = hash;
+        Some(hash)
     }
 
     fn read_odd(&mut self, packet: &[u8]) {
@@ -64,11 +73,9 @@ impl Prepared {
 
     #[inline(always)]
     fn set(&mut self, layout: Result<Layout, DropReason>, tuple: Option<Tuple>) {
-        *self = Self {
-            layout,
-            tuple,
-            near: None,
-        };
+        self.layout = layout;
+        self.tuple = tuple;
+        self.guess = None;
     }
 }
 
@@ -78,12 +85,12 @@ pub const NEAR: usize = 32;
 /// Looks at each of at most [`NEAR`] frames, and begins to bring near where the index has them, so that their waits for
 /// memory overlap.
 pub fn prepare(conntrack: &Conntrack, frames: &mut [Frame], prepared: &mut [Prepared]) {
-    for (packet, frame) in prepared.iter_mut().zip(frames) {
-        packet.look_at(frame);
-        if let Some(tuple) = &packet.tuple {
-            let hash = conntrack.hash(tuple);
+    for (prepared, frame) in prepared.iter_mut().zip(frames) {
+        let packet = frame.packet_mut();
+        packet::give_back_hop(packet);
+        prepared.read(packet);
+        if let Some(hash) = prepared.find_place(conntrack) {
             conntrack.prefetch_buckets(hash);
-            packet.near = Some((hash, None));
         }
     }
 }
@@ -91,8 +98,8 @@ pub fn prepare(conntrack: &Conntrack, frames: &mut [Frame], prepared: &mut [Prep
 /// Begins to bring near what the index has of the same packets: all lines of an entry, and of all entries, at a time.
 pub fn guess(conntrack: &Conntrack, prepared: &mut [Prepared]) {
     for packet in prepared {
-        if let (Ok(layout), Some((hash, guess))) = (packet.layout, &mut packet.near) {
-            *guess = conntrack.guess(*hash, layout.protocol, layout.is_ipv4);
+        if let (Ok(layout), Some(_)) = (packet.layout, &packet.tuple) {
+            packet.guess = conntrack.guess(packet.hash, layout.protocol, layout.is_ipv4);
         }
     }
 }

@@ -53,49 +53,42 @@ impl ServiceTable {
     pub fn decide_by(&self, tuple: &Tuple, origin: Origin) -> (Decision<'_>, Option<&Frontend>) {
         let class = self.class(tuple.source, origin);
         let virtual_ips = self.claims(tuple.destination, tuple);
-        if let Some(settled) = self.translate(virtual_ips, tuple.source, class) {
-            return settled;
+        if let Some(frontend) = translating(virtual_ips, tuple.source, class) {
+            return (self.does(frontend, class), Some(frontend));
         }
         let to_node = self.is_node_address(tuple.destination);
         let node_ports = if to_node { self.node_ports(tuple) } else { &[] };
         if !node_ports.is_empty()
             && self.serves_node_ports(tuple.destination)
-            && let Some(settled) = self.translate(node_ports, tuple.source, class)
+            && let Some(frontend) = translating(node_ports, tuple.source, class)
         {
-            return settled;
+            return (self.does(frontend, class), Some(frontend));
+        }
+        if let Some((decision, frontend)) = firewall(virtual_ips, tuple.source) {
+            return (decision, Some(frontend));
         }
         let sees = |frontend: &Frontend| frontend.kind.is_filtered(origin, to_node);
-        let refused = firewall(virtual_ips, tuple.source)
-            .or_else(|| refusal(virtual_ips.iter().chain(node_ports), sees));
-        refused.map_or((Decision::NotAService, None), |(decision, frontend)| {
-            (decision, Some(frontend))
-        })
+        match refusing(virtual_ips.iter().chain(node_ports), sees) {
+            Some(frontend) => (self.does(frontend, SourceClass::Outside), Some(frontend)),
+            None => (Decision::NotAService, None),
+        }
     }
 
-    /// The first frontend that translates packets of this class from `source` (nat KUBE-SERVICES, KUBE-NODEPORTS).
-    fn translate<'t>(
-        &'t self,
-        frontends: &'t [Claim],
-        source: Address,
-        class: SourceClass,
-    ) -> Option<(Decision<'t>, Option<&'t Frontend>)> {
-        frontends.iter().find_map(|(_, frontend)| {
-            let Action::Balance {
+    /// What a frontend does with a connection of this class.
+    fn does<'t>(&'t self, frontend: &'t Frontend, class: SourceClass) -> Decision<'t> {
+        let service = frontend.service;
+        match frontend.action(class) {
+            Action::Balance {
                 endpoints,
                 masquerade,
-            } = frontend.action(class)
-            else {
-                return None;
-            };
-            let decision = Decision::Balance {
-                service: frontend.service,
-                endpoints: endpoints.of(self.service(frontend.service)),
+            } => Decision::Balance {
+                service,
+                endpoints: endpoints.of(self.service(service)),
                 masquerade,
-            };
-            frontend
-                .admits(source)
-                .then_some((decision, Some(frontend)))
-        })
+            },
+            Action::Reject => Decision::Reject(service),
+            Action::Drop => Decision::NoLocalEndpoint(service),
+        }
     }
 
     /// The frontends that `tuple` is addressed to, in the order in which they are tried.
@@ -117,7 +110,7 @@ impl ServiceTable {
     /// Whether a packet that is not translated is turned away as one to a NodePort.
     pub(super) fn is_refused_at_node_port(&self, tuple: &Tuple) -> bool {
         self.is_node_address(tuple.destination)
-            && refusal(self.node_ports(tuple).iter(), |_| true).is_some()
+            && refusing(self.node_ports(tuple).iter(), |_| true).is_some()
     }
 
     /// The NodePorts that `tuple` is addressed to, if its destination is the node's.
@@ -177,6 +170,14 @@ impl ServiceTable {
     }
 }
 
+/// The first frontend that translates packets of this class from `source` (nat KUBE-SERVICES, KUBE-NODEPORTS).
+fn translating(frontends: &[Claim], source: Address, class: SourceClass) -> Option<&Frontend> {
+    let mut frontends = frontends.iter().map(|claim| &claim.1);
+    frontends.find(|frontend| {
+        matches!(frontend.action(class), Action::Balance { .. }) && frontend.admits(source)
+    })
+}
+
 /// What KUBE-PROXY-FIREWALL drops: all that is addressed to a load balancer IP with source ranges and was not
 /// translated. Without endpoints there is no such rule: everyone is rejected.
 fn firewall(frontends: &[Claim], source: Address) -> Option<(Decision<'_>, &Frontend)> {
@@ -193,15 +194,12 @@ fn firewall(frontends: &[Claim], source: Address) -> Option<(Decision<'_>, &Fron
 
 /// The first reject or drop rule. There is one per frontend, whatever the class of the source: where pods and the
 /// node are served all the same, translation has settled it.
-fn refusal<'t>(
-    mut frontends: impl Iterator<Item = &'t Claim>,
+fn refusing<'t>(
+    frontends: impl Iterator<Item = &'t Claim>,
     sees: impl Fn(&Frontend) -> bool,
-) -> Option<(Decision<'t>, &'t Frontend)> {
-    frontends.find_map(|(_, frontend)| match frontend.from_outside {
-        Action::Reject if sees(frontend) => Some((Decision::Reject(frontend.service), frontend)),
-        Action::Drop if sees(frontend) => {
-            Some((Decision::NoLocalEndpoint(frontend.service), frontend))
-        }
-        _ => None,
+) -> Option<&'t Frontend> {
+    let mut frontends = frontends.map(|claim| &claim.1);
+    frontends.find(|frontend| {
+        matches!(frontend.from_outside, Action::Reject | Action::Drop) && sees(frontend)
     })
 }

@@ -357,7 +357,7 @@ impl Bed {
             rng: &mut self.rng,
             now: self.now,
         };
-        let prepared = Prepared::new(frame);
+        let prepared = Prepared::new(&self.conntrack, frame);
         let verdict = path::process_alone(&mut context, origin, frame, &prepared);
         self.datagram = context
             .datagram

@@ -20,9 +20,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// Sends `packet` through the path of a node that has seen no packet before.
 fn send(explainer: &Explainer<'_>, packet: &Packet, seed: u64) -> (Verdict, Vec<u8>) {
+    let conntrack = Conntrack::new(Settings::kernel(64), [1, 2, 3, 4]);
     let mut frame = Frame::from_packet(&bytes(packet));
     let mut context = Context {
-        conntrack: &Conntrack::new(Settings::kernel(64), [1, 2, 3, 4]),
+        conntrack: &conntrack,
         services: explainer.table(),
         affinity: &Affinity::default(),
         reserved_ports: &ReservedPorts::default(),
@@ -34,7 +35,7 @@ fn send(explainer: &Explainer<'_>, packet: &Packet, seed: u64) -> (Verdict, Vec<
         rng: &mut Rng::with_seed(seed),
         now: Timestamp::from_seconds(1000),
     };
-    let prepared = Prepared::new(&mut frame);
+    let prepared = Prepared::new(&conntrack, &mut frame);
     let verdict = path::process_alone(&mut context, packet.origin, &mut frame, &prepared);
     (verdict, frame.packet().to_vec())
 }

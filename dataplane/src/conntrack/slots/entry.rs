@@ -24,11 +24,11 @@ pub(in crate::conntrack) struct Meta {
 }
 
 impl Meta {
-    pub(super) const fn pack(self) -> u64 {
+    pub(in crate::conntrack) const fn pack(self) -> u64 {
         (self.deadline as u64) << 32 | (self.status as u64) << 16 | (self.protocol.0 as u64) << 8
     }
 
-    pub(super) const fn unpack(word: u64) -> Self {
+    pub(in crate::conntrack) const fn unpack(word: u64) -> Self {
         Self {
             deadline: (word >> 32) as u32,
             status: (word >> 16) as u16,
@@ -88,7 +88,7 @@ impl Snapshot {
             id,
             original: *new.original,
             reply: *new.reply,
-            meta: new.meta,
+            meta: Meta::unpack(new.meta),
             hot,
             is_live: true,
         }
@@ -123,7 +123,8 @@ pub(in crate::conntrack) struct Sighting {
 pub(in crate::conntrack) struct NewEntry<'t> {
     pub(in crate::conntrack) original: &'t Tuple,
     pub(in crate::conntrack) reply: &'t Tuple,
-    pub(in crate::conntrack) meta: Meta,
+    /// Packed ([`Meta::pack`]).
+    pub(in crate::conntrack) meta: u64,
     pub(in crate::conntrack) state: &'t StateWords,
 }
 

@@ -20,6 +20,12 @@ pub struct TupleHash {
 }
 
 impl TupleHash {
+    /// Of no tuple.
+    pub const NONE: Self = Self {
+        buckets: [0; 2],
+        tag: 0,
+    };
+
     #[inline(always)]
     fn new(bits: u64, buckets: usize) -> Self {
         let first = reduce(bits, buckets);

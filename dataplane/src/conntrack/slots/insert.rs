@@ -32,7 +32,7 @@ impl Slots {
     pub(in crate::conntrack) fn insert(
         &self,
         new: &NewEntry<'_>,
-        hashes: [TupleHash; 2],
+        hashes: &[TupleHash; 2],
         now: Timestamp,
     ) -> Result<EntryId, InsertError> {
         if !self.census.may_admit(new.original.source) {
@@ -44,7 +44,7 @@ impl Slots {
         self.pools.take(new.reply);
         let result = self.settle(id, new, hashes, now);
         if result.is_err() {
-            self.unlink(id, hashes);
+            self.unlink(id, *hashes);
             self.release(id);
             self.census.forget(new.original.source);
             self.pools.give_back(new.reply);
@@ -58,7 +58,7 @@ impl Slots {
         &self,
         id: EntryId,
         new: &NewEntry<'_>,
-        hashes: [TupleHash; 2],
+        hashes: &[TupleHash; 2],
         now: Timestamp,
     ) -> Result<(), InsertError> {
         if self.contend(id, new, hashes, (0, now))? {
@@ -73,12 +73,12 @@ impl Slots {
         &self,
         id: EntryId,
         new: &NewEntry<'_>,
-        hashes: [TupleHash; 2],
+        hashes: &[TupleHash; 2],
         now: Timestamp,
     ) -> Result<(), InsertError> {
         let mut round = 0;
         loop {
-            self.unlink(id, hashes);
+            self.unlink(id, *hashes);
             pause(round);
             round += 1;
             if self.contend(id, new, hashes, (round, now))? {
@@ -93,7 +93,7 @@ impl Slots {
         &self,
         id: EntryId,
         new: &NewEntry<'_>,
-        hashes: [TupleHash; 2],
+        hashes: &[TupleHash; 2],
         (round, now): (u32, Timestamp),
     ) -> Result<bool, InsertError> {
         let control = &self.hot[id.index as usize].0[CONTROL];
@@ -189,7 +189,7 @@ impl Slots {
         fence(Ordering::Release);
         let line = &self.hot[id.index as usize].0;
         let is_ipv6 = !new.original.source.is_ipv4();
-        line[META].store(new.meta.pack() | u64::from(is_ipv6), Ordering::Relaxed);
+        line[META].store(new.meta | u64::from(is_ipv6), Ordering::Relaxed);
         line[ORIGINAL].store(pair_v4(new.original), Ordering::Relaxed);
         line[REPLY].store(pair_v4(new.reply), Ordering::Relaxed);
         line[PORTS].store(
@@ -213,7 +213,7 @@ impl Slots {
         for (word, &value) in line[STATE..].iter().zip(new.state) {
             word.store(value, Ordering::Relaxed);
         }
-        if has_windows(new.meta.protocol) {
+        if has_windows(new.original.protocol) {
             self.store_windows(id.index, new.state);
         }
     }

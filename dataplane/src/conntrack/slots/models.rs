@@ -69,10 +69,10 @@ fn insert(slots: &Slots, flow: &Flow) -> Result<EntryId, InsertError> {
     let new = NewEntry {
         original: &flow.original,
         reply: &flow.reply,
-        meta: flow.meta,
+        meta: flow.meta.pack(),
         state: &flow.state,
     };
-    slots.insert(&new, hashes, NOW)
+    slots.insert(&new, &hashes, NOW)
 }
 
 /// What a lookup of `tuple` gives, checked to be one flow's and that flow's.

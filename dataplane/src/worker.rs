@@ -71,6 +71,22 @@ pub struct Shared {
     pub forward_invalid: bool,
 }
 
+impl Shared {
+    /// Of a node of which nothing else is known yet: it refuses without a limit, and forwards no INVALID packets.
+    pub fn new(conntrack: Conntrack, services: ServiceTable) -> Self {
+        Self {
+            conntrack,
+            services: ArcSwap::from_pointee(services),
+            facts: ArcSwap::default(),
+            affinity: Affinity::default(),
+            fragments: Fragments::default(),
+            notices: Notices::default(),
+            reject_limit: None,
+            forward_invalid: false,
+        }
+    }
+}
+
 /// Frames that a worker takes at once. More do not help: the caches are full.
 pub const BATCH: usize = 64;
 

@@ -1,15 +1,11 @@
 //! What is measured: a [`Worker`] with all that it does to a packet, over a device in memory.
 
 use super::flows::{self, Ends, Flow, Stage, Traffic};
-use arc_swap::ArcSwap;
 use dataplane::conntrack::{Conntrack, Settings};
-use dataplane::fragments::Fragments;
 use dataplane::frame::Frame;
-use dataplane::notices::Notices;
-use dataplane::select::Affinity;
 use dataplane::tuple::{Direction, Origin, Timestamp};
 use dataplane::verdict::Counters;
-use dataplane::worker::{BATCH, Device, NodeFacts, Shared, Worker};
+use dataplane::worker::{BATCH, Device, Shared, Worker};
 use fastrand::Rng;
 use std::io;
 use std::sync::Arc;
@@ -69,16 +65,11 @@ pub(crate) fn shared(
     seed: u64,
 ) -> Shared {
     let mut rng = Rng::with_seed(seed);
-    Shared {
-        conntrack: Conntrack::new(settings, std::array::from_fn(|_| rng.u64(..))),
-        services: ArcSwap::from_pointee(flows::services(traffic, masquerade)),
-        facts: ArcSwap::from_pointee(NodeFacts::default()),
-        affinity: Affinity::default(),
-        fragments: Fragments::default(),
-        notices: Notices::default(),
-        reject_limit: None,
-        forward_invalid: false,
-    }
+    let key = std::array::from_fn(|_| rng.u64(..));
+    Shared::new(
+        Conntrack::new(settings, key),
+        flows::services(traffic, masquerade),
+    )
 }
 
 /// A packet that is to be made: its ends, its direction, where in its connection it stands.

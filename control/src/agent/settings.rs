@@ -2,14 +2,10 @@
 
 use super::Settings;
 use crate::config::KubeProxyConfig;
-use arc_swap::ArcSwap;
 use dataplane::conntrack::{self, Conntrack};
-use dataplane::fragments::Fragments;
-use dataplane::notices::Notices;
 use dataplane::reject::RateLimit;
-use dataplane::select::Affinity;
 use dataplane::service::ServiceTable;
-use dataplane::worker::{NodeFacts, Shared};
+use dataplane::worker::Shared;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
@@ -36,21 +32,14 @@ pub(super) fn follow_host(settings: &Settings, config: &KubeProxyConfig) {
 pub(super) fn shared(settings: &Settings, config: &KubeProxyConfig) -> Shared {
     let random = RandomState::new();
     let keys = std::array::from_fn(|index| random.hash_one(index));
+    let limits = conntrack::Settings {
+        per_source: settings.connections_per_source,
+        ..conntrack_settings(config)
+    };
     Shared {
-        conntrack: Conntrack::new(
-            conntrack::Settings {
-                per_source: settings.connections_per_source,
-                ..conntrack_settings(config)
-            },
-            keys,
-        ),
-        services: ArcSwap::from_pointee(ServiceTable::empty()),
-        facts: ArcSwap::from_pointee(NodeFacts::default()),
-        affinity: Affinity::default(),
-        fragments: Fragments::default(),
-        notices: Notices::default(),
         reject_limit: settings.limit_rejects.then(RateLimit::default),
         forward_invalid: config.conntrack.tcp_be_liberal,
+        ..Shared::new(Conntrack::new(limits, keys), ServiceTable::empty())
     }
 }
 

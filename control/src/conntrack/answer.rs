@@ -241,7 +241,6 @@ impl From<&Statistics> for WorkerStatistics {
 mod tests {
     use super::*;
     use crate::conntrack::Family;
-    use arc_swap::ArcSwap;
     use dataplane::conntrack::{Conntrack, Headers, Settings, Transport};
     use dataplane::service::ServiceTable;
     use dataplane::tuple::{Address, Protocol, Tuple};
@@ -279,16 +278,7 @@ mod tests {
         let settings = Settings::kernel(entries as usize + 1000);
         let conntrack = Conntrack::new(settings, [1, 2, 3, 4]);
         (0..entries).for_each(|number| packet(&conntrack, number, clock.now()));
-        let shared = Shared {
-            conntrack,
-            services: ArcSwap::from_pointee(ServiceTable::empty()),
-            facts: ArcSwap::default(),
-            affinity: Default::default(),
-            fragments: Default::default(),
-            notices: Default::default(),
-            reject_limit: None,
-            forward_invalid: false,
-        };
+        let shared = Shared::new(conntrack, ServiceTable::empty());
         Responder::new(Arc::new(shared), clock)
     }
 

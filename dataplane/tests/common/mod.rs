@@ -3,7 +3,6 @@
 //! The builder has its own, naive checksums, so that it is a second opinion on those of the library.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use arc_swap::ArcSwap;
 use dataplane::conntrack::{Conntrack, Settings};
 use dataplane::fragments::Fragments;
 use dataplane::frame::Frame;
@@ -18,7 +17,7 @@ use dataplane::service::{
 };
 use dataplane::tuple::{Address, Origin, Protocol, Timestamp};
 use dataplane::verdict::Verdict;
-use dataplane::worker::{NodeFacts, Shared};
+use dataplane::worker::Shared;
 use fastrand::Rng;
 use std::hash::RandomState;
 use std::net::{IpAddr, SocketAddr};
@@ -287,16 +286,7 @@ pub(crate) fn naive_sum(bytes: &[u8]) -> u16 {
 
 /// What the workers of a node share that has seen no packet yet.
 pub(crate) fn shared(settings: Settings, services: ServiceTable) -> Shared {
-    Shared {
-        conntrack: Conntrack::new(settings, [1, 2, 3, 4]),
-        services: ArcSwap::from_pointee(services),
-        facts: ArcSwap::from_pointee(NodeFacts::default()),
-        affinity: Affinity::default(),
-        fragments: Fragments::default(),
-        notices: Notices::default(),
-        reject_limit: None,
-        forward_invalid: false,
-    }
+    Shared::new(Conntrack::new(settings, [1, 2, 3, 4]), services)
 }
 
 /// A node with Services, a clock that stands still and a seeded source of randomness.

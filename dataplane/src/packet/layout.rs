@@ -385,6 +385,7 @@ fn transport_of(protocol: Protocol, bytes: &[u8]) -> Option<Transport> {
     }
 }
 
+/// Of TCP. Not inlined: it is to be written once, where it stays ([`crate::path`]).
 #[inline(never)]
 fn tcp_of(bytes: &[u8]) -> Option<Transport> {
     let header_length = usize::from(*bytes.get(12)? >> 4) * 4;

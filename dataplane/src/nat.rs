@@ -11,20 +11,20 @@ use crate::service::Endpoint;
 use crate::tuple::{Address, Origin, Protocol, Tuple};
 use crate::verdict::DropReason;
 
-/// Makes `reply`, the inverse of `original` so far, the reply tuple of a connection to `endpoint`. Whether its source is
-/// masqueraded and so needs a port of its own.
+/// Makes `reply`, which is the inverse of the original tuple, that of a connection to `endpoint`. Whether the source is
+/// masqueraded, and so needs a port of its own.
 ///
 /// # Errors
 /// [`DropReason::NoMasqueradeAddress`] when the source must be masqueraded and the node has no address for it.
 pub fn plan(
-    original: &Tuple,
     reply: &mut Tuple,
     endpoint: &Endpoint,
-    (masquerade, origin): (bool, Origin),
+    masquerade: bool,
+    origin: Origin,
 ) -> Result<bool, DropReason> {
     reply.source = endpoint.address;
     reply.source_port = endpoint.port;
-    if !endpoint.is_masqueraded(original.source, origin, masquerade) {
+    if !endpoint.is_masqueraded(reply.destination, origin, masquerade) {
         return Ok(false);
     }
     reply.destination = endpoint

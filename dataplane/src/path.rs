@@ -93,6 +93,7 @@ pub fn process_alone(
     verdict.unwrap_or(Verdict::Drop(DropReason::Malformed))
 }
 
+/// A packet that is no fragment.
 #[inline(always)]
 fn whole(
     context: &mut Context<'_>,
@@ -101,7 +102,7 @@ fn whole(
     (layout, prepared): (Layout, &Prepared),
 ) -> Option<Verdict> {
     if layout.protocol.is_icmp()
-        && let Some(verdict) = message(context, origin, frame, layout)
+        && let Some(verdict) = icmp(context, origin, frame, layout)
     {
         return Some(verdict);
     }
@@ -119,9 +120,9 @@ fn whole(
     }
 }
 
-/// What is about other packets than itself: an ICMP error, or what nobody tracks. `None`: it is of a flow.
+/// An ICMP error, which is about another packet, or a message that nobody tracks. `None`: it is of a flow.
 #[cold]
-fn message(
+fn icmp(
     context: &mut Context<'_>,
     origin: Origin,
     frame: &mut Frame,
@@ -361,8 +362,7 @@ fn plan(
         now: context.now,
     };
     let endpoint = select::endpoint(services, service, endpoints, original, &mut turn);
-    let masqueraded =
-        nat::plan(original, reply, endpoint, (masquerade, origin)).map_err(Verdict::Drop)?;
+    let masqueraded = nat::plan(reply, endpoint, masquerade, origin).map_err(Verdict::Drop)?;
     if masqueraded {
         let (reserved, random) = (context.reserved_ports, (context.now, &mut *context.rng));
         ports::draw(context.conntrack, reserved, reply, random)

@@ -331,7 +331,7 @@ impl<D: Device> Exit<'_, D> {
         }
         self.counters.count(verdict);
         match verdict {
-            Verdict::Forward | Verdict::Pass => self.let_go(context, frame),
+            Verdict::Forward | Verdict::Pass => self.send_on(context, frame),
             Verdict::Reject(_) if refuse(self.shared, self.facts, context, self.origin, frame) => {
                 self.send(frame);
             }
@@ -339,9 +339,9 @@ impl<D: Device> Exit<'_, D> {
         }
     }
 
-    /// Lets a packet go on, or all fragments of its datagram.
+    /// Sends a packet on its way, or all fragments of its datagram.
     #[inline(always)]
-    fn let_go(&mut self, context: &Context<'_>, frame: &Frame) {
+    fn send_on(&mut self, context: &Context<'_>, frame: &Frame) {
         if !context.datagram.is_empty() {
             for fragment in &context.datagram {
                 self.send(fragment);

@@ -367,7 +367,7 @@ mod tests {
         let mut random = Rng::with_seed(1);
         for _ in 0..20_000 {
             let mut bytes = vec![1, 1, 8, 10];
-            bytes.extend((0..8).map(|_| random.u8(..)));
+            bytes.extend((0..8).map(|_| random.u8(..12)));
             match random.u8(..4) {
                 0 => bytes[random.usize(..4)] = random.u8(..12),
                 1 => bytes.extend([3, 3, 7, 0]),

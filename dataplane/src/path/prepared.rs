@@ -41,7 +41,7 @@ impl Prepared {
     pub(super) fn of(conntrack: &Conntrack, packet: &[u8]) -> Self {
         let mut prepared = Self::NONE;
         prepared.read(packet);
-        prepared.find_place(conntrack);
+        prepared.hash_tuple(conntrack);
         prepared
     }
 
@@ -59,7 +59,7 @@ impl Prepared {
 
     /// The hash of the tuple, if there is one: not to be read from where it was just written.
     #[inline(always)]
-    fn find_place(&mut self, conntrack: &Conntrack) -> Option<TupleHash> {
+    fn hash_tuple(&mut self, conntrack: &Conntrack) -> Option<TupleHash> {
         let hash = conntrack.hash(self.tuple.as_ref()?);
         self.hash = hash;
         Some(hash)
@@ -89,7 +89,7 @@ pub fn prepare(conntrack: &Conntrack, frames: &mut [Frame], prepared: &mut [Prep
         let packet = frame.packet_mut();
         packet::give_back_hop(packet);
         prepared.read(packet);
-        if let Some(hash) = prepared.find_place(conntrack) {
+        if let Some(hash) = prepared.hash_tuple(conntrack) {
             conntrack.prefetch_buckets(hash);
         }
     }

@@ -54,7 +54,7 @@ impl ServiceTable {
         let class = self.class(tuple.source, origin);
         let virtual_ips = self.claims(tuple.destination, tuple);
         if let Some(frontend) = translating(virtual_ips, tuple.source, class) {
-            return (self.does(frontend, class), Some(frontend));
+            return (self.decision(frontend, class), Some(frontend));
         }
         let to_node = self.is_node_address(tuple.destination);
         let node_ports = if to_node { self.node_ports(tuple) } else { &[] };
@@ -62,20 +62,23 @@ impl ServiceTable {
             && self.serves_node_ports(tuple.destination)
             && let Some(frontend) = translating(node_ports, tuple.source, class)
         {
-            return (self.does(frontend, class), Some(frontend));
+            return (self.decision(frontend, class), Some(frontend));
         }
         if let Some((decision, frontend)) = firewall(virtual_ips, tuple.source) {
             return (decision, Some(frontend));
         }
         let sees = |frontend: &Frontend| frontend.kind.is_filtered(origin, to_node);
         match refusing(virtual_ips.iter().chain(node_ports), sees) {
-            Some(frontend) => (self.does(frontend, SourceClass::Outside), Some(frontend)),
+            Some(frontend) => (
+                self.decision(frontend, SourceClass::Outside),
+                Some(frontend),
+            ),
             None => (Decision::NotAService, None),
         }
     }
 
     /// What a frontend does with a connection of this class.
-    fn does<'t>(&'t self, frontend: &'t Frontend, class: SourceClass) -> Decision<'t> {
+    fn decision<'t>(&'t self, frontend: &'t Frontend, class: SourceClass) -> Decision<'t> {
         let service = frontend.service;
         match frontend.action(class) {
             Action::Balance {

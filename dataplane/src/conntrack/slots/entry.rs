@@ -123,7 +123,7 @@ pub(in crate::conntrack) struct Sighting {
 pub(in crate::conntrack) struct NewEntry<'t> {
     pub(in crate::conntrack) original: &'t Tuple,
     pub(in crate::conntrack) reply: &'t Tuple,
-    /// Packed ([`Meta::pack`]).
+    /// Packed ([`Meta::pack`]), for it is read as a whole.
     pub(in crate::conntrack) meta: u64,
     pub(in crate::conntrack) state: &'t StateWords,
 }

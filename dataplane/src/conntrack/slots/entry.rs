@@ -128,9 +128,12 @@ pub(in crate::conntrack) struct NewEntry<'t> {
     pub(in crate::conntrack) state: &'t StateWords,
 }
 
+/// Addresses and ports of a tuple, as an entry has them: of IPv4 both addresses in one word, of IPv6 in four.
+pub(super) type Ends<const WORDS: usize> = ([u64; WORDS], u32);
+
 /// The inverse of [`pair_v4`] and [`ports`].
 #[inline]
-pub(super) fn tuple_v4((pair, ports): (u64, u32), protocol: Protocol) -> Tuple {
+pub(super) fn tuple_v4(([pair], ports): Ends<1>, protocol: Protocol) -> Tuple {
     let address = |bits: u32| Address::from_v4(bits.to_be_bytes());
     Tuple {
         source: address((pair >> 32) as u32),
@@ -141,9 +144,29 @@ pub(super) fn tuple_v4((pair, ports): (u64, u32), protocol: Protocol) -> Tuple {
     }
 }
 
+/// The inverse of [`addresses_v6`] and [`ports`].
+#[inline]
+pub(super) fn tuple_v6(([a, b, c, d], ports): Ends<4>, protocol: Protocol) -> Tuple {
+    let address = |high, low| Address::from_bits(u128::from(high) << 64 | u128::from(low));
+    Tuple {
+        source: address(a, b),
+        destination: address(c, d),
+        source_port: (ports >> 16) as u16,
+        destination_port: ports as u16,
+        protocol,
+    }
+}
+
 #[inline]
 pub(super) fn pair_v4(tuple: &Tuple) -> u64 {
     u64::from(tuple.source.to_bits() as u32) << 32 | u64::from(tuple.destination.to_bits() as u32)
+}
+
+/// The upper and the lower half of the source, then of the destination.
+#[inline]
+pub(super) fn addresses_v6(tuple: &Tuple) -> [u64; 4] {
+    let [source, destination] = [tuple.source, tuple.destination].map(Address::to_bits);
+    [source >> 64, source, destination >> 64, destination].map(|half| half as u64)
 }
 
 #[inline]

@@ -1,11 +1,12 @@
 //! Readers: they find an entry by a tuple and copy what they need of one life of it (invariant 2).
 
-use super::entry::{EntryId, Meta, Sighting, Snapshot, has_windows, pair_v4, ports, tuple_v4};
+use super::entry::{Ends, EntryId, Meta, Sighting, Snapshot, has_windows};
+use super::entry::{addresses_v6, pair_v4, ports, tuple_v4, tuple_v6};
 use super::index::TupleHash;
 use super::{CONTROL, LIVE, LOCKED, META, ORIGINAL, PENDING, PHASE, PORTS, REPLY, STATE, Slots};
 use crate::conntrack::sync::{AtomicU64, Ordering, fence};
 use crate::sys::memory::prefetch;
-use crate::tuple::{Address, Direction, Protocol, Tuple};
+use crate::tuple::{Direction, Protocol, Tuple};
 use std::hint::select_unpredictable;
 
 /// Of the META word: protocol and family.
@@ -125,14 +126,12 @@ impl Slots {
         })
     }
 
-    /// Which of an IPv6 entry's tuples this one is, and the other one.
+    /// [`sides_v4`] for IPv6.
     fn sides_v6(&self, index: u32, tuple: &Tuple) -> Option<(Direction, Tuple)> {
-        let [original, reply] = self.tuples(index, tuple.protocol);
-        if original == *tuple {
-            Some((Direction::Original, reply))
-        } else {
-            (reply == *tuple).then_some((Direction::Reply, original))
-        }
+        let own = (addresses_v6(tuple), ports(tuple));
+        let [original, reply] = self.ends_v6(index);
+        let (direction, other) = sides(&own, &original, &reply)?;
+        Some((direction, tuple_v6(other, tuple.protocol)))
     }
 
     /// Copies an entry, if it is PENDING or LIVE with the (lower 16 bits of the) generation of `id` all the while.
@@ -203,63 +202,68 @@ impl Slots {
 
     pub(super) fn tuples(&self, index: u32, protocol: Protocol) -> [Tuple; 2] {
         let line = &self.hot[index as usize].0;
-        let ports = line[PORTS].load(Ordering::Relaxed);
-        let port = |nth: u32| (ports >> (48 - 16 * nth)) as u16;
-        let addresses = self.addresses_of(index);
-        let tuple = |nth: usize| Tuple {
-            source: addresses[2 * nth],
-            destination: addresses[2 * nth + 1],
-            source_port: port(2 * nth as u32),
-            destination_port: port(2 * nth as u32 + 1),
-            protocol,
-        };
-        [tuple(0), tuple(1)]
-    }
-
-    fn addresses_of(&self, index: u32) -> [Address; 4] {
-        let line = &self.hot[index as usize].0;
         let is_ipv6 = line[META].load(Ordering::Relaxed) & 1 != 0;
         if is_ipv6 {
-            let words = &self.addresses[index as usize].0;
-            return std::array::from_fn(|nth| {
-                let half = |at: usize| u128::from(words[at].load(Ordering::Relaxed));
-                Address::from_bits(half(2 * nth) << 64 | half(2 * nth + 1))
-            });
+            self.ends_v6(index).map(|ends| tuple_v6(ends, protocol))
+        } else {
+            ends_v4(line).map(|ends| tuple_v4(ends, protocol))
         }
-        let words = [
-            line[ORIGINAL].load(Ordering::Relaxed),
-            line[REPLY].load(Ordering::Relaxed),
-        ];
-        std::array::from_fn(|nth| {
-            let pair = words[nth / 2];
-            Address::from_v4(
-                (if nth % 2 == 0 {
-                    (pair >> 32) as u32
-                } else {
-                    pair as u32
-                })
-                .to_be_bytes(),
-            )
-        })
+    }
+
+    /// Those of the original and of the reply tuple of an IPv6 entry.
+    #[inline]
+    fn ends_v6(&self, index: u32) -> [Ends<4>; 2] {
+        let addresses = self.addresses[index as usize].0.each_ref();
+        let [a, b, c, d, e, f, g, h] = addresses.map(|word| word.load(Ordering::Relaxed));
+        let both = self.hot[index as usize].0[PORTS].load(Ordering::Relaxed);
+        [
+            ([a, b, c, d], (both >> 32) as u32),
+            ([e, f, g, h], both as u32),
+        ]
     }
 }
 
-/// Which of an IPv4 entry's tuples this one is, and the other one. Without a branch: nobody can foretell which packets are
-/// answers.
+/// Those of the original and of the reply tuple of an IPv4 entry.
+#[inline(always)]
+fn ends_v4(line: &[AtomicU64; 8]) -> [Ends<1>; 2] {
+    let word = |at: usize| line[at].load(Ordering::Relaxed);
+    let both = word(PORTS);
+    [
+        ([word(ORIGINAL)], (both >> 32) as u32),
+        ([word(REPLY)], both as u32),
+    ]
+}
+
+/// Which of an IPv4 entry's tuples this one is, and the other one.
 #[inline(always)]
 fn sides_v4(line: &[AtomicU64; 8], tuple: &Tuple) -> Option<(Direction, Tuple)> {
-    let word = |at: usize| line[at].load(Ordering::Relaxed);
-    let own = (pair_v4(tuple), ports(tuple));
-    let both = word(PORTS);
-    let original = (word(ORIGINAL), (both >> 32) as u32);
-    let reply = (word(REPLY), both as u32);
-    let is = |side: (u64, u32)| (own.0 ^ side.0) | u64::from(own.1 ^ side.1) == 0;
-    let is_original = is(original);
-    if !(is_original | is(reply)) {
+    let own = ([pair_v4(tuple)], ports(tuple));
+    let [original, reply] = ends_v4(line);
+    let (direction, other) = sides(&own, &original, &reply)?;
+    Some((direction, tuple_v4(other, tuple.protocol)))
+}
+
+/// Which of two this one is, and the other one. Without a branch: nobody can foretell which packets are answers.
+#[inline(always)]
+fn sides<const WORDS: usize>(
+    own: &Ends<WORDS>,
+    original: &Ends<WORDS>,
+    reply: &Ends<WORDS>,
+) -> Option<(Direction, Ends<WORDS>)> {
+    let difference = |side: &Ends<WORDS>| {
+        let words = own.0.iter().zip(&side.0);
+        words.fold(u64::from(own.1 ^ side.1), |all, (ours, its)| {
+            all | (ours ^ its)
+        })
+    };
+    let (from_original, from_reply) = (difference(original), difference(reply));
+    // The lesser of them: that one or the other is zero would become a branch for each.
+    if from_original.min(from_reply) != 0 {
         return None;
     }
+    let is_original = from_original == 0;
     let direction = select_unpredictable(is_original, Direction::Original, Direction::Reply);
-    let pair = select_unpredictable(is_original, reply.0, original.0);
+    let word = |nth: usize| select_unpredictable(is_original, reply.0[nth], original.0[nth]);
     let ports = select_unpredictable(is_original, reply.1, original.1);
-    Some((direction, tuple_v4((pair, ports), tuple.protocol)))
+    Some((direction, (std::array::from_fn(word), ports)))
 }

@@ -120,28 +120,24 @@ impl Slots {
 
     /// Puts `id` into an empty slot of one of the two buckets. False when there is none.
     pub(super) fn link(&self, id: EntryId, hash: TupleHash) -> bool {
-        let word = id.slot(hash);
         let [first, second] = self.buckets(hash);
-        if put(&first.0[..PREFERRED], word) {
-            return true;
-        }
-        let order = if first.filled() <= second.filled() {
-            [first, second]
-        } else {
-            [second, first]
-        };
-        order.into_iter().any(|bucket| put(&bucket.0, word))
+        let [in_first, in_second] = [first, second].map(|bucket| bucket.slots_of(|word| word == 0));
+        let first_is_better = in_first.has_preferred() | (in_first.count() >= in_second.count());
+        // Nobody can foretell it.
+        let best = select_unpredictable(first_is_better, (first, in_first), (second, in_second));
+        let other = select_unpredictable(first_is_better, (second, in_second), (first, in_first));
+        let word = id.slot(hash);
+        [best, other]
+            .into_iter()
+            .any(|(bucket, empty)| bucket.put(word, empty))
     }
 
     /// Empties the slots of `id`: one of each tuple, or none that was not filled yet.
     pub(super) fn unlink(&self, id: EntryId, hashes: [TupleHash; 2]) {
         for hash in hashes {
             let word = id.slot(hash);
-            let slot = self
-                .buckets(hash)
-                .into_iter()
-                .flat_map(|bucket| &bucket.0)
-                .find(|slot| slot.load(Ordering::Relaxed) == word);
+            let [first, second] = self.buckets(hash);
+            let slot = first.slot_with(word).or_else(|| second.slot_with(word));
             if let Some(slot) = slot {
                 slot.store(0, Ordering::Release);
             }
@@ -187,17 +183,6 @@ impl Slots {
     }
 }
 
-/// Puts `word` into the first empty one of `slots`. False when there is none.
-#[inline]
-fn put(slots: &[AtomicU64], word: u64) -> bool {
-    slots.iter().any(|slot| {
-        slot.load(Ordering::Relaxed) == 0
-            && slot
-                .compare_exchange(0, word, Ordering::SeqCst, Ordering::Relaxed)
-                .is_ok()
-    })
-}
-
 /// The slots of two buckets that have a tag.
 pub(super) struct Candidates<'t> {
     /// The second bucket, until it is looked at.
@@ -205,7 +190,7 @@ pub(super) struct Candidates<'t> {
     tag: u64,
     /// The bucket that is looked at, and which of its slots had the tag and were not given out yet.
     bucket: &'t Bucket,
-    matching: u32,
+    matching: SlotSet,
 }
 
 impl<'t> Candidates<'t> {
@@ -215,25 +200,56 @@ impl<'t> Candidates<'t> {
             second: Some(second),
             tag,
             bucket: first,
-            matching: first.matching(tag),
+            matching: first.slots_of(|word| has_tag(word, tag)),
         }
     }
 }
 
 impl Bucket {
-    fn filled(&self) -> usize {
-        let slots = self.0.iter();
-        slots
-            .filter(|slot| slot.load(Ordering::Relaxed) != 0)
-            .count()
+    /// The slots of which `is` holds. Without a branch: which slot it is nobody can foretell.
+    #[inline(always)]
+    fn slots_of(&self, is: impl Fn(u64) -> bool) -> SlotSet {
+        let slots = self.0.iter().enumerate();
+        SlotSet(slots.fold(0, |set, (nth, slot)| {
+            set | u64::from(is(slot.load(Ordering::Acquire))) << (8 * nth)
+        }))
     }
 
-    /// A slot that has the tag, or zero where there is none. Without a branch: which slot it is nobody can foretell.
+    /// The slot that holds `word`. Without a branch, too.
+    #[inline(always)]
+    fn slot_with(&self, word: u64) -> Option<&AtomicU64> {
+        let slots = self.0.iter().enumerate();
+        let nth = slots.fold(WIDTH, |found, (nth, slot)| {
+            select_unpredictable(slot.load(Ordering::Relaxed) == word, nth, found)
+        });
+        self.0.get(nth)
+    }
+
+    /// The first of these slots.
+    #[inline(always)]
+    fn slot(&self, set: SlotSet) -> Option<&AtomicU64> {
+        (set != SlotSet::EMPTY).then(|| &self.0[set.0.trailing_zeros() as usize / 8 % WIDTH])
+    }
+
+    /// Puts `word` into the first of these slots that is still empty. False when there is none.
+    #[inline]
+    fn put(&self, word: u64, mut empty: SlotSet) -> bool {
+        while let Some(slot) = self.slot(empty) {
+            let put = slot.compare_exchange(0, word, Ordering::SeqCst, Ordering::Relaxed);
+            if put.is_ok() {
+                return true;
+            }
+            empty = empty.without_first();
+        }
+        false
+    }
+
+    /// A slot that has the tag, or zero where there is none. As [`Self::slots_of`], in fewer steps.
     #[inline(always)]
     fn any_with(&self, tag: u64) -> u64 {
         self.0.iter().fold(0, |found, slot| {
             let word = slot.load(Ordering::Acquire);
-            select_unpredictable((word ^ tag) >> 48 == 0, word, found)
+            select_unpredictable(has_tag(word, tag), word, found)
         })
     }
 
@@ -246,16 +262,34 @@ impl Bucket {
             found | (difference.wrapping_sub(1) < UNTAGGED)
         })
     }
+}
 
-    /// A bit for each slot that has the tag.
+/// Whether the slot with this `word` has the tag, in its upper 16 bits.
+#[inline(always)]
+const fn has_tag(word: u64, tag: u64) -> bool {
+    (word ^ tag) >> 48 == 0
+}
+
+/// Slots of a bucket: a byte for each, which is one or zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SlotSet(u64);
+
+impl SlotSet {
+    const EMPTY: Self = Self(0);
+
     #[inline(always)]
-    fn matching(&self, tag: u64) -> u32 {
-        let mut matching = 0;
-        for (nth, slot) in self.0.iter().enumerate() {
-            let has_tag = (slot.load(Ordering::Acquire) ^ tag) >> 48 == 0;
-            matching |= u32::from(has_tag) << nth;
-        }
-        matching
+    const fn count(self) -> u64 {
+        self.0.wrapping_mul(0x0101_0101_0101_0101) >> 56
+    }
+
+    #[inline(always)]
+    const fn has_preferred(self) -> bool {
+        self.0 & ((1 << (8 * PREFERRED)) - 1) != 0
+    }
+
+    #[inline(always)]
+    const fn without_first(self) -> Self {
+        Self(self.0 & self.0.wrapping_sub(1))
     }
 }
 
@@ -265,14 +299,15 @@ impl Iterator for Candidates<'_> {
     #[inline]
     fn next(&mut self) -> Option<EntryId> {
         loop {
-            while self.matching == 0 {
+            let Some(slot) = self.bucket.slot(self.matching) else {
                 self.bucket = self.second.take()?;
-                self.matching = self.bucket.matching(self.tag);
-            }
-            let slot = &self.bucket.0[self.matching.trailing_zeros() as usize % WIDTH];
-            self.matching &= self.matching - 1;
+                let tag = self.tag;
+                self.matching = self.bucket.slots_of(|word| has_tag(word, tag));
+                continue;
+            };
+            self.matching = self.matching.without_first();
             let word = slot.load(Ordering::Acquire);
-            if (word ^ self.tag) >> 48 == 0
+            if has_tag(word, self.tag)
                 && let Some(id) = EntryId::of_slot(word)
             {
                 return Some(id);

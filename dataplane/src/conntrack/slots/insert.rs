@@ -1,6 +1,7 @@
 //! Insertion: how an entry becomes LIVE, or learns that its tuples are another's (invariant 5).
 
-use super::entry::{EntryId, HOT_STATE, Meta, NewEntry, StateWords, has_windows, pair_v4, ports};
+use super::entry::{EntryId, HOT_STATE, Meta, NewEntry, StateWords};
+use super::entry::{addresses_v6, has_windows, pair_v4, ports};
 use super::index::TupleHash;
 use super::{CONTROL, DEAD, LIVE, META, ORIGINAL, PENDING, PORTS, REPLY, STATE, Slots};
 use crate::conntrack::events::Farewell;
@@ -197,15 +198,8 @@ impl Slots {
             Ordering::Relaxed,
         );
         if is_ipv6 {
-            let addresses = [
-                new.original.source,
-                new.original.destination,
-                new.reply.source,
-                new.reply.destination,
-            ];
-            let halves = addresses
-                .into_iter()
-                .flat_map(|a| [(a.to_bits() >> 64) as u64, a.to_bits() as u64]);
+            let tuples = [new.original, new.reply];
+            let halves = tuples.into_iter().flat_map(addresses_v6);
             for (word, half) in self.addresses[id.index as usize].0.iter().zip(halves) {
                 word.store(half, Ordering::Relaxed);
             }

@@ -276,16 +276,17 @@ fn advance(connection: &mut Connection, arrival: &Arrival<'_>, numbers: &Numbers
 #[inline(always)]
 fn count_duplicate(connection: &mut Connection, arrival: &Arrival<'_>, numbers: &Numbers) {
     let last = &mut connection.last;
-    let is_duplicate = last.direction == arrival.direction
-        && last.sequence == numbers.sequence
-        && last.acknowledgement == numbers.ack
-        && last.end == numbers.end
-        && last.window == arrival.segment.window;
-    if is_duplicate {
-        connection.retransmissions = connection.retransmissions.saturating_add(1);
-        return;
-    }
-    connection.retransmissions = 0;
+    // At once, not one after another: nobody can foretell whether the last one went the same way.
+    let difference = (last.direction as u32 ^ arrival.direction as u32)
+        | (last.sequence ^ numbers.sequence)
+        | (last.acknowledgement ^ numbers.ack)
+        | (last.end ^ numbers.end)
+        | u32::from(last.window ^ arrival.segment.window);
+    connection.retransmissions = if difference == 0 {
+        connection.retransmissions.saturating_add(1)
+    } else {
+        0
+    };
     last.direction = arrival.direction;
     last.sequence = numbers.sequence;
     last.acknowledgement = numbers.ack;

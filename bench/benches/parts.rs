@@ -90,8 +90,8 @@ fn parts(criterion: &mut Criterion) {
                 ..tuple(1).inverse()
             },
             |mut reply| {
-                let turn = (NOW, &mut Rng::with_seed(2));
-                ports::lease(&conntrack, &reserved, &mut reply, turn).is_ok()
+                let random = &mut Rng::with_seed(2);
+                ports::lease(&conntrack, &reserved, &mut reply, NOW, random).is_ok()
             },
             BatchSize::SmallInput,
         );

@@ -195,7 +195,7 @@ impl Train {
             && (!is_ipv4 || is_next_in(4, self.count))
             && (!is_tcp
                 || self.headers.common_of_tcp().into_iter().all(same)
-                    && is_next_sequence(first, packet, (transport + 4, self.size * self.count)))
+                    && is_next_sequence(first, packet, transport + 4, self.size * self.count))
     }
 
     /// The frame that is to be sent for all of its packets; `None` when there is no train.
@@ -252,7 +252,7 @@ impl Train {
     }
 }
 
-fn is_next_sequence(first: &[u8], packet: &[u8], (at, data): (usize, usize)) -> bool {
+fn is_next_sequence(first: &[u8], packet: &[u8], at: usize, data: usize) -> bool {
     let sequence = |packet: &[u8]| {
         packet[at..]
             .first_chunk()

@@ -182,7 +182,7 @@ impl Held {
             return Collected::Dropped(DropReason::TooManyFragments);
         }
         match datagram.place(described) {
-            Place::Free { at, begins_run } => datagram.insert(frame, described, (at, begins_run)),
+            Place::Free { at, begins_run } => datagram.insert(frame, described, at, begins_run),
             Place::Taken => return Collected::Dropped(DropReason::RepeatedFragment),
             Place::Odd => {
                 // One without data, of a datagram that nothing else is known of: strangers can send many.
@@ -302,7 +302,7 @@ impl Datagram {
         Place::Corrupt
     }
 
-    fn insert(&mut self, frame: &Frame, described: &Described, (at, begins_run): (usize, bool)) {
+    fn insert(&mut self, frame: &Frame, described: &Described, at: usize, begins_run: bool) {
         let (fragment, length) = (described.fragment, described.length);
         let mut frame = frame.duplicate();
         self.bytes += frame.bytes().len() + OVERHEAD;

@@ -179,7 +179,7 @@ impl<'a> Packet<'a> {
         change: checksum::Change,
     ) {
         let is_ipv4 = self.is_ipv4();
-        put_addresses((self.bytes, is_ipv4), source, destination, change);
+        put_addresses(self.bytes, is_ipv4, source, destination, change);
     }
 
     /// The quoted packet of an ICMP error, as far as it was quoted.
@@ -245,12 +245,13 @@ pub fn write_addresses(packet: &mut [u8], source: Address, destination: Address)
         [source, destination]
     };
     let change = checksum::Change::addresses(is_ipv4, old, [source, destination]);
-    put_addresses((packet, is_ipv4), source, destination, change);
+    put_addresses(packet, is_ipv4, source, destination, change);
 }
 
 #[inline(always)]
 fn put_addresses(
-    (packet, is_ipv4): (&mut [u8], bool),
+    packet: &mut [u8],
+    is_ipv4: bool,
     source: Address,
     destination: Address,
     change: checksum::Change,

@@ -70,7 +70,7 @@ pub fn process(
     match prepared.layout {
         Err(reason) => Some(Verdict::Drop(reason)),
         Ok(layout) if layout.is_fragment() => Some(datagram(context, origin, frame, layout)),
-        Ok(layout) => whole(context, origin, frame, (layout, prepared)),
+        Ok(layout) => whole(context, origin, frame, layout, prepared),
     }
 }
 
@@ -99,7 +99,8 @@ fn whole(
     context: &mut Context<'_>,
     origin: Origin,
     frame: &mut Frame,
-    (layout, prepared): (Layout, &Prepared),
+    layout: Layout,
+    prepared: &Prepared,
 ) -> Option<Verdict> {
     if layout.protocol.is_icmp()
         && let Some(verdict) = icmp(context, origin, frame, layout)
@@ -110,12 +111,13 @@ fn whole(
     let transport = packet.transport_header();
     match (&prepared.tuple, &transport) {
         (Some(tuple), Some(transport)) if !is_damaged(origin, &packet) => {
-            flow(context, origin, packet, (prepared, tuple, transport))
+            flow(context, origin, packet, prepared, tuple, transport)
         }
         _ => Some(broken(
             context,
             origin,
-            (packet.protocol(), packet.destination()),
+            packet.protocol(),
+            packet.destination(),
         )),
     }
 }
@@ -134,7 +136,7 @@ fn icmp(
     }
     packet.is_icmp_error().then(|| match packet.quote() {
         Some(quote) if !is_damaged(origin, &packet) => related(context, origin, packet, &quote),
-        _ => broken(context, origin, (packet.protocol(), packet.destination())),
+        _ => broken(context, origin, packet.protocol(), packet.destination()),
     })
 }
 
@@ -149,17 +151,19 @@ fn flow(
     context: &mut Context<'_>,
     origin: Origin,
     packet: Packet<'_>,
-    (prepared, tuple, transport): (&Prepared, &Tuple, &Transport),
+    prepared: &Prepared,
+    tuple: &Tuple,
+    transport: &Transport,
 ) -> Option<Verdict> {
     let Prepared { hash, guess, .. } = prepared;
     match context
         .conntrack
         .find_near(tuple, *hash, *guess, context.now)
     {
-        Some(found) => established(context, origin, packet, (tuple, hash, transport), &found),
+        Some(found) => established(context, origin, packet, tuple, hash, transport, &found),
         None => {
             let headers = headers(&packet, tuple, transport);
-            new_flow(context, origin, packet.layout(), (headers, hash))
+            new_flow(context, origin, packet.layout(), headers, hash)
         }
     }
 }
@@ -170,24 +174,25 @@ fn established(
     context: &mut Context<'_>,
     origin: Origin,
     mut packet: Packet<'_>,
-    (tuple, hash, transport): (&Tuple, &TupleHash, &Transport),
+    tuple: &Tuple,
+    hash: &TupleHash,
+    transport: &Transport,
     found: &Found,
 ) -> Option<Verdict> {
     let (conntrack, now) = (context.conntrack, context.now);
     if is_stale(context, tuple.protocol, found) {
         conntrack.end(found.entry(), now);
         let headers = headers(&packet, tuple, transport);
-        return new_flow(context, origin, packet.layout(), (headers, hash));
+        return new_flow(context, origin, packet.layout(), headers, hash);
     }
     if conntrack.goes_on(found, now) {
         return Some(translate(&mut packet, tuple, found));
     }
     let headers = headers(&packet, tuple, transport);
-    let of = (found.entry(), found.direction());
-    match conntrack.track_locked(of, headers, now) {
+    match conntrack.track_locked(found.entry(), found.direction(), headers, now) {
         Tracked::Accepted | Tracked::Ignored => Some(translate(&mut packet, tuple, found)),
         Tracked::Invalid(_) => Some(invalid(context, origin, packet.destination())),
-        Tracked::Restart => new_flow(context, origin, packet.layout(), (headers, hash)),
+        Tracked::Restart => new_flow(context, origin, packet.layout(), headers, hash),
     }
 }
 
@@ -206,7 +211,8 @@ fn new_flow(
     context: &mut Context<'_>,
     origin: Origin,
     layout: Layout,
-    (headers, hash): (HeadersView<'_>, &TupleHash),
+    headers: HeadersView<'_>,
+    hash: &TupleHash,
 ) -> Option<Verdict> {
     let (conntrack, original) = (context.conntrack, headers.tuple);
     if is_with_the_node_itself(context, origin, original) {
@@ -364,8 +370,8 @@ fn plan(
     let endpoint = select::endpoint(services, service, endpoints, original, &mut turn);
     let masqueraded = nat::plan(reply, endpoint, masquerade, origin).map_err(Verdict::Drop)?;
     if masqueraded {
-        let (reserved, random) = (context.reserved_ports, (context.now, &mut *context.rng));
-        ports::draw(context.conntrack, reserved, reply, random)
+        let (reserved, now) = (context.reserved_ports, context.now);
+        ports::draw(context.conntrack, reserved, reply, now, context.rng)
             .map_err(|_| no_room(context, [original, reply], DropReason::NoFreePort))?;
     }
     let id = services.service_id(service);
@@ -417,7 +423,8 @@ fn has_lost_its_place(context: &Context<'_>, entry: EntryId, tag: ServiceTag) ->
 fn broken(
     context: &Context<'_>,
     origin: Origin,
-    (protocol, destination): (Protocol, Address),
+    protocol: Protocol,
+    destination: Address,
 ) -> Verdict {
     context.conntrack.count_invalid(protocol);
     invalid(context, origin, destination)

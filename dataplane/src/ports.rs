@@ -93,7 +93,8 @@ pub fn draw(
     conntrack: &Conntrack,
     reserved: &ReservedPorts,
     reply: &mut Tuple,
-    (now, random): (Timestamp, &mut fastrand::Rng),
+    now: Timestamp,
+    random: &mut fastrand::Rng,
 ) -> Result<(), NoPort> {
     let Some(range) = class(reply) else {
         return Ok(());
@@ -112,7 +113,7 @@ pub fn draw(
     let more = (1..PROBES).map(|_| random.u16(range.clone()));
     match iter::once(start).chain(more).find(may_be_drawn) {
         Some(port) => keep(reply, Some(port)),
-        None => lease_in(conntrack, reserved, reply, range, (now, random)),
+        None => lease_in(conntrack, reserved, reply, range, now, random),
     }
 }
 
@@ -125,10 +126,11 @@ pub fn lease(
     conntrack: &Conntrack,
     reserved: &ReservedPorts,
     reply: &mut Tuple,
-    (now, random): (Timestamp, &mut fastrand::Rng),
+    now: Timestamp,
+    random: &mut fastrand::Rng,
 ) -> Result<(), NoPort> {
     match class(reply) {
-        Some(class) => lease_in(conntrack, reserved, reply, class, (now, random)),
+        Some(class) => lease_in(conntrack, reserved, reply, class, now, random),
         None if conntrack.is_free(reply, now) => Ok(()),
         None => Err(NoPort::NoPorts),
     }
@@ -143,7 +145,8 @@ pub fn lease_in(
     reserved: &ReservedPorts,
     reply: &mut Tuple,
     range: RangeInclusive<u16>,
-    (now, random): (Timestamp, &mut fastrand::Rng),
+    now: Timestamp,
+    random: &mut fastrand::Rng,
 ) -> Result<(), NoPort> {
     let search = PortSearch {
         reply,

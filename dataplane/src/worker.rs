@@ -189,7 +189,8 @@ impl<'a, D: Device> Worker<'a, D> {
     /// As [`Self::drain`].
     pub fn drain_one(
         &mut self,
-        (device, of): (usize, usize),
+        device: usize,
+        of: usize,
         clock: impl Fn() -> Timestamp,
     ) -> io::Result<()> {
         let share = (BATCH / of.max(1)).max(SMALLEST_SHARE);

@@ -50,13 +50,21 @@ impl Node {
     }
 
     fn lease(&mut self, reply: &mut Tuple, now: Timestamp) -> Result<(), NoPort> {
-        let turn = (now, &mut self.random);
-        lease(&self.conntrack, &self.reserved, reply, turn)
+        let Self {
+            conntrack,
+            reserved,
+            random,
+        } = self;
+        lease(conntrack, reserved, reply, now, random)
     }
 
     fn draw(&mut self, reply: &mut Tuple) -> Result<(), NoPort> {
-        let turn = (NOW, &mut self.random);
-        draw(&self.conntrack, &self.reserved, reply, turn)
+        let Self {
+            conntrack,
+            reserved,
+            random,
+        } = self;
+        draw(conntrack, reserved, reply, NOW, random)
     }
 
     fn try_confirm(
@@ -236,7 +244,8 @@ fn no_port_leaks() {
                 &node.reserved,
                 &mut reply,
                 range.clone(),
-                (now, &mut node.random),
+                now,
+                &mut node.random,
             );
             assert_eq!(
                 result.is_ok(),
@@ -315,7 +324,8 @@ fn blocks() {
             &node.reserved,
             &mut reply,
             block.clone(),
-            (NOW, &mut node.random),
+            NOW,
+            &mut node.random,
         )
         .unwrap();
         assert!(block.contains(&reply.destination_port));
@@ -327,7 +337,8 @@ fn blocks() {
         &node.reserved,
         &mut reply,
         block,
-        (NOW, &mut node.random),
+        NOW,
+        &mut node.random,
     );
     assert_eq!(full, Err(NoPort::Exhausted));
 }

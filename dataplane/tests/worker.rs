@@ -52,13 +52,14 @@ impl Device for Diary {
 
 /// What becomes of so many frames when the worker is told at these times, in microseconds, that there are some.
 fn diary_of(frames: usize, owes: bool, times: &[u64]) -> String {
-    diary_among(1, (frames, owes.then_some(20)), times)
+    diary_among(1, frames, owes.then_some(20), times)
 }
 
 /// The same where so many devices have their turns.
 fn diary_among(
     devices_ready: usize,
-    (frames, owed_from): (usize, Option<u16>),
+    frames: usize,
+    owed_from: Option<u16>,
     times: &[u64],
 ) -> String {
     let shared = shared(Settings::kernel(64), ServiceTable::empty());
@@ -74,7 +75,7 @@ fn diary_among(
     for &microseconds in times {
         let now = Timestamp::from_seconds(1).after(Duration::from_micros(microseconds));
         worker
-            .drain_one((0, devices_ready), || now)
+            .drain_one(0, devices_ready, || now)
             .expect("a device without errors");
         worker.devices_mut()[0].1.written.push(' ');
     }
@@ -107,7 +108,7 @@ fn packets_of_one_flow_in_one_batch_leave_as_one() {
 /// As packets of a tunnel do: the kernel would cut inside them.
 #[test]
 fn packets_that_owe_the_checksum_of_one_inside_leave_alone() {
-    assert_eq!(diary_among(1, (5, Some(28)), &[0, 1]), "rs rsrrssr-s");
+    assert_eq!(diary_among(1, 5, Some(28), &[0, 1]), "rs rsrrssr-s");
 }
 
 #[test]
@@ -130,7 +131,7 @@ fn a_device_that_had_its_share_goes_on_with_whole_batches() {
 #[test]
 fn the_more_devices_have_something_the_shorter_are_their_turns() {
     for (devices, share) in [(1, 64), (4, 16), (8, 8), (192, 8)] {
-        let written = diary_among(devices, (1000, Some(20)), &[0, 1, 2, 3]);
+        let written = diary_among(devices, 1000, Some(20), &[0, 1, 2, 3]);
         let turns: Vec<&str> = written.split(' ').collect();
         assert_eq!(turns[3], format!("{}t", "r".repeat(share)), "{devices}");
     }

@@ -358,9 +358,8 @@ pub(super) fn ports(taken: f64) -> Ports {
         let mut lease = Ok(());
         for _ in 0..AT_ONCE {
             tentative.reply = reply;
-            let turn = (now, &mut rng);
             let reply = &mut tentative.reply;
-            lease = ports::lease(&conntrack, &reserved, reply, turn);
+            lease = ports::lease(&conntrack, &reserved, reply, now, &mut rng);
         }
         let elapsed = start.elapsed().as_nanos() as f64 / AT_ONCE as f64;
         if let (Ok(()), Ok(confirmed)) = (lease, conntrack.confirm(&tentative, now)) {

@@ -193,7 +193,7 @@ fn run(
     while let Some(devices) = arrivals.wait()? {
         let count = devices.len();
         for device in devices {
-            worker.drain_one((device, count), || clock.now())?;
+            worker.drain_one(device, count, || clock.now())?;
         }
     }
     Ok(())

@@ -20,7 +20,7 @@ impl Conntrack {
         if self.goes_on(found, now) {
             return Tracked::Accepted;
         }
-        self.track_locked((found.entry(), found.direction()), headers.view(), now)
+        self.track_locked(found.entry(), found.direction(), headers.view(), now)
     }
 
     /// All of [`Self::track`] for a datagram of an assured flow, which only puts its end off: that needs no lock, and
@@ -37,7 +37,7 @@ impl Conntrack {
         is_stream && {
             let deadline = tick(now.after(self.stream_timeout));
             self.slots
-                .put_off((found.0.id, meta), deadline, self.stream_lag)
+                .put_off(found.0.id, meta, deadline, self.stream_lag)
         }
     }
 
@@ -45,7 +45,8 @@ impl Conntrack {
     /// than it needs: all of that would have to stand in memory, for packets that do not come here, too.
     pub(crate) fn track_locked(
         &self,
-        (id, direction): (EntryId, Direction),
+        id: EntryId,
+        direction: Direction,
         headers: HeadersView<'_>,
         now: Timestamp,
     ) -> Tracked {
@@ -53,7 +54,7 @@ impl Conntrack {
             return Tracked::Ignored;
         };
         if let Transport::Tcp(segment) = headers.transport
-            && self.moves_windows(&entry, (segment, direction), now)
+            && self.moves_windows(&entry, segment, direction, now)
         {
             self.account(entry.index(), direction, headers.length);
             return Tracked::Accepted;
@@ -67,7 +68,8 @@ impl Conntrack {
     fn moves_windows(
         &self,
         entry: &Guard<'_>,
-        (segment, direction): (&TcpSegment, Direction),
+        segment: &TcpSegment,
+        direction: Direction,
         now: Timestamp,
     ) -> bool {
         if !Status(entry.meta().status).has(Status::STREAM) {

@@ -9,6 +9,7 @@
 //! taken) looks once more afterwards, and who removes an entry clears the bit after the entry is gone. So a new pool
 //! begins with no bit set, and learns as it is asked.
 
+use super::port_search::PortSearch;
 use crate::tuple::{Timestamp, Tuple};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
@@ -150,12 +151,10 @@ impl Pools {
         true
     }
 
-    /// A free port in `range`, upwards from `start` and around; ports in `reserved` are not. `None`: there is no pool
-    /// for this tuple. `Some(None)`: no port is free.
+    /// A free port; those in `reserved` are not. `None`: there is no pool for this tuple. `Some(None)`: no port is free.
     pub(super) fn find(
         &self,
-        reply: &Tuple,
-        (range, start): (&RangeInclusive<u16>, u16),
+        search: &PortSearch<'_>,
         reserved: Option<&Bitmap>,
         now: Timestamp,
         is_free: &impl Fn(&Tuple) -> bool,
@@ -163,9 +162,9 @@ impl Pools {
         let pool = self
             .any
             .load(Relaxed)
-            .then(|| self.pool(self.key(reply)))??;
-        let find = || pool.find(reply, (range, start), reserved, is_free);
-        let release = || pool.release_expired(reply, range, now, is_free);
+            .then(|| self.pool(self.key(search.reply)))??;
+        let find = || pool.find(search, reserved, is_free);
+        let release = || pool.release_expired(search.reply, search.range, now, is_free);
         let after_release = || std::iter::from_fn(|| release().then(find)).flatten().next();
         let port = find().or_else(after_release);
         Some(port)
@@ -175,12 +174,12 @@ impl Pools {
 impl Pool {
     fn find(
         &self,
-        reply: &Tuple,
-        (range, start): (&RangeInclusive<u16>, u16),
+        search: &PortSearch<'_>,
         reserved: Option<&Bitmap>,
         is_free: &impl Fn(&Tuple) -> bool,
     ) -> Option<u16> {
-        let mut candidate = *reply;
+        let &PortSearch { range, start, .. } = search;
+        let mut candidate = *search.reply;
         let above = start..=*range.end();
         let below = *range.start()..=start;
         [above, below].into_iter().find_map(|ports| {

@@ -22,13 +22,8 @@ impl Conntrack {
         now: Timestamp,
     ) -> Option<Option<u16>> {
         let is_free = |tuple: &Tuple| self.find(tuple, now).is_none();
-        let found = self.slots.pools().find(
-            search.reply,
-            (search.range, search.start),
-            reserved,
-            now,
-            &is_free,
-        )?;
+        let pools = self.slots.pools();
+        let found = pools.find(search, reserved, now, &is_free)?;
         self.statistics
             .add(Counter::Found, u64::from(found.is_none()));
         Some(found)

@@ -148,13 +148,8 @@ fn confirm(context: &mut Context<'_>, opening: &mut Opening) -> Result<Found, Dr
         if end_stale(context, &tentative.reply) {
             continue;
         }
-        ports::lease(
-            conntrack,
-            reserved,
-            &mut tentative.reply,
-            (now, context.rng),
-        )
-        .map_err(|_| DropReason::NoFreePort)?;
+        ports::lease(conntrack, reserved, &mut tentative.reply, now, context.rng)
+            .map_err(|_| DropReason::NoFreePort)?;
         hashes[1] = conntrack.hash(&tentative.reply);
     }
     Err(DropReason::NoFreePort)

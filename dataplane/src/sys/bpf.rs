@@ -101,29 +101,29 @@ impl Program {
 
     /// R0 becomes what stands in the packet at `offset`.
     pub(super) fn read(&mut self, width: Width, offset: i32) {
-        self.push(LD | ABS | width as u8, (R0, R0), 0, offset);
+        self.push(LD | ABS | width as u8, R0, R0, 0, offset);
     }
 
     /// R0 becomes what stands in the packet `offset` bytes behind where `base` says.
     pub(super) fn read_behind(&mut self, width: Width, base: Register, offset: i32) {
-        self.push(LD | IND | width as u8, (R0, base), 0, offset);
+        self.push(LD | IND | width as u8, R0, base, 0, offset);
     }
 
     /// `to` becomes `to operation from`.
     pub(super) fn with(&mut self, operation: Operation, to: Register, from: Register) {
         let code = ALU64 | FROM_REGISTER | operation as u8;
-        self.push(code, (to, from), 0, 0);
+        self.push(code, to, from, 0, 0);
     }
 
     /// `to` becomes `to operation number`.
     pub(super) fn with_number(&mut self, operation: Operation, to: Register, number: i32) {
-        self.push(ALU64 | operation as u8, (to, R0), 0, number);
+        self.push(ALU64 | operation as u8, to, R0, 0, number);
     }
 
     /// `to` becomes a number of 64 bits, which takes the room of two instructions.
     pub(super) fn set(&mut self, to: Register, number: u64) {
-        self.push(LD | IMM | DOUBLE_WORD, (to, R0), 0, number as i32);
-        self.push(0, (R0, R0), 0, (number >> 32) as i32);
+        self.push(LD | IMM | DOUBLE_WORD, to, R0, 0, number as i32);
+        self.push(0, R0, R0, 0, (number >> 32) as i32);
     }
 
     /// Goes on where the jump [lands](Self::land), if the condition holds.
@@ -133,13 +133,13 @@ impl Program {
         condition: Condition,
         number: i32,
     ) -> Jump {
-        self.push(JMP | condition as u8, (register, R0), 0, number);
+        self.push(JMP | condition as u8, register, R0, 0, number);
         Jump(self.instructions.len() - 1)
     }
 
     /// Goes on where the jump [lands](Self::land).
     pub(super) fn jump(&mut self) -> Jump {
-        self.push(JMP | ALWAYS, (R0, R0), 0, 0);
+        self.push(JMP | ALWAYS, R0, R0, 0, 0);
         Jump(self.instructions.len() - 1)
     }
 
@@ -151,11 +151,11 @@ impl Program {
 
     /// The program ends with what is in R0.
     pub(super) fn exit(&mut self) {
-        self.push(JMP | EXIT, (R0, R0), 0, 0);
+        self.push(JMP | EXIT, R0, R0, 0, 0);
     }
 
-    fn push(&mut self, code: u8, registers: (Register, Register), offset: i16, immediate: i32) {
-        let (to, from) = (registers.0 as u8, registers.1 as u8);
+    fn push(&mut self, code: u8, to: Register, from: Register, offset: i16, immediate: i32) {
+        let (to, from) = (to as u8, from as u8);
         self.instructions.push(Instruction {
             code,
             // Two fields of four bits, in the order in which the machine lays out bit fields.

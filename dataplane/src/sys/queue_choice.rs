@@ -193,9 +193,9 @@ fn program(workers: usize, grid: Grid, keys: &Keys) -> Program {
     code.read_behind(Byte, TRANSPORT, FLAGS);
     code.with_number(And, R0, SYN_OR_ACK);
     let opens = code.jump_if(R0, Equal, SYN);
-    end_of_tcp(&mut code, workers, grid, (Class::Established, keys));
+    end_of_tcp(&mut code, workers, grid, Class::Established, keys);
     code.land(opens);
-    end_of_tcp(&mut code, workers, grid, (Class::Opening, keys));
+    end_of_tcp(&mut code, workers, grid, Class::Opening, keys);
     code
 }
 
@@ -209,7 +209,7 @@ fn add_words(code: &mut Program, sum: Register, offset: i32, keys: &[u64]) {
     }
 }
 
-fn end_of_tcp(code: &mut Program, workers: usize, grid: Grid, (class, keys): (Class, &Keys)) {
+fn end_of_tcp(code: &mut Program, workers: usize, grid: Grid, class: Class, keys: &Keys) {
     code.read_behind(Word, TRANSPORT, 0);
     code.with(Set, TRANSPORT, R0);
     code.with_number(And, TRANSPORT, 0xffff);

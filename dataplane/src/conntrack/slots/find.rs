@@ -70,7 +70,8 @@ impl Slots {
     #[inline]
     pub(in crate::conntrack) fn put_off(
         &self,
-        (id, seen): (EntryId, Meta),
+        id: EntryId,
+        seen: Meta,
         deadline: u32,
         lag: u32,
     ) -> bool {

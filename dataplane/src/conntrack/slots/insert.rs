@@ -62,7 +62,7 @@ impl Slots {
         hashes: &[TupleHash; 2],
         now: Timestamp,
     ) -> Result<(), InsertError> {
-        if self.contend(id, new, hashes, (0, now))? {
+        if self.contend(id, new, hashes, 0, now)? {
             return Ok(());
         }
         self.settle_later(id, new, hashes, now)
@@ -82,7 +82,7 @@ impl Slots {
             self.unlink(id, *hashes);
             pause(round);
             round += 1;
-            if self.contend(id, new, hashes, (round, now))? {
+            if self.contend(id, new, hashes, round, now)? {
                 return Ok(());
             }
         }
@@ -95,7 +95,8 @@ impl Slots {
         id: EntryId,
         new: &NewEntry<'_>,
         hashes: &[TupleHash; 2],
-        (round, now): (u32, Timestamp),
+        round: u32,
+        now: Timestamp,
     ) -> Result<bool, InsertError> {
         let control = &self.hot[id.index as usize].0[CONTROL];
         // Seen by whoever finds a slot of ours.
@@ -109,12 +110,12 @@ impl Slots {
             };
         }
         fence(Ordering::SeqCst);
-        match self.rival(id, (new.original, hashes[0]), (round, now)) {
+        match self.rival(id, new.original, hashes[0], round, now) {
             Rival::None => {}
             Rival::Live => return Err(InsertError::OriginalTaken),
             Rival::Pending => return Ok(false),
         }
-        match self.rival(id, (new.reply, hashes[1]), (round, now)) {
+        match self.rival(id, new.reply, hashes[1], round, now) {
             Rival::None => {}
             Rival::Live => return Err(InsertError::ReplyTaken),
             Rival::Pending => return Ok(false),
@@ -135,11 +136,13 @@ impl Slots {
     fn rival(
         &self,
         id: EntryId,
-        (tuple, hash): (&Tuple, TupleHash),
-        turn: (u32, Timestamp),
+        tuple: &Tuple,
+        hash: TupleHash,
+        round: u32,
+        now: Timestamp,
     ) -> Rival {
         if self.has_others(id, hash) {
-            self.rival_among_others(id, (tuple, hash), turn)
+            self.rival_among_others(id, tuple, hash, round, now)
         } else {
             Rival::None
         }
@@ -150,8 +153,10 @@ impl Slots {
     fn rival_among_others(
         &self,
         id: EntryId,
-        (tuple, hash): (&Tuple, TupleHash),
-        (round, now): (u32, Timestamp),
+        tuple: &Tuple,
+        hash: TupleHash,
+        round: u32,
+        now: Timestamp,
     ) -> Rival {
         for other in self
             .candidates(hash)

@@ -220,14 +220,13 @@ impl Agent {
         self.sysctls.write_down();
         let failed = events.clone();
         let told = move |error| drop(failed.send(Event::WorkerFailed(error)));
-        let workers = Workers::start(&self.shared, queues, (self.clock, self.settings.work), told)?;
+        let workers = Workers::start(&self.shared, queues, self.clock, self.settings.work, told)?;
         self.telemetry.follow_workers(workers.counters());
         self.workers = Some(workers);
         self.steer()?;
         events::follow_listening_ports(&self.reserved_ports)?;
         let responder = Responder::new(Arc::clone(&self.shared), self.clock);
-        let sources = (watch, events);
-        events::listen(&self.settings, responder, sources, &self.telemetry)?;
+        events::listen(&self.settings, responder, watch, events, &self.telemetry)?;
         self.has_socket = true;
         Ok(())
     }

@@ -113,7 +113,8 @@ impl Inbox {
 pub(super) fn listen(
     settings: &Settings,
     responder: Responder,
-    (mut files, events): (files::Watch, &Sender<Event>),
+    mut files: files::Watch,
+    events: &Sender<Event>,
     telemetry: &Arc<Telemetry>,
 ) -> Result<()> {
     listen_to_links(events.clone())?;

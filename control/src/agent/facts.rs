@@ -285,11 +285,11 @@ impl Sysctls {
     /// When the kernel refuses.
     pub(super) fn prepare_node(&mut self) -> netlink::Result<()> {
         let left = read_former().unwrap_or_default();
-        self.change(&left, ("ipv4/ip_forward", "1"), |_| true)?;
-        self.change(&left, ("ipv4/conf/all/rp_filter", "0"), |old| old == "1")?;
-        self.change(&left, ("ipv4/ip_early_demux", "0"), |_| true)?;
+        self.change(&left, "ipv4/ip_forward", "1", |_| true)?;
+        self.change(&left, "ipv4/conf/all/rp_filter", "0", |old| old == "1")?;
+        self.change(&left, "ipv4/ip_early_demux", "0", |_| true)?;
         if read_sysctl("ipv6/conf/all/disable_ipv6").is_ok_and(|disabled| disabled == "0") {
-            self.change(&left, ("ipv6/conf/all/forwarding", "1"), |_| true)?;
+            self.change(&left, "ipv6/conf/all/forwarding", "1", |_| true)?;
         }
         Ok(())
     }
@@ -297,7 +297,8 @@ impl Sysctls {
     fn change(
         &mut self,
         left: &Former,
-        (name, value): (&'static str, &str),
+        name: &'static str,
+        value: &str,
         is_wrong: impl Fn(&str) -> bool,
     ) -> netlink::Result<()> {
         let old = read_sysctl(name)?;

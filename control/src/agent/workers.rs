@@ -115,7 +115,8 @@ impl Workers {
     pub(super) fn start(
         shared: &Arc<Shared>,
         queues: Vec<Vec<(Origin, Source)>>,
-        (clock, work): (Clock, Work),
+        clock: Clock,
+        work: Work,
         failed: impl Fn(io::Error) + Clone + Send + 'static,
     ) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
@@ -134,7 +135,7 @@ impl Workers {
                     Work::Copy => copy(devices, &stop, clock),
                     Work::Services(waiting) => {
                         let worker = Worker::new(&shared, devices, counters, Rng::new());
-                        run(worker, &stop, (clock, waiting))
+                        run(worker, &stop, clock, waiting)
                     }
                 });
                 if let Err(error) = ended {
@@ -187,7 +188,8 @@ fn to_its_end(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
 fn run(
     mut worker: Worker<'_, Source>,
     stop: &OwnedFd,
-    (clock, waiting): (Clock, Waiting),
+    clock: Clock,
+    waiting: Waiting,
 ) -> io::Result<()> {
     let mut arrivals = Arrivals::of(worker.devices(), stop, waiting)?;
     while let Some(devices) = arrivals.wait()? {

@@ -70,12 +70,12 @@ impl Responder {
                 let workers = workers.iter().map(WorkerStatistics::from).collect();
                 reply.say(&Answer::Statistics(workers))?;
             }
-            Question::Events(filter, kinds) => self.events((filter, kinds), stream, &mut reply)?,
+            Question::Events(filter, kinds) => self.events(filter, kinds, stream, &mut reply)?,
             Question::Usage(by) => {
                 let facts = self.shared.facts.load();
-                let context = (&*facts.reserved_ports, &self.service_names());
+                let (reserved, names) = (&facts.reserved_ports, self.service_names());
                 let conntrack = &self.shared.conntrack;
-                let usage = Usage::count(conntrack, self.clock.now(), *by, context);
+                let usage = Usage::count(conntrack, self.clock.now(), *by, reserved, &names);
                 reply.say(&Answer::Usage(usage))?;
             }
         }
@@ -123,7 +123,8 @@ impl Responder {
 
     fn events(
         &self,
-        (filter, kinds): (&Filter, &[EventKind]),
+        filter: &Filter,
+        kinds: &[EventKind],
         mut stream: &UnixStream,
         reply: &mut Reply<'_>,
     ) -> io::Result<()> {
@@ -131,7 +132,7 @@ impl Responder {
         let start = self.start_of_clock();
         stream.set_read_timeout(Some(PAUSE))?;
         loop {
-            self.pass_on(&listener, (filter, kinds), start, reply)?;
+            self.pass_on(&listener, filter, kinds, start, reply)?;
             reply.0.flush()?;
             match stream.read(&mut [0]) {
                 Err(error) if is_timeout(&error) => {}
@@ -144,7 +145,8 @@ impl Responder {
     fn pass_on(
         &self,
         listener: &Listener<'_>,
-        (filter, kinds): (&Filter, &[EventKind]),
+        filter: &Filter,
+        kinds: &[EventKind],
         start: Duration,
         reply: &mut Reply<'_>,
     ) -> io::Result<()> {

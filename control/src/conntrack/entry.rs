@@ -86,8 +86,8 @@ impl Entry {
             timeout_milliseconds: (!view.timeout.is_zero())
                 .then_some(view.timeout.as_millis() as u64),
             state: view.state.map(|state| Cow::Borrowed(state.name())),
-            original: Side::new(&view.original, (view.packets[0], view.bytes[0])),
-            reply: Side::new(&view.reply, (view.packets[1], view.bytes[1])),
+            original: Side::new(&view.original, view.packets[0], view.bytes[0]),
+            reply: Side::new(&view.reply, view.packets[1], view.bytes[1]),
             seen_reply: view.status.has(Status::SEEN_REPLY),
             assured: view.status.has(Status::ASSURED),
             source_nat: view.status.has(Status::SRC_NAT),
@@ -99,7 +99,7 @@ impl Entry {
 }
 
 impl Side {
-    fn new(tuple: &Tuple, (packets, bytes): (u64, u64)) -> Self {
+    fn new(tuple: &Tuple, packets: u64, bytes: u64) -> Self {
         let (has_ports, is_icmp) = (has_ports(tuple.protocol), tuple.protocol.is_icmp());
         let [kind, code] = tuple.destination_port.to_be_bytes();
         // The first packet of a connection is counted, so zero of both directions means that nothing is.

@@ -5,7 +5,7 @@ use dataplane::conntrack::{EntryView, Status};
 use dataplane::tuple::{Address, Protocol, Tuple};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 /// All that is given must match; what is not given matches all.
@@ -132,15 +132,17 @@ impl Filter {
 
     fn matches_translation(&self, entry: &EntryView) -> bool {
         let reply = &entry.reply;
-        let to = |wanted: &Translation, bit: Status, to: (Address, u16)| {
+        let to = |wanted: &Translation, bit: Status, to: SocketAddr| {
             entry.status.has(bit) && wanted.to.is_none_or(|wanted| wanted.is(to))
         };
         let source = |wanted: &_| {
-            let new = (reply.destination, reply.destination_port);
+            let new = SocketAddr::new(reply.destination.into(), reply.destination_port);
             to(wanted, Status::SRC_NAT, new)
         };
-        let destination =
-            |wanted: &_| to(wanted, Status::DST_NAT, (reply.source, reply.source_port));
+        let destination = |wanted: &_| {
+            let new = SocketAddr::new(reply.source.into(), reply.source_port);
+            to(wanted, Status::DST_NAT, new)
+        };
         self.source_nat.as_ref().is_none_or(source)
             && self.destination_nat.as_ref().is_none_or(destination)
             && self
@@ -185,8 +187,8 @@ impl SideFilter {
 }
 
 impl Translated {
-    fn is(self, (address, port): (Address, u16)) -> bool {
-        self.address == IpAddr::from(address) && self.port.is_none_or(|wanted| wanted == port)
+    fn is(self, to: SocketAddr) -> bool {
+        self.address == to.ip() && self.port.is_none_or(|wanted| wanted == to.port())
     }
 }
 
@@ -198,7 +200,7 @@ impl FromStr for Translated {
             address,
             port: None,
         });
-        let with_port = |socket: std::net::SocketAddr| Self {
+        let with_port = |socket: SocketAddr| Self {
             address: socket.ip(),
             port: Some(socket.port()),
         };

@@ -75,7 +75,8 @@ impl Usage {
         conntrack: &Conntrack,
         now: Timestamp,
         by: UsageBy,
-        (reserved, names): (&ReservedPorts, &HashMap<u64, String>),
+        reserved: &ReservedPorts,
+        names: &HashMap<u64, String>,
     ) -> Self {
         let rows = match by {
             UsageBy::Snat => by_translated_source(conntrack, now, reserved),
@@ -131,17 +132,13 @@ fn by_translated_source(
         } else {
             reply.source_port
         };
-        let key = (
-            reply.destination,
-            (reply.source, server_port),
-            reply.protocol,
-        );
+        let key = (reply.destination, reply.source, server_port, reply.protocol);
         (is_translated && is_high).then_some(key)
     };
     let row =
-        |((address, server, protocol), count): ((Address, (Address, u16), Protocol), Count)| {
+        |((address, server, port, protocol), count): ((Address, Address, u16, Protocol), Count)| {
             UsageRow {
-                towards: Some(socket(server, protocol)),
+                towards: Some(socket(server, port, protocol)),
                 protocol: Some(protocol.to_string()),
                 free: ports(protocol, reserved)
                     .map(|ports| ports.saturating_sub(count.connections)),
@@ -182,11 +179,11 @@ fn by_destination(conntrack: &Conntrack, now: Timestamp) -> Vec<UsageRow> {
         } else {
             original.destination_port
         };
-        Some(((original.destination, port), original.protocol))
+        Some((original.destination, port, original.protocol))
     });
-    let row = |((destination, protocol), count): (((Address, u16), Protocol), Count)| UsageRow {
+    let row = |((address, port, protocol), count): ((Address, u16, Protocol), Count)| UsageRow {
         protocol: Some(protocol.to_string()),
-        ..named(socket(destination, protocol), count)
+        ..named(socket(address, port, protocol), count)
     };
     counts.into_iter().map(row).collect()
 }
@@ -216,7 +213,7 @@ fn named(name: String, count: Count) -> UsageRow {
 }
 
 /// Address and port; the address alone for protocols without ports.
-fn socket((address, port): (Address, u16), protocol: Protocol) -> String {
+fn socket(address: Address, port: u16, protocol: Protocol) -> String {
     if super::entry::has_ports(protocol) {
         SocketAddr::new(address.into(), port).to_string()
     } else {

@@ -1,7 +1,7 @@
 //! How each kind of client reaches a Service, from every node.
 
 use super::{Explainer, Explanation, Packet, warnings};
-use crate::model::{Family, ServicePort, Transport};
+use crate::model::{Family, ServicePort};
 use crate::snapshot::Service;
 use dataplane::service::SourceClass;
 use dataplane::tuple::Origin;
@@ -46,12 +46,14 @@ pub fn of(service: &Service, nodes: &[Explainer<'_>]) -> Overview {
         for service_port in warnings::service_ports(explainer, service) {
             for (via, to) in addresses(explainer, service_port) {
                 for (client, source, origin) in clients(explainer, service_port.family) {
-                    ways.push(way(
-                        explainer,
-                        service_port.name.protocol,
-                        (via, to),
-                        (client, source, origin),
-                    ));
+                    let packet = Packet {
+                        source,
+                        source_port: 40_000,
+                        origin,
+                        destination: to,
+                        protocol: service_port.name.protocol,
+                    };
+                    ways.push(way(explainer, client, via, &packet));
                 }
             }
         }
@@ -63,27 +65,15 @@ pub fn of(service: &Service, nodes: &[Explainer<'_>]) -> Overview {
     }
 }
 
-fn way(
-    explainer: &Explainer<'_>,
-    protocol: Transport,
-    (via, to): (&'static str, SocketAddr),
-    (client, from, origin): (&'static str, IpAddr, Origin),
-) -> Way {
-    let packet = Packet {
-        source: from,
-        source_port: 40_000,
-        origin,
-        destination: to,
-        protocol,
-    };
+fn way(explainer: &Explainer<'_>, client: &'static str, via: &'static str, packet: &Packet) -> Way {
     Way {
         node: explainer.node_name.to_owned(),
         client,
-        from,
+        from: packet.source,
         via,
-        to,
-        protocol: protocol.to_string(),
-        explanation: explainer.explain(&packet),
+        to: packet.destination,
+        protocol: packet.protocol.to_string(),
+        explanation: explainer.explain(packet),
     }
 }
 

@@ -159,7 +159,7 @@ pub fn run(request: &Request, progress: &(dyn Fn(&Found) + Sync)) -> Result<Repo
 
 fn proportions(request: &Request) -> Result<Vec<Proportion>> {
     let case = proportion::case(request.seed)?;
-    with_sides((&case, 0), request, |sides, _| {
+    with_sides(&case, 0, request, |sides, _| {
         proportion::measure(&case, sides)
     })
 }
@@ -216,7 +216,7 @@ fn clear(case: &Case, request: &Request) -> Result<(Outcome, Vec<Repeated>)> {
     let (mut repeated, mut certain, mut same) = (Vec::new(), 0, None);
     let mut runs = 0;
     loop {
-        let outcome = one((case, runs), request)?;
+        let outcome = one(case, runs, request)?;
         match &outcome.difference {
             None if certain == 0 => return Ok((outcome, repeated)),
             None => same = Some(outcome),
@@ -241,8 +241,8 @@ fn clear(case: &Case, request: &Request) -> Result<(Outcome, Vec<Repeated>)> {
 }
 
 /// Runs `case` once, for the time of this number.
-fn one((case, run): (&Case, usize), request: &Request) -> Result<Outcome> {
-    with_sides((case, run), request, |[kernel, subject], modes| {
+fn one(case: &Case, run: usize, request: &Request) -> Result<Outcome> {
+    with_sides(case, run, request, |[kernel, subject], modes| {
         let mut outcome = compare::run(case, modes, kernel, subject)?;
         outcome.coverage = subject.coverage();
         Ok(outcome)
@@ -251,7 +251,8 @@ fn one((case, run): (&Case, usize), request: &Request) -> Result<Outcome> {
 
 /// Runs `inside` with both sides of `case`, and with what kube-proxy's modes do not do alike if both matter.
 fn with_sides<T>(
-    (case, run): (&Case, usize),
+    case: &Case,
+    run: usize,
     request: &Request,
     inside: impl FnOnce([&mut dyn Side; 2], Option<&Modes>) -> Result<T>,
 ) -> Result<T> {
@@ -261,7 +262,7 @@ fn with_sides<T>(
         Rules::Nftables => Some(Modes::of(case)?),
     };
     match request.subject {
-        Subject::Penstock => ours::with((case, run), |ours| {
+        Subject::Penstock => ours::with(case, run, |ours| {
             inside([&mut kernel, ours], modes.as_ref())
         }),
         Subject::Iptables => {
@@ -275,7 +276,7 @@ fn with_sides<T>(
 fn find(case: &Case, difference: &Difference, request: &Request) -> Result<Found> {
     let kind = difference.kind(case);
     let again = |case: &Case| {
-        one((case, 0), request)
+        one(case, 0, request)
             .ok()
             .and_then(|outcome| outcome.difference)
     };

@@ -2,6 +2,7 @@
 
 use super::case::Case;
 use super::deliberate;
+use super::ip::Fragment;
 use super::ports::Ports;
 use super::quotes;
 use super::side::{Entry, Tuple};
@@ -16,7 +17,8 @@ use std::time::Duration;
 /// identification of what the node made itself. `sent` went in, with `tag` as identification.
 pub(super) fn outputs(
     outputs: &[Output],
-    (tag, sent): (u16, &[Vec<u8>]),
+    tag: u16,
+    sent: &[Vec<u8>],
     ports: &Ports,
 ) -> Vec<Output> {
     let mut canonical = joined(outputs);
@@ -147,7 +149,7 @@ pub(super) fn joined(outputs: &[Output]) -> Vec<Output> {
     let mut parts: BTreeMap<_, Vec<Part<'_>>> = BTreeMap::new();
     for output in outputs {
         match Ip::parse(&output.bytes).and_then(|ip| Some((ip, ip.fragment?))) {
-            Some((ip, (offset, _))) => {
+            Some((ip, Fragment { offset, .. })) => {
                 let key = (output.link, ip.source, ip.tag);
                 parts.entry(key).or_default().push((offset, output, ip));
             }

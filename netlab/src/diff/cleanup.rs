@@ -9,7 +9,7 @@
 use super::side::Entry;
 use super::wire::UDP;
 use control::model::{Endpoint, Family, ServicePort, Transport};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// One deletion.
 pub(super) struct Deletion {
@@ -18,7 +18,7 @@ pub(super) struct Deletion {
     /// The Service's port there.
     port: u16,
     /// The endpoint that is gone and its port, if only flows to it go.
-    endpoint: Option<(IpAddr, u16)>,
+    endpoint: Option<SocketAddr>,
     /// All endpoints that flows through the port may have: another Service may have the same address and port.
     endpoints: Vec<IpAddr>,
     family: Family,
@@ -37,8 +37,8 @@ impl Deletion {
             Some(address) => add("--orig-dst", address.to_string()),
             None => add("--dport", self.port.to_string()),
         }
-        if let Some((address, _)) = self.endpoint {
-            add("--reply-src", address.to_string());
+        if let Some(endpoint) = self.endpoint {
+            add("--reply-src", endpoint.ip().to_string());
         }
         arguments
     }
@@ -51,7 +51,7 @@ impl Deletion {
             None => destination.is_loopback() || own.contains(&destination),
         };
         let from = entry.reply.source;
-        let is_to = |endpoint| (from, entry.reply.source_port) == endpoint;
+        let is_to = |endpoint| SocketAddr::new(from, entry.reply.source_port) == endpoint;
         let is_of_service = from == destination || self.endpoints.contains(&from);
         entry.protocol == UDP
             && is_addressed
@@ -94,13 +94,14 @@ fn of_a_change(before: &ServicePort, after: &ServicePort) -> Vec<Deletion> {
     };
     let mut deletions = Vec::new();
     if !is_serving(before) && is_serving(after) {
-        deletions.extend(everywhere((before, after), None));
+        deletions.extend(everywhere(before, after, None));
     }
     for endpoint in before.endpoints.iter().filter(|endpoint| endpoint.serving) {
         if !after.endpoints.iter().any(|other| is(endpoint, other)) {
             deletions.extend(everywhere(
-                (before, after),
-                Some((endpoint.address, endpoint.port)),
+                before,
+                after,
+                Some(SocketAddr::new(endpoint.address, endpoint.port)),
             ));
         }
     }
@@ -109,25 +110,23 @@ fn of_a_change(before: &ServicePort, after: &ServicePort) -> Vec<Deletion> {
 
 /// At each address of the Service, and at its nodePort.
 fn everywhere(
-    (before, service): (&ServicePort, &ServicePort),
-    endpoint: Option<(IpAddr, u16)>,
+    before: &ServicePort,
+    after: &ServicePort,
+    endpoint: Option<SocketAddr>,
 ) -> Vec<Deletion> {
     let deletion = |address, port| Deletion {
         address,
         port,
         endpoint,
-        endpoints: addresses(before).chain(addresses(service)).collect(),
-        family: service.family,
+        endpoints: addresses(before).chain(addresses(after)).collect(),
+        family: after.family,
     };
-    let others = service
-        .external_ips
-        .iter()
-        .chain(&service.load_balancer_vips);
-    let addresses = std::iter::once(&service.cluster_ip).chain(others);
+    let others = after.external_ips.iter().chain(&after.load_balancer_vips);
+    let addresses = std::iter::once(&after.cluster_ip).chain(others);
     let mut deletions: Vec<Deletion> = addresses
-        .map(|address| deletion(Some(*address), service.port))
+        .map(|address| deletion(Some(*address), after.port))
         .collect();
-    deletions.extend(service.node_port.map(|port| deletion(None, port)));
+    deletions.extend(after.node_port.map(|port| deletion(None, port)));
     deletions
 }
 

@@ -20,8 +20,9 @@ use super::wire::{self, Ip};
 use super::world::Output;
 use anyhow::{Context as _, Result};
 use clock::Clock;
+use exchange::Exchange;
 use std::collections::{BTreeMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// What was compared.
@@ -32,7 +33,7 @@ pub(super) struct Tally {
     /// The same, by what they carry and how they are packed.
     pub(super) kinds: BTreeMap<&'static str, u64>,
     /// First choices of an endpoint: the flow's number and the endpoint.
-    pub(super) choices: Vec<(usize, std::net::SocketAddr)>,
+    pub(super) choices: Vec<(usize, SocketAddr)>,
     /// Connections compared.
     pub(super) entries: u64,
     /// Connections whose end was foreseen alike.
@@ -97,8 +98,8 @@ pub(super) fn run<'s>(
     let mut sides: Sides<'s> = [first, second];
     for (number, step) in case.steps.iter().enumerate() {
         let difference = match step {
-            Step::Client(flow, packet) => run.packet(number, *flow, (packet, true), &mut sides)?,
-            Step::Server(flow, packet) => run.packet(number, *flow, (packet, false), &mut sides)?,
+            Step::Client(flow, packet) => run.packet(number, *flow, packet, true, &mut sides)?,
+            Step::Server(flow, packet) => run.packet(number, *flow, packet, false, &mut sides)?,
             Step::Change(change) => {
                 let difference = run.entries(number, &mut sides)?;
                 if difference.is_none() {
@@ -144,21 +145,22 @@ impl Run<'_> {
         &mut self,
         number: usize,
         flow: usize,
-        (packet, from_client): (&Packet, bool),
+        packet: &Packet,
+        from_client: bool,
         sides: &mut Sides<'_>,
     ) -> Result<Option<Difference>> {
         if self.parted.contains(&flow) {
             return Ok(None);
         }
-        let (tag, sent, mut outputs) = self.send(number, flow, (packet, from_client), sides)?;
-        if !sent[0].is_empty() {
+        let mut exchange = self.send(number, flow, packet, from_client, sides)?;
+        if !exchange.sent[0].is_empty() {
             self.count(packet);
         }
         if packet.shape.ttl == 1 {
             self.part(flow, "a packet with TTL 1");
             return Ok(None);
         }
-        let mut same = self.agree(flow, (tag, &sent), (packet, from_client), &outputs);
+        let mut same = self.agree(flow, packet, from_client, &exchange);
         // What passes through the node's own stack may take a moment, on a busy machine a long one, and what stays in it
         // shows its ports elsewhere.
         for milliseconds in [2, 4, 8, 16, 32, 64, 128, 256, 512] {
@@ -166,15 +168,16 @@ impl Run<'_> {
                 break;
             }
             std::thread::sleep(Duration::from_millis(milliseconds));
-            for (side, outputs) in sides.iter_mut().zip(&mut outputs) {
+            for (side, outputs) in sides.iter_mut().zip(&mut exchange.outputs) {
                 side.work()?;
                 side.world().take(outputs)?;
             }
             let [first, second] = &mut *sides;
             self.ports
                 .learn_tracked(&first.entries()?, &second.entries()?);
-            same = self.agree(flow, (tag, &sent), (packet, from_client), &outputs);
+            same = self.agree(flow, packet, from_client, &exchange);
         }
+        let Exchange { tag, sent, outputs } = exchange;
         if !same && let Some(why) = self.modes_differ(flow, &sent[0], &outputs) {
             self.part(flow, why);
             return Ok(None);
@@ -234,10 +237,15 @@ impl Run<'_> {
     fn agree(
         &mut self,
         flow: usize,
-        (tag, sent): (u16, &[Vec<Vec<u8>>; 2]),
-        (packet, from_client): (&Packet, bool),
-        outputs: &[Vec<Output>; 2],
+        packet: &Packet,
+        from_client: bool,
+        exchange: &Exchange,
     ) -> bool {
+        let &Exchange {
+            tag,
+            ref sent,
+            ref outputs,
+        } = exchange;
         let unchanged = |nth: usize| canonical::as_sent(&outputs[nth], &sent[nth]);
         if unchanged(0).is_some() && unchanged(0) == unchanged(1) {
             return true;
@@ -248,18 +256,18 @@ impl Run<'_> {
             .map(|outputs| forwarded(outputs, tag, of.protocol));
         let ends = self.ends(flow, from_client, 0);
         if let ([Some((first, _)), Some((second, _))], Some((_, ends))) = (&seen, ends) {
-            let from = (ends.source, ends.source_port);
-            let seen = (&*first.bytes, &*second.bytes);
-            self.ports.learn(from, from_client, seen);
+            let from = SocketAddr::new(ends.source, ends.source_port);
+            self.ports
+                .learn(from, from_client, &first.bytes, &second.bytes);
         }
-        let ours = canonical::outputs(&outputs[1], (tag, &sent[1]), &self.ports);
-        let kernel = canonical::outputs(&outputs[0], (tag, &sent[0]), &Ports::default());
+        let ours = canonical::outputs(&outputs[1], tag, &sent[1], &self.ports);
+        let kernel = canonical::outputs(&outputs[0], tag, &sent[0], &Ports::default());
         if ours == kernel {
             return true;
         }
         let why = ends.and_then(|(_, ends)| {
-            let packet = (flow, packet, self.clock.has_begun(flow));
-            deliberate::reason(self.case, packet, &ends, [&kernel, &ours])
+            let has_begun = self.clock.has_begun(flow);
+            deliberate::reason(self.case, flow, packet, has_begun, &ends, [&kernel, &ours])
         });
         let reached = seen.map(|seen| seen.map(|(_, ip)| ip.destination));
         let stays_apart = self.stays_apart(of.source, reached);

@@ -13,7 +13,9 @@ pub(super) const TURNED_AWAY: &str = "a refused connection of the node with itse
 /// packet of its flow if that `has_begun`.
 pub(super) fn reason(
     case: &Case,
-    (flow, packet, has_begun): (usize, &Packet, bool),
+    flow: usize,
+    packet: &Packet,
+    has_begun: bool,
     ends: &Ends,
     [kernel, ours]: [&[Output]; 2],
 ) -> Option<&'static str> {
@@ -48,8 +50,7 @@ pub(super) fn reason(
     if is_broken && kernel.len() + ours.len() == 1 {
         return Some("an IPv6 packet cut within its extension headers");
     }
-    if flow.from == Place::Node && is_own && turned_away_once(case, (flow, has_begun), kernel, ours)
-    {
+    if flow.from == Place::Node && is_own && turned_away_once(case, flow, has_begun, kernel, ours) {
         return Some(TURNED_AWAY);
     }
     let is_over_mtu = || same_but_cut(kernel, ours) || exceeds_mtu(kernel, ours);
@@ -189,7 +190,8 @@ fn same_but_errors(kernel: &[Output], ours: &[Output]) -> bool {
 /// as it was; or who turned it away were two.
 fn turned_away_once(
     case: &Case,
-    (flow, has_begun): (&Flow, bool),
+    flow: &Flow,
+    has_begun: bool,
     kernel: &[Output],
     ours: &[Output],
 ) -> bool {

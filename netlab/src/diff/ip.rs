@@ -13,8 +13,17 @@ pub(super) struct Ip {
     pub(super) tag: u16,
     /// Where the transport header begins.
     pub(super) transport: usize,
-    /// Offset in bytes and whether more follow, of a fragment.
-    pub(super) fragment: Option<(usize, bool)>,
+    /// Unless the packet is whole.
+    pub(super) fragment: Option<Fragment>,
+}
+
+/// Which part of a packet a fragment is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Fragment {
+    /// Where it begins, in bytes.
+    pub(super) offset: usize,
+    /// Whether more follow.
+    pub(super) has_more: bool,
 }
 
 impl Ip {
@@ -29,14 +38,17 @@ impl Ip {
     fn parse_v4(bytes: &[u8]) -> Option<Self> {
         let octets = |at: usize| Some(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?.into());
         let flags = word(bytes, 6)?;
-        let fragment = (usize::from(flags & 0x1fff) * 8, flags & 0x2000 != 0);
+        let fragment = Fragment {
+            offset: usize::from(flags & 0x1fff) * 8,
+            has_more: flags & 0x2000 != 0,
+        };
         Some(Self {
             source: octets(12)?,
             destination: octets(16)?,
             protocol: bytes[9],
             tag: word(bytes, 4)?,
             transport: usize::from(bytes[0] & 0xf) * 4,
-            fragment: (fragment != (0, false)).then_some(fragment),
+            fragment: (fragment != Fragment::default()).then_some(fragment),
         })
     }
 
@@ -52,7 +64,10 @@ impl Ip {
                 FRAGMENT => {
                     let word = word(bytes, at + 2)?;
                     next = *bytes.get(at)?;
-                    fragment = Some((usize::from(word & 0xfff8), word & 1 != 0));
+                    fragment = Some(Fragment {
+                        offset: usize::from(word & 0xfff8),
+                        has_more: word & 1 != 0,
+                    });
                     at += 8;
                     if word & 0xfff8 != 0 {
                         break;

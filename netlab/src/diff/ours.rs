@@ -38,7 +38,8 @@ pub(super) struct Ours<'a> {
 /// Runs `inside` with our side of `case`, for the `run`th time. In each run it draws other ports: where a port is that of another
 /// flow by chance, the kernel's is not, and what follows from that must not show again.
 pub(super) fn with<T>(
-    (case, run): (&Case, usize),
+    case: &Case,
+    run: usize,
     inside: impl FnOnce(&mut Ours<'_>) -> Result<T>,
 ) -> Result<T> {
     let world = World::create(case)?;

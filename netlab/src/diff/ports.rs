@@ -5,16 +5,19 @@ use super::quotes;
 use super::side::{Entry, Tuple};
 use super::wire::{self, ICMP, ICMPV6, Ip, UDP};
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Source ports (or ICMP identifiers) that our side chose, and those that the other chose instead.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ports {
-    /// By protocol, server, its port, translated client, our port.
-    pairs: HashMap<(u8, IpAddr, u16, IpAddr, u16), u16>,
+    /// The other side's by ours.
+    pairs: HashMap<Key, u16>,
     /// The node's addresses: masquerading leaves them, and may by chance leave the port.
     own: HashSet<IpAddr>,
 }
+
+/// Protocol, server, translated client with our port.
+type Key = (u8, SocketAddr, SocketAddr);
 
 impl Ports {
     /// Nothing learnt yet about the node of `case`.
@@ -31,9 +34,10 @@ impl Ports {
     /// A server's packet may begin a connection too; its source is not masqueraded.
     pub(super) fn learn(
         &mut self,
-        sent: (IpAddr, u16),
+        sent: SocketAddr,
         from_client: bool,
-        (kernel, ours): (&[u8], &[u8]),
+        kernel: &[u8],
+        ours: &[u8],
     ) {
         let read = |bytes: &[u8]| {
             let ip = Ip::parse(bytes)?;
@@ -46,10 +50,11 @@ impl Ports {
         let same = (ip.source, ip.destination, ip.protocol)
             == (own.source, own.destination, own.protocol)
             && (is_icmp(ip.protocol) || port == our_port)
-            && (from_client || ip.source == sent.0);
+            && (from_client || ip.source == sent.ip());
         if same {
-            let server = (ip.destination, port);
-            self.learn_pair(ip.protocol, sent, server, (ip.source, theirs, our));
+            let server = SocketAddr::new(ip.destination, port);
+            let client = SocketAddr::new(ip.source, our);
+            self.learn_pair(ip.protocol, sent, server, client, theirs);
         }
     }
 
@@ -61,47 +66,46 @@ impl Ports {
             let Some(own) = own.get(&key(entry)) else {
                 continue;
             };
-            let server = |entry: &Entry| (entry.reply.source, entry.reply.source_port);
-            let client = |entry: &Entry| match is_icmp(entry.protocol) {
-                true => (entry.reply.destination, entry.reply.source_port),
-                false => (entry.reply.destination, entry.reply.destination_port),
+            let server =
+                |entry: &Entry| SocketAddr::new(entry.reply.source, entry.reply.source_port);
+            let client = |entry: &Entry| {
+                let port = match is_icmp(entry.protocol) {
+                    true => entry.reply.source_port,
+                    false => entry.reply.destination_port,
+                };
+                SocketAddr::new(entry.reply.destination, port)
             };
-            let ((address, theirs), (own_address, our)) = (client(entry), client(own));
-            let same = address == own_address
+            let (theirs, our) = (client(entry), client(own));
+            let same = theirs.ip() == our.ip()
                 && (is_icmp(entry.protocol) && entry.reply.source == own.reply.source
                     || server(entry) == server(own));
-            if same
-                && self
-                    .theirs(entry.protocol, server(entry), (address, our))
-                    .is_none()
-            {
-                let sent = (entry.original.source, entry.original.source_port);
-                self.learn_pair(entry.protocol, sent, server(entry), (address, theirs, our));
+            if same && self.theirs(entry.protocol, server(entry), our).is_none() {
+                let sent = SocketAddr::new(entry.original.source, entry.original.source_port);
+                self.learn_pair(entry.protocol, sent, server(entry), our, theirs.port());
             }
         }
     }
 
+    /// What was sent from `sent` came from `client` on our side, and from the port `theirs` on the other.
     fn learn_pair(
         &mut self,
         protocol: u8,
-        (address, sent): (IpAddr, u16),
-        (server, port): (IpAddr, u16),
-        (client, theirs, our): (IpAddr, u16, u16),
+        sent: SocketAddr,
+        server: SocketAddr,
+        client: SocketAddr,
+        theirs: u16,
     ) {
-        let range = range(sent, is_icmp(protocol));
-        let is_masqueraded = client != address || self.own.contains(&address);
-        let is_changed = is_masqueraded || (theirs != sent && our != sent);
+        let our = client.port();
+        let range = range(sent.port(), is_icmp(protocol));
+        let is_masqueraded = client.ip() != sent.ip() || self.own.contains(&sent.ip());
+        let is_changed = is_masqueraded || (theirs != sent.port() && our != sent.port());
         if is_changed && range.contains(&our) && range.contains(&theirs) {
-            let port = if is_icmp(protocol) { 0 } else { port };
-            self.pairs
-                .insert((protocol, server, port, client, our), theirs);
+            self.pairs.insert(key_of(protocol, server, client), theirs);
         }
     }
 
-    fn theirs(&self, protocol: u8, server: (IpAddr, u16), client: (IpAddr, u16)) -> Option<u16> {
-        let port = if is_icmp(protocol) { 0 } else { server.1 };
-        let key = (protocol, server.0, port, client.0, client.1);
-        self.pairs.get(&key).copied()
+    fn theirs(&self, protocol: u8, server: SocketAddr, client: SocketAddr) -> Option<u16> {
+        self.pairs.get(&key_of(protocol, server, client)).copied()
     }
 
     /// A tuple with the other side's port where ours stands.
@@ -114,22 +118,17 @@ impl Ports {
             destination_port,
         } = tuple;
         if is_icmp {
-            let theirs = self.theirs(protocol, (source, 0), (destination, source_port));
+            let server = SocketAddr::new(source, 0);
+            let theirs = self.theirs(protocol, server, SocketAddr::new(destination, source_port));
             return Tuple {
                 source_port: theirs.unwrap_or(source_port),
                 ..tuple
             };
         }
-        let from_server = self.theirs(
-            protocol,
-            (source, source_port),
-            (destination, destination_port),
-        );
-        let to_server = self.theirs(
-            protocol,
-            (destination, destination_port),
-            (source, source_port),
-        );
+        let sender = SocketAddr::new(source, source_port);
+        let receiver = SocketAddr::new(destination, destination_port);
+        let from_server = self.theirs(protocol, sender, receiver);
+        let to_server = self.theirs(protocol, receiver, sender);
         Tuple {
             source_port: to_server.unwrap_or(source_port),
             destination_port: from_server.unwrap_or(destination_port),
@@ -166,7 +165,8 @@ impl Ports {
     /// translated back belongs to a connection that is over.
     fn replacement(&self, ip: &Ip, bytes: &[u8]) -> Option<(usize, u16)> {
         let (source, destination) = ip.ports(bytes)?;
-        let (sender, receiver) = ((ip.source, source), (ip.destination, destination));
+        let sender = SocketAddr::new(ip.source, source);
+        let receiver = SocketAddr::new(ip.destination, destination);
         let [client, server] = if is_icmp(ip.protocol) { [4, 4] } else { [0, 2] };
         let to_server = self.theirs(ip.protocol, receiver, sender);
         let to_client = || self.theirs(ip.protocol, sender, receiver);
@@ -174,6 +174,14 @@ impl Ports {
             .map(|theirs| (client, theirs))
             .or_else(|| to_client().map(|theirs| (server, theirs)))
     }
+}
+
+/// Of ICMP the server has no port: the one identifier of a query is the client's.
+const fn key_of(protocol: u8, mut server: SocketAddr, client: SocketAddr) -> Key {
+    if is_icmp(protocol) {
+        server.set_port(0);
+    }
+    (protocol, server, client)
 }
 
 const fn is_icmp(protocol: u8) -> bool {

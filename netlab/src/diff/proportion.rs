@@ -185,7 +185,7 @@ fn chosen_by(side: &mut dyn Side, flow: &Flow, source_port: u16) -> Result<Optio
     let mut outputs = Vec::new();
     for bytes in wire::build(&packet, &ends, given) {
         side.world()
-            .send(flow.from, &bytes, (Sender::Raw, Client::Gone))?;
+            .send(flow.from, &bytes, Sender::Raw, Client::Gone)?;
         side.work()?;
     }
     side.world().take(&mut outputs)?;

@@ -3,6 +3,7 @@
 use super::canonical;
 use super::case::{Case, Step};
 use super::difference::{Difference, Seen};
+use super::ip::Fragment;
 use super::side::Entry;
 use super::wire::{self, ICMP, ICMPV6, Ip, SCTP, TCP, UDP};
 use super::world::Output;
@@ -138,7 +139,7 @@ fn packet_line(bytes: &[u8]) -> String {
     };
     let ports = ip
         .ports(bytes)
-        .filter(|_| ip.fragment.is_none_or(|(offset, _)| offset == 0));
+        .filter(|_| ip.fragment.is_none_or(|fragment| fragment.offset == 0));
     let mut line = format!(
         "{} > {}",
         end(ip.source, ports.map(|ports| ports.0)),
@@ -182,8 +183,9 @@ fn packet_line(bytes: &[u8]) -> String {
     };
     // Writing to a String does not fail.
     let _ = write!(line, "  {what}  {} bytes, ttl {ttl}", bytes.len());
-    if let Some((offset, more)) = ip.fragment {
-        let _ = write!(line, ", fragment {offset}{}", if more { "+" } else { "" });
+    if let Some(Fragment { offset, has_more }) = ip.fragment {
+        let more = if has_more { "+" } else { "" };
+        let _ = write!(line, ", fragment {offset}{more}");
     }
     if ip.is_error(bytes)
         && let Some(quoted) = bytes.get(ip.transport + 8..)

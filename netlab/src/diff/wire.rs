@@ -1,6 +1,7 @@
 //! Packets of a case as bytes, and their checksums.
 
 use super::case::{Body, Extension, Order, Packet, Segment, Shape};
+use super::ip::Fragment;
 pub(super) use super::ip::Ip;
 use std::net::IpAddr;
 
@@ -211,7 +212,7 @@ fn in_fragments(ends: &Ends, protocol: u8, body: &[u8], shape: &Shape, tag: u16)
         .fragment
         .filter(|size| usize::from(*size) < body.len())
     else {
-        return vec![ip(ends, protocol, body, shape, (tag, None))];
+        return vec![ip(ends, protocol, body, shape, tag, None)];
     };
     let size = usize::from(size.max(8)) / 8 * 8;
     let pieces: Vec<&[u8]> = body.chunks(size).collect();
@@ -220,8 +221,11 @@ fn in_fragments(ends: &Ends, protocol: u8, body: &[u8], shape: &Shape, tag: u16)
         .iter()
         .enumerate()
         .map(|(number, piece)| {
-            let fragment = (number * size, number < last);
-            ip(ends, protocol, piece, shape, (tag, Some(fragment)))
+            let fragment = Fragment {
+                offset: number * size,
+                has_more: number < last,
+            };
+            ip(ends, protocol, piece, shape, tag, Some(fragment))
         })
         .collect();
     match shape.order {
@@ -237,26 +241,34 @@ fn in_fragments(ends: &Ends, protocol: u8, body: &[u8], shape: &Shape, tag: u16)
         Order::Overlapping if last > 0 => {
             let start = (size / 2 / 8 * 8).max(8);
             let end = (start + size + 8).min(body.len());
-            let across = (tag, Some((start, end < body.len())));
-            fragments.insert(1, ip(ends, protocol, &body[start..end], shape, across));
+            let across = Fragment {
+                offset: start,
+                has_more: end < body.len(),
+            };
+            let across = ip(ends, protocol, &body[start..end], shape, tag, Some(across));
+            fragments.insert(1, across);
         }
         Order::Overlapping => {}
     }
     fragments
 }
 
-/// `(tag, (offset, more fragments))`.
-type Fragment = (u16, Option<(usize, bool)>);
-
-fn ip(ends: &Ends, protocol: u8, body: &[u8], shape: &Shape, fragment: Fragment) -> Vec<u8> {
+fn ip(
+    ends: &Ends,
+    protocol: u8,
+    body: &[u8],
+    shape: &Shape,
+    tag: u16,
+    fragment: Option<Fragment>,
+) -> Vec<u8> {
     match (ends.source, ends.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let addresses = [source.octets(), destination.octets()].concat();
-            ipv4(&addresses, protocol, body, shape, fragment)
+            ipv4(&addresses, protocol, body, shape, tag, fragment)
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
             let addresses = [source.octets(), destination.octets()].concat();
-            ipv6(&addresses, protocol, body, shape, fragment)
+            ipv6(&addresses, protocol, body, shape, tag, fragment)
         }
         // A case of two families in one packet is nobody's.
         _ => Vec::new(),
@@ -268,13 +280,14 @@ fn ipv4(
     protocol: u8,
     body: &[u8],
     shape: &Shape,
-    (tag, fragment): Fragment,
+    tag: u16,
+    fragment: Option<Fragment>,
 ) -> Vec<u8> {
     let options = usize::from(shape.options / 4 * 4).min(40);
     let header = 20 + options;
-    let (offset, more) = fragment.unwrap_or((0, false));
     let whole = fragment.is_none();
-    let flags = u16::from(shape.dont_fragment && whole) << 14 | u16::from(more) << 13;
+    let Fragment { offset, has_more } = fragment.unwrap_or_default();
+    let flags = u16::from(shape.dont_fragment && whole) << 14 | u16::from(has_more) << 13;
     let mut bytes = vec![0x40 | (header / 4) as u8, shape.tos];
     bytes.extend(((header + body.len()) as u16).to_be_bytes());
     bytes.extend(tag.to_be_bytes());
@@ -293,12 +306,13 @@ fn ipv6(
     protocol: u8,
     body: &[u8],
     shape: &Shape,
-    (tag, fragment): Fragment,
+    tag: u16,
+    fragment: Option<Fragment>,
 ) -> Vec<u8> {
     // Each names the next one. Only the first fragment's chain is looked at; all carry the same one here.
     let (mut next, mut extensions) = (protocol, Vec::new());
-    if let Some((offset, more)) = fragment {
-        let word = (offset as u16) | u16::from(more);
+    if let Some(Fragment { offset, has_more }) = fragment {
+        let word = (offset as u16) | u16::from(has_more);
         extensions = vec![next, 0];
         extensions.extend(word.to_be_bytes());
         extensions.extend(u32::from(tag).to_be_bytes());

@@ -87,7 +87,8 @@ impl World {
         &mut self,
         place: Place,
         packet: &[u8],
-        (by, client): (Sender, Client),
+        by: Sender,
+        client: Client,
     ) -> io::Result<()> {
         let Self {
             namespace, keepers, ..

@@ -9,8 +9,15 @@ use crate::diff::world::{Client, Output, Sender};
 use anyhow::Result;
 use std::time::Instant;
 
-/// The identification that stands for it, what was sent on each side, and what came out at once.
-type Exchange = (u16, [Vec<Vec<u8>>; 2], [Vec<Output>; 2]);
+/// A packet that was sent into both sides, and what came of it.
+pub(super) struct Exchange {
+    /// The identification that stands for it.
+    pub(super) tag: u16,
+    /// What was sent on each side.
+    pub(super) sent: [Vec<Vec<u8>>; 2],
+    /// What came out of each so far.
+    pub(super) outputs: [Vec<Output>; 2],
+}
 
 impl Run<'_> {
     /// Sends a packet of `flow` in step `number`: into the first side, then into the second at the same time.
@@ -18,7 +25,8 @@ impl Run<'_> {
         &mut self,
         number: usize,
         flow: usize,
-        (packet, from_client): (&Packet, bool),
+        packet: &Packet,
+        from_client: bool,
         sides: &mut Sides<'_>,
     ) -> Result<Exchange> {
         let by = self.sender(flow, packet, from_client);
@@ -38,7 +46,7 @@ impl Run<'_> {
         let mut end = begin;
         for nth in 0..2 {
             if nth == 1
-                && let Some(mut choice) = self.choice((flow, from_client), &outputs[0], tag)
+                && let Some(mut choice) = self.choice(flow, from_client, &outputs[0], tag)
             {
                 // What the node itself gets of IPv6 shows nowhere else.
                 let may_be_the_nodes = !outputs[0].is_empty() || choice.source.0.is_ipv6();
@@ -61,7 +69,7 @@ impl Run<'_> {
             sent[nth] = wire::build(packet, &ends, Circumstances { tag, heard });
             let is_told = nth == 1 && sides[1].set_time(end);
             for bytes in &sent[nth] {
-                sides[nth].world().send(place, bytes, (by, client))?;
+                sides[nth].world().send(place, bytes, by, client)?;
                 sides[nth].work()?;
             }
             if !is_told {
@@ -71,7 +79,7 @@ impl Run<'_> {
         }
         self.clock.sent(self.case, flow, (begin, end));
         self.tally.packets += sent[0].len() as u64;
-        Ok((tag, sent, outputs))
+        Ok(Exchange { tag, sent, outputs })
     }
 
     /// Who sends a packet of `flow`, and to whom; nobody if it is the server and the client's packet reached none.
@@ -150,7 +158,8 @@ impl Run<'_> {
     /// NodePort, and its own connection has gone.
     fn choice(
         &self,
-        (flow, from_client): (usize, bool),
+        flow: usize,
+        from_client: bool,
         outputs: &[Output],
         tag: u16,
     ) -> Option<Choice> {

@@ -28,7 +28,8 @@ pub(super) fn random(rng: &mut Rng, is_brief: bool, single_endpoints: bool) -> C
         service(
             number,
             families,
-            (is_brief, single_endpoints),
+            is_brief,
+            single_endpoints,
             rng,
             &mut objects,
         );
@@ -107,14 +108,15 @@ fn node(number: usize, name: &str, rng: &mut Rng) -> Value {
 fn service(
     number: usize,
     families: &[&str],
-    (is_brief, single): (bool, bool),
+    is_brief: bool,
+    single: bool,
     rng: &mut Rng,
     objects: &mut Vec<Value>,
 ) {
     let name = format!("s{number}");
     let ports = ports(number, rng);
     let (mut spec, status) = addresses(number, families, &ports, rng);
-    set_policies(&mut spec, (number, is_brief), rng);
+    set_policies(&mut spec, number, is_brief, rng);
     let (labels, annotations) = marks(rng);
     let hinted = rng.u8(..3) == 0;
     for family in families {
@@ -130,7 +132,7 @@ fn service(
                 },
                 "addressType": family,
                 "ports": slice_ports(&ports, part),
-                "endpoints": endpoints(*family == "IPv6", part, (hinted, single), rng),
+                "endpoints": endpoints(*family == "IPv6", part, hinted, single, rng),
             }));
         }
     }
@@ -194,7 +196,7 @@ fn addresses(number: usize, families: &[&str], ports: &[Port], rng: &mut Rng) ->
 }
 
 /// Who may come, where they may be led, and how long they stay there.
-fn set_policies(spec: &mut Value, (number, is_brief): (usize, bool), rng: &mut Rng) {
+fn set_policies(spec: &mut Value, number: usize, is_brief: bool, rng: &mut Rng) {
     let is_load_balancer = spec["type"] == "LoadBalancer";
     if is_load_balancer && rng.u8(..3) == 0 {
         let ranges: &[&[&str]] = &[
@@ -274,7 +276,7 @@ fn slice_ports(ports: &[Port], part: usize) -> Vec<Value> {
     ports.iter().map(port).collect()
 }
 
-fn endpoints(v6: bool, part: usize, (hinted, single): (bool, bool), rng: &mut Rng) -> Vec<Value> {
+fn endpoints(v6: bool, part: usize, hinted: bool, single: bool, rng: &mut Rng) -> Vec<Value> {
     let mut endpoints = Vec::new();
     let count = if single { 1 } else { rng.usize(..5) };
     for _ in 0..count {
@@ -330,7 +332,10 @@ pub(super) fn change(objects: &[Value], rng: &mut Rng) -> Vec<Value> {
                 );
                 match rng.u8(..3) {
                     0 => object["endpoints"] = json!([]),
-                    1 => object["endpoints"] = endpoints(v6, part, (false, false), rng).into(),
+                    1 => {
+                        let (hinted, single) = (false, false);
+                        object["endpoints"] = endpoints(v6, part, hinted, single, rng).into();
+                    }
                     _ => {
                         for endpoint in object["endpoints"].as_array_mut().into_iter().flatten() {
                             endpoint["conditions"] = conditions(rng);

@@ -190,8 +190,8 @@ impl Run<'_> {
             for subject in self.arguments.subjects() {
                 let size = counted(services, "Service");
                 eprintln!("bench: {} with {size}", subject.name());
-                let shape = (services, self.arguments.benchmark);
-                let bed = Bed::make(subject, shape, self.interrupted)?;
+                let benchmark = self.arguments.benchmark;
+                let bed = Bed::make(subject, services, benchmark, self.interrupted)?;
                 bed.rest()?;
                 beds.push(bed);
             }

@@ -83,7 +83,7 @@ pub fn agents(lab: &str, plan: &Plan) -> Vec<(String, Option<Status>)> {
 
 /// Waits until every agent has a newer table than `before`; objects that change no table make none, so not long.
 pub fn wait_for_tables(lab: &str, plan: &Plan, before: &[(String, Option<Status>)]) {
-    wait_for_newer_tables((lab, plan), before, Duration::from_secs(1));
+    wait_for_newer_tables(lab, plan, before, Duration::from_secs(1));
 }
 
 /// Why the agents' tables are not of the objects that they were given, as far as they say so.
@@ -106,7 +106,8 @@ pub fn require_taken(lab: &str, plan: &Plan) -> Result<(), Error> {
 
 /// The same for as long as the caller says.
 pub(crate) fn wait_for_newer_tables(
-    (lab, plan): (&str, &Plan),
+    lab: &str,
+    plan: &Plan,
     before: &[(String, Option<Status>)],
     within: Duration,
 ) {

@@ -315,7 +315,7 @@ impl Server {
                 && self.watch(&stream).is_ok()
             {
                 let arguments = self.arguments.clone();
-                let connection = Connection::new(stream, *protocol, (peer, local), arguments);
+                let connection = Connection::new(stream, *protocol, peer, local, arguments);
                 self.connections.insert(connection.descriptor(), connection);
             }
         }

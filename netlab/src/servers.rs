@@ -129,7 +129,7 @@ pub fn start_server(
         Run::Command(words) => ("command", in_folder(words, server), accepts()),
     };
     command.current_dir(&folder);
-    start(lab, host, namespace, (role, command, ready)).map(Some)
+    start(lab, host, namespace, role, command, ready).map(Some)
 }
 
 /// Starts the agent of a node.
@@ -161,7 +161,7 @@ pub fn start_agent(
         .arg("--control-socket")
         .arg(control_socket(lab, node))
         .args(options.arguments());
-    start(lab, host, namespace, ("agent", command, Ready::Line))
+    start(lab, host, namespace, "agent", command, Ready::Line)
 }
 
 impl Started {
@@ -227,7 +227,9 @@ fn start(
     lab: &str,
     host: &Host,
     namespace: &Namespace,
-    (role, mut command, ready): (&str, Command, Ready),
+    role: &str,
+    mut command: Command,
+    ready: Ready,
 ) -> Result<Started, Error> {
     let program = command.get_program().to_string_lossy().into_owned();
     let log = log(lab, &host.name);

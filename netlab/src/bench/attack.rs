@@ -20,7 +20,7 @@ use crate::plan::UPLINK;
 use bystanders::Bystanders;
 use forged::Forger;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 /// What is done.
@@ -84,7 +84,7 @@ pub(super) fn rows(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
 
 /// One attack, through a lab of its own.
 fn once(run: Run<'_>, services: u32, subject: Subject, attack: Attack) -> Result<Figures, Error> {
-    let bed = Bed::make(subject, (services, Benchmark::Attack), run.interrupted)?;
+    let bed = Bed::make(subject, services, Benchmark::Attack, run.interrupted)?;
     prepare(&bed)?;
     let size = attack.size(run);
     let (seen, packets_per_second, delivered) = bed.inside(Position::End, |address| {
@@ -152,7 +152,7 @@ fn make(attack: Attack, size: u32) -> io::Result<Option<f64>> {
     const LONGEST: Duration = Duration::from_secs(60);
     let mut forger = Forger::new(Instant::now() + LONGEST)?;
     match attack {
-        Attack::SynFlood => forger.syns(size, (VIP, FLOODED_PORT))?,
+        Attack::SynFlood => forger.syns(size, SocketAddrV4::new(VIP, FLOODED_PORT))?,
         Attack::Scan => forger.scan(size, SECOND_CLIENT, SILENT)?,
         Attack::PortsTaken => {
             let target = SocketAddr::from((VIP, MASQUERADED_PORT));
@@ -162,13 +162,10 @@ fn make(attack: Attack, size: u32) -> io::Result<Option<f64>> {
         Attack::FullTable => {
             // A flow is assured when it goes on two seconds after it began (`nf_conntrack_udp_packet`).
             let again = Instant::now() + Duration::from_millis(2500);
-            forger.datagrams(size, (VIP, PORT), WHO)?;
+            forger.datagrams(size, SocketAddrV4::new(VIP, PORT), WHO)?;
             std::thread::sleep(again.saturating_duration_since(Instant::now()));
-            forger.datagrams(size, (VIP, PORT), WHO)?;
+            forger.datagrams(size, SocketAddrV4::new(VIP, PORT), WHO)?;
         }
     }
     Ok(None)
 }
-
-/// An address and a port.
-type End = (Ipv4Addr, u16);

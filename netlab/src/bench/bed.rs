@@ -34,14 +34,15 @@ pub(super) struct Bed {
 impl Bed {
     pub(super) fn make(
         subject: Subject,
-        shape: (u32, Benchmark),
+        services: u32,
+        benchmark: Benchmark,
         interrupted: &(dyn Fn() -> bool + Sync),
     ) -> Result<Self, Error> {
         // Two runs at the same time would spoil one another, but not each other's labs.
         let (name, run) = (subject.name(), std::process::id());
-        let lab = format!("{PREFIX}{name}-{}-{run}", shape.0);
+        let lab = format!("{PREFIX}{name}-{services}-{run}");
         let folder = std::env::temp_dir().join(&lab);
-        let made = Self::make_in((&folder, &lab), subject, shape, interrupted);
+        let made = Self::make_in(&folder, &lab, subject, services, benchmark, interrupted);
         // What the lab needs it has copied.
         let removed = fs::remove_dir_all(&folder).map_err(io_error(folder.display().to_string()));
         if made.is_err() {
@@ -53,9 +54,11 @@ impl Bed {
     }
 
     fn make_in(
-        (folder, lab): (&Path, &str),
+        folder: &Path,
+        lab: &str,
         subject: Subject,
-        (services, benchmark): (u32, Benchmark),
+        services: u32,
+        benchmark: Benchmark,
         interrupted: &(dyn Fn() -> bool + Sync),
     ) -> Result<Self, Error> {
         let file = write_lab(folder, subject, benchmark)

@@ -54,7 +54,7 @@ impl Target<'_> {
         }
         write_whole(&path, objects.as_bytes()).map_err(io_error(path.display().to_string()))?;
         if self.subject.has_services() {
-            dataplane::wait_for_newer_tables((self.lab, self.plan), &before, PATIENCE);
+            dataplane::wait_for_newer_tables(self.lab, self.plan, &before, PATIENCE);
             self.require_loaded(objects)?;
         }
         Ok(())

@@ -34,7 +34,7 @@ pub(super) fn rows(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
     turns::take(run, all.collect(), |subject, round| {
         eprintln!("bench: {}, round {}", subject.name(), round + 1);
         // A new lab each time: what is in a table stays there for half a minute.
-        let bed = Bed::make(*subject, (services, Benchmark::Snat), run.interrupted)?;
+        let bed = Bed::make(*subject, services, Benchmark::Snat, run.interrupted)?;
         bed.add_client_address()?;
         let shares = SHARES.map(|(share, ..)| share);
         let found = bed.inside(Position::End, |address| fill_ports(address, &shares))?;

@@ -40,10 +40,10 @@ pub(super) fn rows(run: Run<'_>, services: u32) -> Result<Vec<Row>, Error> {
         let size = counted(services, "Service") + " of " + &counted(endpoints, "endpoint");
         let mut all = Vec::new();
         for subject in run.arguments.subjects() {
-            let bed = Bed::make(subject, (1, Benchmark::Update), run.interrupted)?;
+            let bed = Bed::make(subject, 1, Benchmark::Update, run.interrupted)?;
             bed.target().prepare()?;
             let key = Key::of(services, subject, "any").with_endpoints(endpoints);
-            all.push((key, Updated::of(bed, (services, endpoints))?));
+            all.push((key, Updated::of(bed, services, endpoints)?));
         }
         let patience = run.arguments.patience();
         rows.extend(turns::take(run, all, |updated, round| {
@@ -72,7 +72,7 @@ enum Updated {
 }
 
 impl Updated {
-    fn of(bed: Bed, (services, endpoints): (u32, u32)) -> Result<Self, Error> {
+    fn of(bed: Bed, services: u32, endpoints: u32) -> Result<Self, Error> {
         let objects = objects::many(services, endpoints);
         if !bed.subject.is_kernel() {
             let forms = Form::both(objects)?;

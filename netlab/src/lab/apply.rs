@@ -64,13 +64,14 @@ pub fn apply(lab: &str, file: &Path, prune: bool) -> Result<Applied> {
         added: change.names(&change.added),
         removed: change.names(&change.removed),
     };
-    change_hosts(&mut state, (&old, &new), &change, &text)?;
+    change_hosts(&mut state, &old, &new, &change, &text)?;
     Ok(applied)
 }
 
 fn change_hosts(
     state: &mut State,
-    (old, new): (&Plan, &Plan),
+    old: &Plan,
+    new: &Plan,
     change: &Change<'_>,
     objects: &str,
 ) -> Result<()> {

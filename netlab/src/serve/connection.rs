@@ -25,7 +25,8 @@ static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
 pub(super) struct Connection {
     stream: TcpStream,
     protocol: Protocol,
-    ends: (End, End),
+    peer: End,
+    local: End,
     arguments: Arc<Arguments>,
     input: Vec<u8>,
     output: Vec<u8>,
@@ -49,13 +50,15 @@ impl Connection {
     pub(super) fn new(
         stream: TcpStream,
         protocol: Protocol,
-        ends: (End, End),
+        peer: End,
+        local: End,
         arguments: Arc<Arguments>,
     ) -> Self {
         Self {
             stream,
             protocol,
-            ends,
+            peer,
+            local,
             arguments,
             input: Vec::new(),
             output: Vec::new(),
@@ -235,9 +238,8 @@ impl Connection {
                 self.respond("200 OK", "application/json", &json(&answer), head.is_head);
             }
             Target::Facts => {
-                let (peer, local) = self.ends;
                 let arguments = self.arguments.clone();
-                let facts = arguments.facts(self.protocol, peer, local);
+                let facts = arguments.facts(self.protocol, self.peer, self.local);
                 let facts = Facts {
                     request: Some(&head.line),
                     ..facts

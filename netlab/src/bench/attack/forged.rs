@@ -1,6 +1,5 @@
 //! Packets with addresses of others, made by hand and sent by a raw socket.
 
-use super::End;
 use dataplane::checksum::{add, pseudo_header, sum};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -31,14 +30,19 @@ impl Forger {
     }
 
     /// So many first packets of TCP connections, each of another stranger's.
-    pub(super) fn syns(&mut self, count: u32, to: End) -> io::Result<()> {
+    pub(super) fn syns(&mut self, count: u32, to: SocketAddrV4) -> io::Result<()> {
         self.each(count, |number| {
             packet(TCP, stranger(number), to, &syn(number))
         })
     }
 
     /// So many datagrams, each of another stranger's; the same ones when called again.
-    pub(super) fn datagrams(&mut self, count: u32, to: End, data: &[u8]) -> io::Result<()> {
+    pub(super) fn datagrams(
+        &mut self,
+        count: u32,
+        to: SocketAddrV4,
+        data: &[u8],
+    ) -> io::Result<()> {
         self.each(count, |number| {
             packet(UDP, stranger(number), to, &datagram(data))
         })
@@ -47,8 +51,9 @@ impl Forger {
     /// So many datagrams from one address to port after port of another one.
     pub(super) fn scan(&mut self, count: u32, from: Ipv4Addr, to: Ipv4Addr) -> io::Result<()> {
         self.each(count, |number| {
-            let from = (from, 40_000 + (number >> 16) as u16);
-            packet(UDP, from, (to, number as u16), &datagram(&[0; 10]))
+            let from = SocketAddrV4::new(from, 40_000 + (number >> 16) as u16);
+            let to = SocketAddrV4::new(to, number as u16);
+            packet(UDP, from, to, &datagram(&[0; 10]))
         })
     }
 
@@ -76,10 +81,10 @@ impl Forger {
 }
 
 /// Another address and port for each number, spread over both.
-fn stranger(number: u32) -> End {
+fn stranger(number: u32) -> SocketAddrV4 {
     let address = STRANGERS.to_bits() + (number & 0x1_ffff);
     let port = 1024 + (number >> 17) as u16 + (number % 61) as u16 * 1000;
-    (Ipv4Addr::from_bits(address), port)
+    SocketAddrV4::new(Ipv4Addr::from_bits(address), port)
 }
 
 /// Behind the ports: sequence number, flags, window; no options.
@@ -98,19 +103,24 @@ fn datagram(data: &[u8]) -> Vec<u8> {
 }
 
 /// An IPv4 packet; `rest` is what comes behind the ports.
-fn packet(protocol: u8, from: End, to: End, rest: &[u8]) -> Vec<u8> {
+fn packet(protocol: u8, from: SocketAddrV4, to: SocketAddrV4, rest: &[u8]) -> Vec<u8> {
     let length = 24 + rest.len() as u16;
     let mut packet = vec![0x45, 0];
     packet.extend(length.to_be_bytes());
     packet.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
-    packet.extend(from.0.octets());
-    packet.extend(to.0.octets());
-    packet.extend(from.1.to_be_bytes());
-    packet.extend(to.1.to_be_bytes());
+    packet.extend(from.ip().octets());
+    packet.extend(to.ip().octets());
+    packet.extend(from.port().to_be_bytes());
+    packet.extend(to.port().to_be_bytes());
     packet.extend(rest);
     if protocol == TCP {
         const CHECKSUM: usize = 20 + 16;
-        let header = pseudo_header(from.0.into(), to.0.into(), TCP, u32::from(length) - 20);
+        let header = pseudo_header(
+            (*from.ip()).into(),
+            (*to.ip()).into(),
+            TCP,
+            u32::from(length) - 20,
+        );
         let checksum = !add(header, sum(&packet[20..]));
         packet[CHECKSUM..CHECKSUM + 2].copy_from_slice(&checksum.to_be_bytes());
     }
@@ -124,20 +134,20 @@ mod tests {
 
     #[test]
     fn strangers_are_all_different() {
-        let all: HashSet<End> = (0..700_000).map(stranger).collect();
+        let all: HashSet<SocketAddrV4> = (0..700_000).map(stranger).collect();
         assert_eq!(all.len(), 700_000);
     }
 
     #[test]
     fn what_is_forged_is_intact() {
-        let from = (Ipv4Addr::new(198, 18, 3, 4), 5000);
-        let to = (Ipv4Addr::new(203, 0, 113, 10), 9001);
+        let from = SocketAddrV4::new(Ipv4Addr::new(198, 18, 3, 4), 5000);
+        let to = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 10), 9001);
         for (protocol, rest) in [(TCP, syn(7)), (UDP, datagram(b"who"))] {
             let bytes = packet(protocol, from, to, &rest);
             let length = u16::from_be_bytes([bytes[2], bytes[3]]);
             assert_eq!(usize::from(length), bytes.len());
             if protocol == TCP {
-                let header = pseudo_header(from.0.into(), to.0.into(), TCP, 20);
+                let header = pseudo_header((*from.ip()).into(), (*to.ip()).into(), TCP, 20);
                 assert_eq!(add(header, sum(&bytes[20..])), 0xffff);
             }
             let port = u16::from_be_bytes([bytes[20], bytes[21]]);

@@ -99,7 +99,7 @@ impl Placer {
                 continue;
             };
             match self.place(endpoint, address) {
-                Ok(placing) => self.endpoint(slice, endpoint, (address, placing), &ports),
+                Ok(placing) => self.endpoint(slice, endpoint, address, placing, &ports),
                 Err((field, message)) => {
                     let object = slice_name(slice);
                     let field = format!("endpoints[{index}].{field}");
@@ -165,7 +165,8 @@ impl Placer {
         &mut self,
         slice: &EndpointSlice,
         endpoint: &Endpoint,
-        (address, placing): (IpAddr, Placing),
+        address: IpAddr,
+        placing: Placing,
         ports: &BTreeSet<(Protocol, u16)>,
     ) {
         let key = match &endpoint.target_ref {
@@ -206,7 +207,9 @@ impl Placer {
         let pod = self
             .pods
             .entry(key)
-            .or_insert_with_key(|key| PlacedPod::new(key, placing, location));
+            .or_insert_with_key(|(namespace, name)| {
+                PlacedPod::new(namespace, name, placing, location)
+            });
         pod.addresses.insert(address);
         pod.ports.extend(ports);
     }
@@ -278,8 +281,9 @@ impl Placer {
         };
         let location = pod.location.clone();
         let entry = self.pods.entry(key);
-        let placed =
-            entry.or_insert_with_key(|key| PlacedPod::new(key, Placing::Pod(node), location));
+        let placed = entry.or_insert_with_key(|(namespace, name)| {
+            PlacedPod::new(namespace, name, Placing::Pod(node), location)
+        });
         placed.addresses.extend(addresses);
         placed.run = pod.run.clone();
         placed.files.clone_from(&pod.files);
@@ -372,10 +376,10 @@ impl Placer {
 }
 
 impl PlacedPod {
-    fn new((namespace, name): &(String, String), placing: Placing, location: Location) -> Self {
+    fn new(namespace: &str, name: &str, placing: Placing, location: Location) -> Self {
         Self {
-            namespace: namespace.clone(),
-            name: name.clone(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
             placing,
             addresses: BTreeSet::new(),
             ports: BTreeSet::new(),

@@ -179,7 +179,7 @@ const NEW: usize = 8;
 impl Scenario {
     fn run(&self, established: u32, settings: Settings) -> Row {
         let capacity = settings.capacity as u32;
-        let shared = shared(settings, (TCP, false), 9);
+        let shared = shared(settings, TCP, false, 9);
         establish(&shared, TCP, established);
         let mut others = Others::new(&shared, established);
         others.speak_all();
@@ -257,7 +257,7 @@ impl<'a> Others<'a> {
     fn speak_all(&mut self) {
         for direction in [Direction::Original, Direction::Reply] {
             for first in (0..self.established).step_by(CHUNK) {
-                let packets = (first..self.established).map(|nth| of_flow((Flow(nth), direction)));
+                let packets = (first..self.established).map(|nth| of_flow(Flow(nth), direction));
                 self.subject.count(packets.take(CHUNK), self.now);
             }
         }
@@ -273,7 +273,7 @@ impl<'a> Others<'a> {
             } else {
                 Direction::Reply
             };
-            of_flow((Flow(rng.u32(..established)), direction))
+            of_flow(Flow(rng.u32(..established)), direction)
         });
         let (elapsed, forwarded) = self.subject.count(packets.take(CHUNK), self.now);
         self.spoken += CHUNK as u64;

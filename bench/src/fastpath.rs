@@ -135,7 +135,7 @@ pub fn run(size: &Size, mut progress: impl FnMut(&str)) -> Report {
     progress("TCP, IPv6");
     let kinds = measures::kinds(size, many, &mut calm);
     progress("churn");
-    let churn = measures::NEW.map(|new| measures::churn(size, (many, new), &mut calm));
+    let churn = measures::NEW.map(|new| measures::churn(size, many, new, &mut calm));
     progress("other tables");
     let tables = tables::tables(size, many, &mut calm);
     progress("new flows");
@@ -170,7 +170,7 @@ fn start_of(turn: u64, chunks: usize) -> Timestamp {
 
 fn established(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Row> {
     let settings = Settings::kernel(flows as usize);
-    let shared = shared(settings, (Traffic::UDP_V4, false), 1);
+    let shared = shared(settings, Traffic::UDP_V4, false, 1);
     establish(&shared, Traffic::UDP_V4, flows);
     let limit = Limit::<{ limit::V4 }>::new(Traffic::UDP_V4, flows, 1);
     (0..)
@@ -180,18 +180,17 @@ fn established(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Row> {
                 [1, 2].map(|threads| {
                     let turn = (nth * size.rounds as u64 + round) * 2 + threads as u64 - 1;
                     let start = start_of(turn, size.chunks);
-                    let chunks = |thread| (batch, size.chunks, round * 64 + thread);
+                    let workload = |thread| Workload {
+                        flows,
+                        batch,
+                        chunks: size.chunks,
+                        seed: round * 64 + thread,
+                    };
                     let ours = together(threads, |thread| {
-                        measures::established_chunks(
-                            &shared,
-                            Traffic::UDP_V4,
-                            flows,
-                            (chunks(thread), start),
-                        )
+                        let workload = workload(thread);
+                        measures::established_chunks(&shared, Traffic::UDP_V4, workload, start)
                     });
-                    let bare = together(threads, |thread| {
-                        limit_chunks(&limit, flows, chunks(thread))
-                    });
+                    let bare = together(threads, |thread| limit_chunks(&limit, workload(thread)));
                     Turn { ours, bare }
                 })
             };
@@ -312,17 +311,32 @@ fn ns_of_all(stints: &[Stint]) -> f64 {
     mean * (end - start).as_secs_f64() / of_each.as_secs_f64()
 }
 
-fn limit_chunks<const WORDS: usize>(
-    limit: &Limit<WORDS>,
+/// Packets of established flows that path and limit handle in the same turn.
+#[derive(Clone, Copy)]
+struct Workload {
+    /// Flows in the table; packets are of any, in any direction.
     flows: u32,
-    (batch, chunks, seed): (usize, usize, u64),
-) -> Vec<Duration> {
+    /// Frames that are handled at once.
+    batch: usize,
+    /// Chunks of packets.
+    chunks: usize,
+    /// Which packets they are.
+    seed: u64,
+}
+
+impl Workload {
+    fn packets(self) -> impl Iterator<Item = (Flow, Direction)> {
+        random_packets(self.flows, self.seed)
+    }
+}
+
+fn limit_chunks<const WORDS: usize>(limit: &Limit<WORDS>, workload: Workload) -> Vec<Duration> {
     let mut frames: Vec<Frame> = (0..CHUNK).map(|_| Frame::from_packet(&[0; 64])).collect();
-    let mut packets = random_packets(flows, seed);
-    (0..chunks as u64)
+    let mut packets = workload.packets();
+    (0..workload.chunks as u64)
         .map(|chunk| {
             let packets = packets.by_ref().take(CHUNK);
-            limit.handle(packets, &mut frames, batch, MEASURED_AT.0 + chunk)
+            limit.handle(packets, &mut frames, workload.batch, MEASURED_AT.0 + chunk)
         })
         .collect()
 }

@@ -3,7 +3,7 @@
 use super::flows::Traffic;
 use super::measures::{self, Coming};
 use super::subject::{CHUNK, shared};
-use super::{MEASURED_AT, establish};
+use super::{MEASURED_AT, Workload, establish};
 use dataplane::conntrack::Settings;
 use dataplane::worker::Shared;
 
@@ -61,10 +61,15 @@ impl Counted {
     pub fn handle(self, chunks: usize) -> usize {
         match self {
             Self::Established(traffic) => {
-                let shared = shared(Settings::kernel(FLOWS as usize), (traffic, false), 1);
+                let shared = shared(Settings::kernel(FLOWS as usize), traffic, false, 1);
                 establish(&shared, traffic, FLOWS);
-                let size = (64, chunks, 1);
-                measures::established_chunks(&shared, traffic, FLOWS, (size, MEASURED_AT));
+                let workload = Workload {
+                    flows: FLOWS,
+                    batch: 64,
+                    chunks,
+                    seed: 1,
+                };
+                measures::established_chunks(&shared, traffic, workload, MEASURED_AT);
                 SPOKEN * FLOWS as usize + chunks * CHUNK
             }
             Self::First { masquerade } => {

@@ -159,7 +159,8 @@ impl Ends {
     pub(crate) fn write(
         self,
         traffic: Traffic,
-        (direction, stage): (Direction, Stage),
+        direction: Direction,
+        stage: Stage,
         frame: &mut Frame,
     ) {
         let mut packet = [0; LONGEST];

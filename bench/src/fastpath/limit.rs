@@ -116,7 +116,7 @@ impl<const WORDS: usize> Limit<WORDS> {
         let mut both = 0;
         for direction in [Direction::Original, Direction::Reply] {
             let ends = flow.ends(direction);
-            ends.write(self.traffic, (direction, Stage::Open), frame);
+            ends.write(self.traffic, direction, Stage::Open, frame);
             let probe = self.probe(frame.packet());
             for (word, &value) in self.words(entry, direction).iter().zip(&probe.addresses) {
                 word.store(value, Relaxed);
@@ -210,7 +210,7 @@ impl<const WORDS: usize> Limit<WORDS> {
     ) -> Duration {
         for (frame, (flow, direction)) in frames.iter_mut().zip(packets) {
             let ends = flow.ends(direction);
-            ends.write(self.traffic, (direction, Stage::Open), frame);
+            ends.write(self.traffic, direction, Stage::Open, frame);
         }
         let empty = Probe {
             hash: 0,

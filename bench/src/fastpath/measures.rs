@@ -5,8 +5,8 @@ use super::flows::{Family, Flow, Traffic};
 use super::limit::{self, Limit};
 use super::subject::{self, CHUNK, Subject, Wanted, of_flow, opening};
 use super::{
-    CHUNK_TIME, Calm, Size, Turn, Turns, establish, limit_chunks, median, random_packets, rounds,
-    start_of, together,
+    CHUNK_TIME, Calm, Size, Turn, Turns, Workload, establish, limit_chunks, median, random_packets,
+    rounds, start_of, together,
 };
 use dataplane::conntrack::{Confirmed, Conntrack, Headers, Settings, Statistics, Transport};
 use dataplane::ports::{self, ReservedPorts};
@@ -40,8 +40,8 @@ pub(super) fn kinds(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Kind> {
     let mut kinds: Vec<Kind> = Vec::new();
     for traffic in std::iter::once(Traffic::UDP_V4).chain(Traffic::OTHERS) {
         let mut kind = match traffic.family {
-            Family::Ipv4 => kind::<{ limit::V4 }>(size, (traffic, flows), calm),
-            Family::Ipv6 => kind::<{ limit::V6 }>(size, (traffic, flows), calm),
+            Family::Ipv4 => kind::<{ limit::V4 }>(size, traffic, flows, calm),
+            Family::Ipv6 => kind::<{ limit::V6 }>(size, traffic, flows, calm),
         };
         if let Some(udp_ipv4) = kinds.first() {
             kind.ratio_to_udp_ipv4 = kind.ns_per_packet / udp_ipv4.ns_per_packet;
@@ -51,21 +51,21 @@ pub(super) fn kinds(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Kind> {
     kinds
 }
 
-fn kind<const WORDS: usize>(
-    size: &Size,
-    (traffic, flows): (Traffic, u32),
-    calm: &mut Calm,
-) -> Kind {
+fn kind<const WORDS: usize>(size: &Size, traffic: Traffic, flows: u32, calm: &mut Calm) -> Kind {
     let settings = Settings::kernel(flows as usize);
-    let shared = subject::shared(settings, (traffic, false), 1);
+    let shared = subject::shared(settings, traffic, false, 1);
     establish(&shared, traffic, flows);
     let limit = Limit::<WORDS>::new(traffic, flows, 1);
     let taken = rounds(size.rounds, calm, |round| {
-        let chunks = (64, size.chunks, round);
+        let workload = Workload {
+            flows,
+            batch: 64,
+            chunks: size.chunks,
+            seed: round,
+        };
         let start = start_of(round, size.chunks);
-        let of_ours = |_| established_chunks(&shared, traffic, flows, (chunks, start));
-        let ours = together(1, of_ours);
-        let bare = together(1, |_| limit_chunks(&limit, flows, chunks));
+        let ours = together(1, |_| established_chunks(&shared, traffic, workload, start));
+        let bare = together(1, |_| limit_chunks(&limit, workload));
         Turn { ours, bare }
     });
     let turns = Turns::of(taken.into_iter());
@@ -80,17 +80,19 @@ fn kind<const WORDS: usize>(
     }
 }
 
-/// The time of each chunk of packets of random established flows, in batches of `batch`.
+/// The time of each chunk of packets; the first comes after `start`.
 pub(super) fn established_chunks(
     shared: &Shared,
     traffic: Traffic,
-    flows: u32,
-    ((batch, chunks, seed), start): ((usize, usize, u64), Timestamp),
+    workload: Workload,
+    start: Timestamp,
 ) -> Vec<Duration> {
-    let mut subject = Subject::new(shared, traffic, batch, seed);
-    let mut packets = random_packets(flows, seed).map(of_flow);
+    let mut subject = Subject::new(shared, traffic, workload.batch, workload.seed);
+    let mut packets = workload
+        .packets()
+        .map(|(flow, direction)| of_flow(flow, direction));
     let mut now = start;
-    (0..chunks)
+    (0..workload.chunks)
         .map(|_| {
             now = now.after(CHUNK_TIME);
             subject.handle(packets.by_ref().take(CHUNK), now)
@@ -120,9 +122,9 @@ pub struct Churn {
 pub(super) const NEW: [usize; 2] = [1, 4];
 
 /// Of so many new flows in each chunk, by one thread and by two.
-pub(super) fn churn(size: &Size, (flows, new): (u32, usize), calm: &mut Calm) -> [Churn; 2] {
+pub(super) fn churn(size: &Size, flows: u32, new: usize, calm: &mut Calm) -> [Churn; 2] {
     let room = flows as usize * 5 / 4 + 100_000;
-    let shared = subject::shared(Settings::kernel(room), (Traffic::UDP_V4, false), 5);
+    let shared = subject::shared(Settings::kernel(room), Traffic::UDP_V4, false, 5);
     establish(&shared, Traffic::UDP_V4, flows);
     let taken = rounds(size.rounds, calm, |round| {
         [1, 2].map(|threads| {
@@ -130,11 +132,11 @@ pub(super) fn churn(size: &Size, (flows, new): (u32, usize), calm: &mut Calm) ->
             let seed = |thread| round * 4 + threads as u64 + thread;
             let start = start_of(2 * round + threads as u64 - 1, size.chunks);
             together(threads, |thread| {
-                churn_chunks(&shared, (flows, new), (size.chunks, seed(thread)), start)
+                churn_chunks(&shared, flows, new, size.chunks, seed(thread), start)
             })
         })
     });
-    assert_churned(&shared.conntrack, (flows, new), size);
+    assert_churned(&shared.conntrack, flows, new, size);
     let of_rounds = |figure: &dyn Fn(&[f64; 2]) -> f64| median(taken.iter().map(figure).collect());
     let packets_per_new_flow = CHUNK / new;
     [0, 1].map(|nth| {
@@ -152,7 +154,7 @@ pub(super) fn churn(size: &Size, (flows, new): (u32, usize), calm: &mut Calm) ->
 
 /// # Panics
 /// When one of a thousand flows did not come or did not go: then nothing of worth was measured.
-fn assert_churned(conntrack: &Conntrack, (flows, new): (u32, usize), size: &Size) {
+fn assert_churned(conntrack: &Conntrack, flows: u32, new: usize, size: &Size) {
     let counted: Statistics = conntrack.statistics().into_iter().sum();
     let last = size.rounds * (1 + 2) * new;
     let all = last * size.chunks;
@@ -165,13 +167,16 @@ fn assert_churned(conntrack: &Conntrack, (flows, new): (u32, usize), size: &Size
 
 fn churn_chunks(
     shared: &Shared,
-    (flows, new): (u32, usize),
-    (chunks, seed): (usize, u64),
+    flows: u32,
+    new: usize,
+    chunks: usize,
+    seed: u64,
     start: Timestamp,
 ) -> Vec<Duration> {
     let mut subject = Subject::new(shared, Traffic::UDP_V4, 64, seed);
     let mut rng = Rng::with_seed(seed);
-    let mut established = random_packets(flows, seed).map(of_flow);
+    let mut established =
+        random_packets(flows, seed).map(|(flow, direction)| of_flow(flow, direction));
     let mut now = start;
     // Flows of the chunk before.
     let mut before = Vec::new();
@@ -180,7 +185,7 @@ fn churn_chunks(
         let coming = || Flow(rng.u32(1 << 31..3 << 30));
         let coming: Vec<Flow> = std::iter::repeat_with(coming).take(new).collect();
         let mut packets: Vec<Wanted> = established.by_ref().take(CHUNK - new).collect();
-        let first = |flow: &Flow| of_flow((*flow, Direction::Original));
+        let first = |flow: &Flow| of_flow(*flow, Direction::Original);
         packets.extend(coming.iter().map(first));
         let handled = subject.handle(packets.into_iter(), now);
         let start = Instant::now();
@@ -266,7 +271,7 @@ pub(super) fn new_flows(flows: u32, masquerade: bool, calm: &mut Calm) -> NewFlo
 /// lifetimes' flows are there at once.
 pub(super) fn for_coming(flows: u32, masquerade: bool) -> Shared {
     let settings = Settings::kernel(flows as usize * 2);
-    subject::shared(settings, (Traffic::UDP_V4, masquerade), 2)
+    subject::shared(settings, Traffic::UDP_V4, masquerade, 2)
 }
 
 /// Flows that come, and go because nobody answers.
@@ -291,7 +296,7 @@ impl<'a> Coming<'a> {
 
     /// A chunk of first packets, and the sweep meanwhile.
     pub(super) fn chunk(&mut self) -> Lives {
-        let packets = (self.next..).map(|number| opening((Flow(number), Direction::Original)));
+        let packets = (self.next..).map(|number| opening(Flow(number), Direction::Original));
         let first_packets = self.subject.handle(packets.take(CHUNK), self.now);
         self.next += CHUNK as u32;
         self.now = self.now.after(self.step);
@@ -409,7 +414,7 @@ pub struct Memory {
 pub(super) fn memory(flows: u32) -> Memory {
     let before = resident_bytes();
     let settings = Settings::kernel(flows as usize);
-    let shared = subject::shared(settings, (Traffic::UDP_V4, false), 4);
+    let shared = subject::shared(settings, Traffic::UDP_V4, false, 4);
     establish(&shared, Traffic::UDP_V4, flows);
     let grown = resident_bytes().saturating_sub(before);
     Memory {

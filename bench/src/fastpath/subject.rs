@@ -59,11 +59,7 @@ impl Device for Memory {
 }
 
 /// What workers share, for `capacity` connections.
-pub(crate) fn shared(
-    settings: Settings,
-    (traffic, masquerade): (Traffic, bool),
-    seed: u64,
-) -> Shared {
+pub(crate) fn shared(settings: Settings, traffic: Traffic, masquerade: bool, seed: u64) -> Shared {
     let mut rng = Rng::with_seed(seed);
     let key = std::array::from_fn(|_| rng.u64(..));
     Shared::new(
@@ -76,12 +72,12 @@ pub(crate) fn shared(
 pub(crate) type Wanted = (Ends, Direction, Stage);
 
 /// A packet of an established flow.
-pub(crate) const fn of_flow((flow, direction): (Flow, Direction)) -> Wanted {
+pub(crate) const fn of_flow(flow: Flow, direction: Direction) -> Wanted {
     (flow.ends(direction), direction, Stage::Open)
 }
 
 /// A packet of a flow that is being opened.
-pub(crate) const fn opening((flow, direction): (Flow, Direction)) -> Wanted {
+pub(crate) const fn opening(flow: Flow, direction: Direction) -> Wanted {
     (flow.ends(direction), direction, Stage::Opening)
 }
 
@@ -138,7 +134,8 @@ impl<'a> Subject<'a> {
             device.next -= 1;
             ends.write(
                 self.traffic,
-                (direction, stage),
+                direction,
+                stage,
                 &mut device.frames[device.next],
             );
         }

@@ -117,7 +117,7 @@ impl Lookup for Mutex<HashMap<Tuple, Entry, ahash::RandomState>> {
 
 pub(super) fn tables(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Table> {
     let settings = Settings::kernel(flows as usize);
-    let shared = subject::shared(settings, (Traffic::UDP_V4, false), 1);
+    let shared = subject::shared(settings, Traffic::UDP_V4, false, 1);
     establish(&shared, Traffic::UDP_V4, flows);
     let hash = || ahash::RandomState::with_seeds(1, 2, 3, 4);
     let dashmap = DashMap::with_hasher(hash());
@@ -147,7 +147,7 @@ pub(super) fn tables(size: &Size, flows: u32, calm: &mut Calm) -> Vec<Table> {
             let start = start_of(turn, size.chunks);
             all.map(|(_, table)| {
                 together(threads, |thread| {
-                    chunks(table, flows, (size.chunks, 2 * round + thread), start)
+                    chunks(table, flows, size.chunks, 2 * round + thread, start)
                 })
             })
         });
@@ -169,7 +169,8 @@ const TABLES: usize = 4;
 fn chunks(
     table: &dyn Lookup,
     flows: u32,
-    (chunks, seed): (usize, u64),
+    chunks: usize,
+    seed: u64,
     start: Timestamp,
 ) -> Vec<Duration> {
     let mut packets = random_packets(flows, seed);

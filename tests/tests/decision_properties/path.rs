@@ -112,7 +112,7 @@ fn ends(bytes: &[u8]) -> (SocketAddr, SocketAddr) {
 }
 
 /// Whether what the path did is one of the things that were explained.
-fn is_as_explained(packet: &Packet, said: &Explanation, (did, bytes): &(Verdict, Vec<u8>)) -> bool {
+fn is_as_explained(packet: &Packet, said: &Explanation, did: &Verdict, bytes: &[u8]) -> bool {
     let (source, destination) = ends(bytes);
     let is_kept = source == SocketAddr::new(packet.source, packet.source_port);
     let is_listed = |candidate: &Candidate| {
@@ -148,10 +148,10 @@ proptest! {
             let explainer = Explainer::new(&snapshot, &config, node).unwrap();
             for packet in &packets {
                 let said = explainer.explain(packet);
-                let did = send(&explainer, packet, seed);
+                let (did, bytes) = send(&explainer, packet, seed);
                 prop_assert!(
-                    is_as_explained(packet, &said, &did),
-                    "{node}: {packet:?}\nsaid {said:?}\ndid {:?} {:?}", did.0, ends(&did.1)
+                    is_as_explained(packet, &said, &did, &bytes),
+                    "{node}: {packet:?}\nsaid {said:?}\ndid {did:?} {:?}", ends(&bytes)
                 );
             }
         }

@@ -199,6 +199,7 @@ impl Train {
     }
 
     /// The frame that is to be sent for all of its packets; `None` when there is no train.
+    #[inline]
     pub fn frame(&mut self) -> Option<&Frame> {
         if self.count > 1 {
             self.write_headers();

@@ -120,9 +120,9 @@ impl Frame {
     /// of a tunnel it may be that of the packet inside (local checksum offload): the outer one is complete then.
     #[inline]
     pub fn owes_checksum(&self, transport: usize, offset: usize) -> bool {
-        let word =
-            |at: usize| usize::from(u16::from_ne_bytes([self.buffer[at], self.buffer[at + 1]]));
-        self.buffer[0] & NEEDS_CHECKSUM != 0 && (word(6), word(8)) == (transport, offset)
+        let header = &self.buffer[..VIRTIO_HEADER_LENGTH];
+        let word = |at: usize| usize::from(u16::from_ne_bytes([header[at], header[at + 1]]));
+        header[0] & NEEDS_CHECKSUM != 0 && (word(6), word(8)) == (transport, offset)
     }
 
     /// Whether the packet is a train of several, which the kernel has not cut yet (`gso_type`).

@@ -51,7 +51,7 @@ fn rewrite_as(
     tuple: &Tuple,
     translation: &Translation,
 ) {
-    let change = TransportChange::between((packet.is_ipv4(), protocol), tuple, translation);
+    let change = TransportChange::between(packet.is_ipv4(), protocol, tuple, translation);
     let state = packet.checksum_state();
     packet.set_addresses(
         translation.source,
@@ -146,7 +146,7 @@ fn inverse(translation: &Translation, protocol: Protocol) -> Translation {
 fn rewrite_quoted(quoted: &mut [u8], quote: &Quote, translation: &Translation) {
     let protocol = quote.tuple.protocol;
     let is_ipv4 = quote.tuple.source.is_ipv4();
-    let change = TransportChange::between((is_ipv4, protocol), &quote.tuple, translation);
+    let change = TransportChange::between(is_ipv4, protocol, &quote.tuple, translation);
     packet::write_addresses(quoted, translation.source, translation.destination);
     let transport = &mut quoted[quote.transport()..];
     write_ports(transport, protocol, translation);
@@ -178,7 +178,7 @@ struct TransportChange {
 
 impl TransportChange {
     #[inline(always)]
-    fn between((is_ipv4, protocol): (bool, Protocol), old: &Tuple, new: &Translation) -> Self {
+    fn between(is_ipv4: bool, protocol: Protocol, old: &Tuple, new: &Translation) -> Self {
         let addresses = Change::addresses(
             is_ipv4,
             [old.source, old.destination],

@@ -203,7 +203,7 @@ impl<'a, D: Device> Worker<'a, D> {
                 break;
             }
             let now = self.handle_batch(device, count, &clock);
-            let is_probably_alone = size == 1 && now.since(self.worked_until) > REST;
+            let is_probably_alone = size == 1 && now > self.worked_until.after(REST);
             if count < size || is_probably_alone {
                 self.sizes[device] = 1;
                 break;

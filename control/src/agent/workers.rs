@@ -210,7 +210,7 @@ fn copy(mut devices: Vec<(Origin, Source)>, stop: &OwnedFd, clock: Clock) -> io:
     while let Some(ready) = arrivals.wait()? {
         for device in ready {
             let (_, device) = &mut devices[device];
-            let is_probably_alone = clock.now().since(worked_until) > REST;
+            let is_probably_alone = clock.now() > worked_until.after(REST);
             while device.receive(&mut frame)? {
                 if !device.has_copies() {
                     // What cannot be sent is lost, as on any link.

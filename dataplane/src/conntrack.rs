@@ -48,7 +48,7 @@ pub use first_packet::{ConfirmError, Confirmed, Tentative};
 pub use listing::{ConnectionState, EntryView};
 use outcome::Outcome;
 pub use outcome::{Invalid, Tracked};
-pub(crate) use port_search::PortSearch;
+pub(crate) use pools::PortSearch;
 pub use segment::{SctpChunk, SctpChunkKind, SctpPacket, TcpFlags, TcpOptions, TcpSegment};
 pub use settings::{Settings, Timeouts};
 pub use slots::{EntryId, Guess, TupleHash};

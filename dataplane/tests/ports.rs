@@ -50,21 +50,13 @@ impl Node {
     }
 
     fn lease(&mut self, reply: &mut Tuple, now: Timestamp) -> Result<(), NoPort> {
-        let Self {
-            conntrack,
-            reserved,
-            random,
-        } = self;
-        lease(conntrack, reserved, reply, now, random)
+        let random = &mut self.random;
+        lease(&self.conntrack, &self.reserved, reply, now, random)
     }
 
     fn draw(&mut self, reply: &mut Tuple) -> Result<(), NoPort> {
-        let Self {
-            conntrack,
-            reserved,
-            random,
-        } = self;
-        draw(conntrack, reserved, reply, NOW, random)
+        let random = &mut self.random;
+        draw(&self.conntrack, &self.reserved, reply, NOW, random)
     }
 
     fn try_confirm(

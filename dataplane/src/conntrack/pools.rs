@@ -9,7 +9,6 @@
 //! taken) looks once more afterwards, and who removes an entry clears the bit after the entry is gone. So a new pool
 //! begins with no bit set, and learns as it is asked.
 
-use super::port_search::PortSearch;
 use crate::tuple::{Timestamp, Tuple};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
@@ -78,6 +77,13 @@ struct Pool {
     /// The last turn whose stretch was looked at for expired entries, counted from time zero.
     turn: AtomicU64,
     taken: Bitmap,
+}
+
+/// Which ports to search for a reply tuple: upwards from `start`, around inside `range`.
+pub(crate) struct PortSearch<'t> {
+    pub(crate) reply: &'t Tuple,
+    pub(crate) range: &'t RangeInclusive<u16>,
+    pub(crate) start: u16,
 }
 
 impl Pools {

@@ -1,16 +1,8 @@
 //! The table's part in the choice of a port ([`crate::ports`]).
 
-use super::pools::Bitmap;
+use super::pools::{Bitmap, PortSearch};
 use super::{Conntrack, Counter};
 use crate::tuple::{Timestamp, Tuple};
-use std::ops::RangeInclusive;
-
-/// Which ports to search for a reply tuple: upwards from `start`, around inside `range`.
-pub(crate) struct PortSearch<'t> {
-    pub(crate) reply: &'t Tuple,
-    pub(crate) range: &'t RangeInclusive<u16>,
-    pub(crate) start: u16,
-}
 
 impl Conntrack {
     /// A free port for a reply tuple from the destination's bitmap. `None`: it has none yet. `Some(None)`: all ports

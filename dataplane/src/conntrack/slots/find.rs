@@ -211,7 +211,7 @@ impl Slots {
         }
     }
 
-    /// Those of the original and of the reply tuple of an IPv6 entry.
+    /// [`Ends`] of the original and of the reply tuple of an IPv6 entry.
     #[inline]
     fn ends_v6(&self, index: u32) -> [Ends<4>; 2] {
         let addresses = self.addresses[index as usize].0.each_ref();
@@ -224,7 +224,7 @@ impl Slots {
     }
 }
 
-/// Those of the original and of the reply tuple of an IPv4 entry.
+/// [`Ends`] of the original and of the reply tuple of an IPv4 entry.
 #[inline(always)]
 fn ends_v4(line: &[AtomicU64; 8]) -> [Ends<1>; 2] {
     let word = |at: usize| line[at].load(Ordering::Relaxed);
@@ -267,4 +267,44 @@ fn sides<const WORDS: usize>(
     let word = |nth: usize| select_unpredictable(is_original, reply.0[nth], original.0[nth]);
     let ports = select_unpredictable(is_original, reply.1, original.1);
     Some((direction, (std::array::from_fn(word), ports)))
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    fn finds_both_sides<const WORDS: usize>(original: Ends<WORDS>, reply: Ends<WORDS>) {
+        let side = |own| sides(&own, &original, &reply);
+        assert_eq!(side(original), Some((Direction::Original, reply)));
+        assert_eq!(side(reply), Some((Direction::Reply, original)));
+        for ends in [original, reply] {
+            for bit in 0..32 {
+                assert_eq!(side((ends.0, ends.1 ^ 1 << bit)), None, "port bit {bit}");
+            }
+            for bit in 0..64 * WORDS {
+                let mut other = ends;
+                other.0[bit / 64] ^= 1 << (bit % 64);
+                assert_eq!(side(other), None, "address bit {bit}");
+            }
+        }
+        let (addresses, ports) = (original.0, reply.1);
+        assert_eq!(side((addresses, ports)), None, "a half of each");
+        assert_eq!(
+            sides(&original, &original, &original),
+            Some((Direction::Original, original)),
+            "what answers itself is original"
+        );
+    }
+
+    #[test]
+    fn a_tuple_is_of_the_side_that_it_equals_in_every_bit() {
+        finds_both_sides(
+            ([0x0a01_0203_ac10_0005], 0x9c40_0050),
+            ([0x0a80_0005_0a01_0203], 0x1f90_9c40),
+        );
+        finds_both_sides(
+            ([0xfd00, 0x0a01_0203, 0xfd00, 0xac10_0005], 0x9c40_0050),
+            ([0xfd00, 0x0a80_0005, 0xfd00, 0x0a01_0203], 0x1f90_9c40),
+        );
+    }
 }

@@ -277,11 +277,13 @@ struct SlotSet(u64);
 impl SlotSet {
     const EMPTY: Self = Self(0);
 
+    /// How many there are: the multiplication adds all bytes up in the uppermost.
     #[inline(always)]
     const fn count(self) -> u64 {
         self.0.wrapping_mul(0x0101_0101_0101_0101) >> 56
     }
 
+    /// Whether one is among the first [`PREFERRED`].
     #[inline(always)]
     const fn has_preferred(self) -> bool {
         self.0 & ((1 << (8 * PREFERRED)) - 1) != 0
@@ -313,5 +315,54 @@ impl Iterator for Candidates<'_> {
                 return Some(id);
             }
         }
+    }
+}
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests {
+    use super::*;
+
+    fn bucket(words: [u64; WIDTH]) -> Bucket {
+        Bucket(words.map(AtomicU64::new))
+    }
+
+    fn words(bucket: &Bucket) -> [u64; WIDTH] {
+        bucket.0.each_ref().map(|slot| slot.load(Ordering::Relaxed))
+    }
+
+    #[test]
+    fn slots_are_found_as_one_by_one() {
+        for filled in 0..1u64 << WIDTH {
+            let all = std::array::from_fn(|nth| (filled >> nth & 1) * (nth as u64 + 1));
+            let bucket = bucket(all);
+            let empty = bucket.slots_of(|word| word == 0);
+            let naive: Vec<usize> = (0..WIDTH).filter(|&nth| all[nth] == 0).collect();
+            assert_eq!(empty.count(), naive.len() as u64, "{filled:b}");
+            let preferred = naive.iter().any(|&nth| nth < PREFERRED);
+            assert_eq!(empty.has_preferred(), preferred, "{filled:b}");
+            let is = |slot: Option<&AtomicU64>, nth: Option<usize>| match (slot, nth) {
+                (Some(slot), Some(nth)) => std::ptr::eq(slot, &bucket.0[nth]),
+                (slot, nth) => slot.is_none() && nth.is_none(),
+            };
+            assert!(is(bucket.slot(empty), naive.first().copied()), "{filled:b}");
+            let rest = bucket.slot(empty.without_first());
+            assert!(is(rest, naive.get(1).copied()), "{filled:b}");
+            for word in 1..=WIDTH as u64 + 1 {
+                let nth = all.iter().position(|&other| other == word);
+                assert!(is(bucket.slot_with(word), nth), "{word} in {filled:b}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_that_another_filled_meanwhile_is_passed_over() {
+        let bucket = bucket([9, 0, 0, 9, 9, 0, 9, 9]);
+        let empty = bucket.slots_of(|word| word == 0);
+        assert!(bucket.put(1, empty));
+        assert!(bucket.put(2, empty));
+        assert_eq!(words(&bucket), [9, 1, 2, 9, 9, 0, 9, 9]);
+        bucket.0[5].store(9, Ordering::Relaxed);
+        assert!(!bucket.put(3, empty), "none is left");
+        assert_eq!(words(&bucket), [9, 1, 2, 9, 9, 9, 9, 9]);
     }
 }

@@ -5,7 +5,7 @@ use super::entry::{addresses_v6, has_windows, pair_v4, ports};
 use super::index::TupleHash;
 use super::{CONTROL, DEAD, LIVE, META, ORIGINAL, PENDING, PORTS, REPLY, STATE, Slots};
 use crate::conntrack::events::Farewell;
-use crate::conntrack::sync::{Ordering, fence, pause};
+use crate::conntrack::sync::{AtomicU64, Ordering, fence, pause};
 use crate::tuple::{Timestamp, Tuple};
 
 /// Tries in which an insertion gives way to others.
@@ -43,7 +43,14 @@ impl Slots {
         self.write(id, new);
         self.census.admit(new.original.source);
         self.pools.take(new.reply);
-        let result = self.settle(id, new, hashes, now);
+        let newcomer = Newcomer {
+            slots: self,
+            id,
+            new,
+            hashes,
+            now,
+        };
+        let result = newcomer.settle();
         if result.is_err() {
             self.unlink(id, *hashes);
             self.release(id);
@@ -53,141 +60,8 @@ impl Slots {
         result.map(|()| id)
     }
 
-    /// Tries until the entry is LIVE, or is known not to become so.
-    #[inline]
-    fn settle(
-        &self,
-        id: EntryId,
-        new: &NewEntry<'_>,
-        hashes: &[TupleHash; 2],
-        now: Timestamp,
-    ) -> Result<(), InsertError> {
-        if self.contend(id, new, hashes, 0, now)? {
-            return Ok(());
-        }
-        self.settle_later(id, new, hashes, now)
-    }
-
-    /// After a first try in vain: rivals are rare.
-    #[cold]
-    fn settle_later(
-        &self,
-        id: EntryId,
-        new: &NewEntry<'_>,
-        hashes: &[TupleHash; 2],
-        now: Timestamp,
-    ) -> Result<(), InsertError> {
-        let mut round = 0;
-        loop {
-            self.unlink(id, *hashes);
-            pause(round);
-            round += 1;
-            if self.contend(id, new, hashes, round, now)? {
-                return Ok(());
-            }
-        }
-    }
-
-    /// One try to become LIVE, invariant 5. `Ok(false)`: another one with a tuple of ours is on its way in; try again.
-    #[inline(always)]
-    fn contend(
-        &self,
-        id: EntryId,
-        new: &NewEntry<'_>,
-        hashes: &[TupleHash; 2],
-        round: u32,
-        now: Timestamp,
-    ) -> Result<bool, InsertError> {
-        let control = &self.hot[id.index as usize].0[CONTROL];
-        // Seen by whoever finds a slot of ours.
-        control.store(id.control(PENDING), Ordering::Release);
-        if !self.link(id, hashes[0]) || (new.original != new.reply && !self.link(id, hashes[1])) {
-            // Rivals for the same tuple fill its buckets for a moment; they step back as we do.
-            return if round < ROUNDS {
-                Ok(false)
-            } else {
-                Err(InsertError::BucketFull)
-            };
-        }
-        fence(Ordering::SeqCst);
-        match self.rival(id, new.original, hashes[0], round, now) {
-            Rival::None => {}
-            Rival::Live => return Err(InsertError::OriginalTaken),
-            Rival::Pending => return Ok(false),
-        }
-        match self.rival(id, new.reply, hashes[1], round, now) {
-            Rival::None => {}
-            Rival::Live => return Err(InsertError::ReplyTaken),
-            Rival::Pending => return Ok(false),
-        }
-        // Fails when a rival has turned us DEAD.
-        Ok(control
-            .compare_exchange(
-                id.control(PENDING),
-                id.control(LIVE),
-                Ordering::SeqCst,
-                Ordering::Relaxed,
-            )
-            .is_ok())
-    }
-
-    /// Looks for others that own `tuple`, or are about to.
-    #[inline]
-    fn rival(
-        &self,
-        id: EntryId,
-        tuple: &Tuple,
-        hash: TupleHash,
-        round: u32,
-        now: Timestamp,
-    ) -> Rival {
-        if self.has_others(id, hash) {
-            self.rival_among_others(id, tuple, hash, round, now)
-        } else {
-            Rival::None
-        }
-    }
-
-    /// Few tuples share a tag with others in their buckets.
-    #[cold]
-    fn rival_among_others(
-        &self,
-        id: EntryId,
-        tuple: &Tuple,
-        hash: TupleHash,
-        round: u32,
-        now: Timestamp,
-    ) -> Rival {
-        for other in self
-            .candidates(hash)
-            .filter(|other| other.index != id.index)
-        {
-            while let Some(snapshot) = self
-                .snapshot(other)
-                .filter(|snapshot| snapshot.owns(tuple).is_some())
-            {
-                if snapshot.is_live {
-                    if !snapshot.meta.is_expired(now) {
-                        return Rival::Live;
-                    }
-                    let is_expired = |meta: Meta| meta.is_expired(now);
-                    self.remove_if(snapshot.id, Farewell::at(now), is_expired);
-                } else if snapshot.id.index < id.index && round < ROUNDS {
-                    return Rival::Pending;
-                } else {
-                    // Ours goes first, or the other was not seen to move for long: it must try again.
-                    let control = &self.hot[snapshot.id.index as usize].0[CONTROL];
-                    let [pending, dead] = [snapshot.id.control(PENDING), snapshot.id.control(DEAD)];
-                    let _ = control.compare_exchange(
-                        pending,
-                        dead,
-                        Ordering::SeqCst,
-                        Ordering::Relaxed,
-                    );
-                }
-            }
-        }
-        Rival::None
+    fn control(&self, id: EntryId) -> &AtomicU64 {
+        &self.hot[id.index as usize].0[CONTROL]
     }
 
     fn write(&self, id: EntryId, new: &NewEntry<'_>) {
@@ -225,8 +99,128 @@ impl Slots {
     }
 }
 
+/// A written entry that is to become LIVE.
+struct Newcomer<'a> {
+    slots: &'a Slots,
+    id: EntryId,
+    new: &'a NewEntry<'a>,
+    /// Of its original and its reply tuple.
+    hashes: &'a [TupleHash; 2],
+    now: Timestamp,
+}
+
+/// Who else has a tuple, or is about to.
 enum Rival {
     None,
     Live,
     Pending,
+}
+
+impl Newcomer<'_> {
+    /// Tries until it is LIVE, or is known not to become so.
+    #[inline]
+    fn settle(&self) -> Result<(), InsertError> {
+        if self.contend(0)? {
+            return Ok(());
+        }
+        self.settle_later()
+    }
+
+    /// After a first try in vain: rivals are rare.
+    #[cold]
+    fn settle_later(&self) -> Result<(), InsertError> {
+        let mut round = 0;
+        loop {
+            self.slots.unlink(self.id, *self.hashes);
+            pause(round);
+            round += 1;
+            if self.contend(round)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One try to become LIVE, invariant 5. `Ok(false)`: another one with a tuple of ours is on its way in; try again.
+    #[inline(always)]
+    fn contend(&self, round: u32) -> Result<bool, InsertError> {
+        // Seen by whoever finds a slot of ours.
+        let control = self.slots.control(self.id);
+        control.store(self.id.control(PENDING), Ordering::Release);
+        if !self.link() {
+            // Rivals for the same tuple fill its buckets for a moment; they step back as we do.
+            return if round < ROUNDS {
+                Ok(false)
+            } else {
+                Err(InsertError::BucketFull)
+            };
+        }
+        fence(Ordering::SeqCst);
+        match self.rival(self.new.original, self.hashes[0], round) {
+            Rival::None => {}
+            Rival::Live => return Err(InsertError::OriginalTaken),
+            Rival::Pending => return Ok(false),
+        }
+        match self.rival(self.new.reply, self.hashes[1], round) {
+            Rival::None => {}
+            Rival::Live => return Err(InsertError::ReplyTaken),
+            Rival::Pending => return Ok(false),
+        }
+        // Fails when a rival has turned us DEAD.
+        Ok(turn(control, self.id, LIVE))
+    }
+
+    /// Puts both tuples into the index; one that answers itself has one.
+    #[inline(always)]
+    fn link(&self) -> bool {
+        let [original, reply] = *self.hashes;
+        self.slots.link(self.id, original)
+            && (self.new.original == self.new.reply || self.slots.link(self.id, reply))
+    }
+
+    /// Looks for others that own `tuple`, or are about to.
+    #[inline]
+    fn rival(&self, tuple: &Tuple, hash: TupleHash, round: u32) -> Rival {
+        if self.slots.has_others(self.id, hash) {
+            self.rival_among_others(tuple, hash, round)
+        } else {
+            Rival::None
+        }
+    }
+
+    /// Few tuples share a tag with others in their buckets.
+    #[cold]
+    fn rival_among_others(&self, tuple: &Tuple, hash: TupleHash, round: u32) -> Rival {
+        let candidates = self.slots.candidates(hash);
+        for other in candidates.filter(|other| other.index != self.id.index) {
+            while let Some(snapshot) = self
+                .slots
+                .snapshot(other)
+                .filter(|snapshot| snapshot.owns(tuple).is_some())
+            {
+                if snapshot.is_live {
+                    let is_expired = |meta: Meta| meta.is_expired(self.now);
+                    if !is_expired(snapshot.meta) {
+                        return Rival::Live;
+                    }
+                    let farewell = Farewell::at(self.now);
+                    self.slots.remove_if(snapshot.id, farewell, is_expired);
+                } else if snapshot.id.index < self.id.index && round < ROUNDS {
+                    return Rival::Pending;
+                } else {
+                    // Ours goes first, or the other was not seen to move for long: it must try again.
+                    turn(self.slots.control(snapshot.id), snapshot.id, DEAD);
+                }
+            }
+        }
+        Rival::None
+    }
+}
+
+/// Turns a PENDING entry LIVE or DEAD. False when another has turned it before.
+#[inline(always)]
+fn turn(control: &AtomicU64, id: EntryId, phase: u64) -> bool {
+    let [pending, turned] = [PENDING, phase].map(|phase| id.control(phase));
+    control
+        .compare_exchange(pending, turned, Ordering::SeqCst, Ordering::Relaxed)
+        .is_ok()
 }

@@ -1,4 +1,4 @@
-//! The table's memory: index buckets and entries, shared by all workers without a lock.
+//! The table's memory: index buckets and entries, shared by all workers. There is no lock but one bit of each entry.
 //!
 //! # Layout
 //!
@@ -23,7 +23,8 @@
 //!    packet's state takes, never across a wait; a lookup does not look at it. One exception: the deadline of a flow
 //!    whose status can change no more is replaced by compare-exchange ([`Slots::put_off`]).
 //! 4. A slot is filled by compare-exchange from empty, before the entry is LIVE, and emptied by the one who unlinks it.
-//!    A slot never moves. Two of one entry are distinct, and hold no other life's generation.
+//!    A slot never moves, and holds no other life's generation. The two of one entry lie apart; they hold the same word
+//!    where both tuples have one tag.
 //! 5. Of two entries with a tuple in common at most one becomes LIVE. Both publish their slots before they look for the
 //!    other (store, SeqCst fence, load: at least one sees the other), and who sees a LIVE one gives up; who sees a
 //!    PENDING one gives up or turns it DEAD, and a DEAD one cannot become LIVE.
@@ -65,16 +66,17 @@ const LOCKED: u64 = 0x4;
 
 /// Words of the hot line.
 const CONTROL: usize = 0;
-/// deadline in ticks (32) | status (16) | protocol (8) | zero.
+/// deadline in ticks (32) | status (16) | protocol (8) | zero (7) | whether it is of IPv6 (1).
 const META: usize = 1;
-/// IPv4: source << 32 | destination, of the original tuple; IPv6: hash of the tuple.
+/// IPv4: source << 32 | destination, of the original tuple. Of IPv6 nobody reads it.
 const ORIGINAL: usize = 2;
 /// The same of the reply tuple.
 const REPLY: usize = 3;
 /// original source, original destination, reply source, reply destination.
 const PORTS: usize = 4;
-/// First of the words that are the protocol's; of a free entry the number of the next free one.
+/// First of the words that are the protocol's.
 const STATE: usize = 5;
+/// Of a free entry: the number of the next free one plus one, or zero.
 const NEXT_FREE: usize = 7;
 
 #[cfg_attr(not(any(loom, shuttle)), derive(zerocopy::FromZeros))]

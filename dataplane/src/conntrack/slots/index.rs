@@ -133,8 +133,13 @@ impl Slots {
     }
 
     /// Empties the slots of `id`: one of each tuple, or none that was not filled yet.
+    ///
+    /// Where both tuples have one tag, both slots hold the same word: the one that is found first may be the other tuple's,
+    /// in a bucket that both can be in. So the first is looked for again.
     pub(super) fn unlink(&self, id: EntryId, hashes: [TupleHash; 2]) {
-        for hash in hashes {
+        let [original, reply] = hashes;
+        let again = (original.tag == reply.tag).then_some(original);
+        for hash in hashes.into_iter().chain(again) {
             let word = id.slot(hash);
             let [first, second] = self.buckets(hash);
             let slot = first.slot_with(word).or_else(|| second.slot_with(word));
@@ -350,6 +355,34 @@ mod tests {
             for word in 1..=WIDTH as u64 + 1 {
                 let nth = all.iter().position(|&other| other == word);
                 assert!(is(bucket.slot_with(word), nth), "{word} in {filled:b}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_whose_tuples_have_one_tag_leaves_no_slot() {
+        let tagged = |buckets| TupleHash { buckets, tag: 7 };
+        let shares = [[0, 1], [1, 0], [0, 2], [2, 0], [1, 2], [2, 1]];
+        let pairs = shares.iter().flat_map(|&a| shares.map(|b| [a, b]));
+        let id = EntryId {
+            index: 3,
+            generation: 0,
+        };
+        for [original, reply] in pairs {
+            for places in [[0, 0], [0, 1], [1, 0], [1, 1]] {
+                let slots = Slots::new(11, ahash::RandomState::with_seeds(1, 2, 3, 4), None);
+                let hashes = [tagged(original), tagged(reply)];
+                let word = id.slot(hashes[0]);
+                for (buckets, place) in [original, reply].into_iter().zip(places) {
+                    let bucket = &slots.buckets[buckets[place] as usize];
+                    assert!(bucket.put(word, bucket.slots_of(|word| word == 0)));
+                }
+                slots.unlink(id, hashes);
+                let is_empty = |bucket: &Bucket| words(bucket) == [0; WIDTH];
+                assert!(
+                    slots.buckets.iter().all(is_empty),
+                    "{original:?} {reply:?} {places:?}"
+                );
             }
         }
     }

@@ -1,12 +1,12 @@
 //! The path of a packet: [`process`], then [`established`] for packets of known connections, [`new_flow`] and [`settle`] for
 //! the first of a new one, [`related`] for ICMP errors about one.
 //!
-//! A packet takes one pass; the first one of a connection waits in its midst. A hit reads the service table only to find out
+//! A packet takes one pass; the first packet of a connection pauses halfway through it. A hit reads the service table only to find out
 //! whether a UDP flow from before the newest table still has its endpoint. Read first: `docs/architecture.md`; then the module
 //! whose noun interests you.
 //!
-//! What a hit passes through is inlined into [`process`], and what is rarely needed is handed small values only: a large
-//! one is handed over in memory, where it is written in parts and read as a whole, for which a processor waits.
+//! Whatever a hit passes through is inlined into [`process`]. Functions that are rarely needed are handed small values only: a
+//! large one would be passed in memory, written in parts and then read as a whole, and the processor waits for such reads.
 
 mod openings;
 mod prepared;

@@ -201,7 +201,7 @@ impl Bucket {
 
 /// `icmp_ratelimit`.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// DIFFERS: the kernel limits ICMPv6 errors the less the shorter the prefix of the route to the receiver is; here all are
+/// DIFFERS: the shorter the prefix of the route to the receiver, the less the kernel limits ICMPv6 errors; here all are
 /// limited as those that leave by a default route (`icmpv6_xrlim_allow`: a second, halved four times).
 const INTERVAL_V6: Duration = Duration::from_micros(62_500);
 const BURST: u32 = 6;

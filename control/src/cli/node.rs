@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
     /// Name of the node that this is
     #[arg(long, value_name = "NAME")]
     node: String,
-    /// Links to the outside: names, or the start of names with a + behind it
+    /// Links to the outside: names, or prefixes of names followed by `+`
     #[arg(long, value_name = "IF", required = true, num_args = 1..)]
     uplink: Vec<LinkPattern>,
     /// Links of pods, likewise
@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     /// Where other commands reach this agent [default: /run/penstock/nodes/NODE.sock]
     #[arg(long, value_name = "PATH")]
     control_socket: Option<PathBuf>,
-    /// Worker threads, each with queues of its own of every device [default: one on up to three processors, half of them beyond]
+    /// Worker threads, each with its own queues on every device [default: 1 on up to three processors, else half as many as processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     workers: Option<u8>,
     /// Take complete checksums and packets no larger than the MTU

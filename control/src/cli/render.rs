@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
   ssh node-a 'iptables-save; ip6tables-save' |
     penstock render --diff - --snapshot objects.yaml --config kube-proxy.yaml --node node-a")]
 pub(crate) struct Arguments {
-    /// In the format of `iptables-save` (and `ip6tables-save` behind it) or of `nft list ruleset`
+    /// Which rules to print: in the format of `iptables-save` (then `ip6tables-save`), or of `nft list ruleset`
     #[arg(value_enum, required_unless_present = "diff")]
     mode: Option<Mode>,
     #[command(flatten)]

@@ -4,9 +4,9 @@
 //! random probing has failed often, and from then on the table keeps it: a bit is set before an entry goes in, and
 //! cleared when one has gone.
 //!
-//! Invariants: the table decides, the bits only guide. A bit may say free of a port that is taken (the caller checks);
-//! it does not stay set for a port that is free: who sets it without an entry of its own (a caller that found the port
-//! taken) looks once more afterwards, and who removes an entry clears the bit after the entry is gone. So a new pool
+//! Invariants: the table decides, the bits only guide. A bit may be clear although its port is taken (the caller checks),
+//! but it does not stay set for a port that is free: whoever sets it without an entry of its own (a caller that found the
+//! port taken) looks once more afterwards, and whoever removes an entry clears the bit after the entry is gone. So a new pool
 //! begins with no bit set, and learns as it is asked.
 
 use crate::tuple::{Timestamp, Tuple};

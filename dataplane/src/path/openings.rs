@@ -1,15 +1,17 @@
 //! Connections that the first packets of a batch open: planned, and on their way into the table.
 //!
-//! The index lines of a reply tuple are known when its endpoint is, and far away. So a connection is planned, and waits here
-//! with its packet while its lines come near and the next first packets of the batch are planned: their waits overlap.
+//! Which index lines a reply tuple needs is known only when its endpoint has been chosen, and they are seldom in the cache. So a
+//! planned connection waits here with its packet while its lines are fetched and the next first packets of the batch are
+//! planned: their waits overlap.
 //! [`settle`] enters them.
 //!
 //! Invariant: packets leave in the order in which they came, and find what they would have found. Only first packets are
 //! handled while one waits; whatever else comes makes all that wait settle first ([`Openings::must_settle_before`]). Of two that
 //! plan one reply tuple the second one finds it taken, and looks further, as it would have.
 //!
-//! DIFFERS: a packet of a connection that an earlier packet of the same batch opened is known for one only when it has been
-//! found. It leaves in its turn; but one that ends its connection may free the reply tuple that one which waits wants.
+//! DIFFERS: that a packet belongs to a connection which an earlier packet of the same batch opened is known only once the
+//! connection has been found. The packet still leaves in its turn; but if it ends its connection, it may free the reply tuple
+//! that a waiting first packet wants.
 
 use super::prepared::Prepared;
 use super::{Context, is_stale, no_room, translate};

@@ -1,4 +1,4 @@
-//! [`Index`]: where in the list of frontends a key's begin.
+//! [`Index`]: at which place in the list of frontends those of a key begin.
 
 use super::chunks::{Chunks, Position};
 use super::{Claim, FrontendKey};

@@ -1,4 +1,4 @@
-//! What a program can ask of the memory beyond its bytes: to be near in time, and to come in large pages.
+//! What a program can ask of memory besides its bytes: prefetching into the cache, and large pages.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};

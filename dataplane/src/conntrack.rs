@@ -40,7 +40,7 @@ use events::Farewell;
 use slots::{Sighting, Slots};
 use statistics::{Counter, PerWorker};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 pub use events::{Event, EventKind, Listener};
@@ -225,8 +225,8 @@ pub struct Conntrack {
     stream_lag: u32,
     /// Where the next sweep begins.
     cursor: AtomicUsize,
-    /// An early drop found nothing to drop: the next sweep takes closing connections too.
-    pressed: AtomicBool,
+    /// An early drop found nothing to drop: of so many entries the sweep takes closing connections, too.
+    pressed: AtomicUsize,
 }
 
 impl fmt::Debug for Conntrack {
@@ -257,7 +257,7 @@ impl Conntrack {
             accounts: (0..accounts).map(|_| Default::default()).collect(),
             statistics: PerWorker::new(),
             cursor: AtomicUsize::new(0),
-            pressed: AtomicBool::new(false),
+            pressed: AtomicUsize::new(0),
         }
     }
 

@@ -12,6 +12,9 @@ use crate::tuple::{Direction, Timestamp, Tuple};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+/// How often a connection is tried for which the table had no room.
+const TRIES: usize = 8;
+
 /// A connection that nobody can find yet.
 #[derive(Clone, Debug)]
 pub struct Tentative {
@@ -135,11 +138,13 @@ impl Conntrack {
         now: Timestamp,
     ) -> Result<Confirmed, ConfirmError> {
         let new = tentative.entry(now);
+        let mut tries = 0;
         loop {
             match self.slots.insert(&new, hashes, now) {
                 Ok(id) => return Ok(Confirmed::Inserted(self.inserted(id, tentative, &new, now))),
                 Err(error) => {
-                    if let Some(known) = self.not_inserted(error, tentative, now) {
+                    tries += 1;
+                    if let Some(known) = self.not_inserted(error, tentative, tries, now) {
                         return known;
                     }
                 }
@@ -170,12 +175,13 @@ impl Conntrack {
         })
     }
 
-    /// What becomes of a connection that the table did not take; `None`: it has room now.
+    /// What becomes of a connection that the table did not take, after so many tries; `None`: it has room now.
     #[cold]
     fn not_inserted(
         &self,
         error: InsertError,
         tentative: &Tentative,
+        tries: usize,
         now: Timestamp,
     ) -> Option<Result<Confirmed, ConfirmError>> {
         match error {
@@ -197,7 +203,8 @@ impl Conntrack {
                 Some(Err(ConfirmError::SourceLimit))
             }
             InsertError::Full | InsertError::BucketFull => {
-                let has_room = self.early_drop(tentative, error, now);
+                // Others may take what became free, or be about to free what they took out of the table: nobody waits for them.
+                let has_room = tries < TRIES && self.early_drop(tentative, error, now);
                 (!has_room).then(|| Err(self.full(error)))
             }
         }

@@ -13,8 +13,8 @@ const AT_ONCE: usize = 16;
 impl Conntrack {
     /// Removes expired entries, looking at no more than `budget` of the table. Returns how many it removed.
     ///
-    /// When nothing could be dropped early, closing connections go too, assured or not, for as long as the table is at
-    /// 95 % or more (kernel `gc_worker`).
+    /// When nothing could be dropped early, closing connections go too, assured or not: for one round through the table, while
+    /// it is at 95 % or more (kernel `gc_worker`).
     pub fn expire(&self, now: Timestamp, budget: usize) -> usize {
         let used = self.slots.used();
         if used == 0 {
@@ -22,7 +22,7 @@ impl Conntrack {
         }
         let budget = budget.min(used);
         let start = self.cursor.fetch_add(budget, Relaxed);
-        let mut surplus = self.surplus();
+        let mut surplus = self.surplus(budget);
         let mut removed = 0;
         let mut due = Vec::with_capacity(AT_ONCE);
         let first = start % used;
@@ -51,31 +51,31 @@ impl Conntrack {
         removed.count()
     }
 
-    /// How many closing connections have to go.
-    fn surplus(&self) -> usize {
-        let few_enough = (self.capacity() * 95).div_ceil(100) - 1;
-        let surplus = self.len().saturating_sub(few_enough);
-        if surplus > 0 && self.pressed.swap(false, Relaxed) {
-            surplus
-        } else {
-            0
+    /// How many closing connections have to go among the next `budget` entries.
+    fn surplus(&self, budget: usize) -> usize {
+        let left = |left: usize| (left > 0).then(|| left.saturating_sub(budget));
+        if self.pressed.fetch_update(Relaxed, Relaxed, left).is_err() {
+            return 0;
         }
+        let few_enough = (self.capacity() * 95).div_ceil(100) - 1;
+        self.len().saturating_sub(few_enough)
     }
 
-    /// Makes room. False when nothing went.
+    /// Makes room, unless there is some by now. False when there is none.
     pub(super) fn early_drop(
         &self,
         tentative: &Tentative,
         error: InsertError,
         now: Timestamp,
     ) -> bool {
-        let hashes = [&tentative.original, &tentative.reply].map(|tuple| self.slots.hash(tuple));
+        let mut hashes = [&tentative.original, &tentative.reply]
+            .map(|tuple| self.slots.hash(tuple))
+            .into_iter();
         if error == InsertError::BucketFull {
-            return hashes
-                .into_iter()
-                .any(|hash| self.drop_one(self.slots.in_the_way(hash), now));
+            let has_room = |hash| self.slots.has_place(hash) || self.drop_one(hash, now);
+            return hashes.all(has_room);
         }
-        hashes.into_iter().any(|hash| self.drop_near(hash, now))
+        self.len() < self.capacity() || hashes.any(|hash| self.drop_near(hash, now))
     }
 
     /// As the kernel's `early_drop`: of the eight buckets from the new tuple's on, in the first that holds any entry which
@@ -90,8 +90,10 @@ impl Conntrack {
         })
     }
 
-    /// The kernel's chains have no end that one comes to: where a bucket has, no more go than need to.
-    fn drop_one(&self, mut entries: impl Iterator<Item = Snapshot>, now: Timestamp) -> bool {
+    /// One of those in the buckets of a tuple. The kernel's chains have no end that one comes to: where a bucket has, no more
+    /// go than need to.
+    fn drop_one(&self, hash: TupleHash, now: Timestamp) -> bool {
+        let mut entries = self.slots.in_buckets(hash);
         entries.any(|entry| self.drop_unassured(&entry, now))
     }
 
@@ -111,7 +113,7 @@ impl Conntrack {
             self.statistics.add(Counter::InsertFailed, 1);
         }
         self.statistics.add(Counter::Drop, 1);
-        self.pressed.store(true, Relaxed);
+        self.pressed.store(self.slots.used(), Relaxed);
         ConfirmError::TableFull
     }
 }
@@ -152,6 +154,16 @@ mod tests {
                 .all(|bucket| wanted.contains(&bucket))
         };
         (0..=u16::MAX).map(flow).filter(is_wanted).collect()
+    }
+
+    #[test]
+    fn room_that_others_made_meanwhile_is_room() {
+        let conntrack = Conntrack::new(Settings::kernel(16), [7; 4]);
+        let headers = flows_of(&conntrack, [0, 1]).remove(0);
+        let tentative = conntrack.open(&headers, NOW).unwrap();
+        for error in [InsertError::BucketFull, InsertError::Full] {
+            assert!(conntrack.early_drop(&tentative, error, NOW), "{error:?}");
+        }
     }
 
     #[test]

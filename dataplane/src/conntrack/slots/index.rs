@@ -159,20 +159,20 @@ impl Slots {
         self.live_of(&self.buckets[bucket])
     }
 
-    /// The LIVE entries of the two buckets of `hash`, when neither has an empty slot.
-    pub(in crate::conntrack) fn in_the_way(
+    /// Whether a slot is empty that a tuple could have.
+    pub(in crate::conntrack) fn has_place(&self, hash: TupleHash) -> bool {
+        let is_empty = |slot: &AtomicU64| slot.load(Ordering::Relaxed) == 0;
+        let mut slots = self.buckets(hash).into_iter().flat_map(|bucket| &bucket.0);
+        slots.any(is_empty)
+    }
+
+    /// The LIVE entries of the two buckets of a tuple.
+    pub(in crate::conntrack) fn in_buckets(
         &self,
         hash: TupleHash,
     ) -> impl Iterator<Item = Snapshot> + '_ {
-        let buckets = self.buckets(hash);
-        let is_empty = |slot: &AtomicU64| slot.load(Ordering::Relaxed) == 0;
-        let has_place = buckets
-            .into_iter()
-            .any(|bucket| bucket.0.iter().any(is_empty));
-        buckets
-            .into_iter()
-            .filter(move |_| !has_place)
-            .flat_map(|bucket| self.live_of(bucket))
+        let buckets = self.buckets(hash).into_iter();
+        buckets.flat_map(|bucket| self.live_of(bucket))
     }
 
     #[cfg(all(test, not(any(loom, shuttle))))]

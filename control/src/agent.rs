@@ -83,6 +83,8 @@ pub struct Settings {
     pub limit_rejects: bool,
     /// Connections that one source address may have; no limit but the table's when absent.
     pub connections_per_source: Option<u32>,
+    /// Whether packets and bytes of each connection are counted (`nf_conntrack_acct`).
+    pub accounting: bool,
     /// What workers do with packets.
     pub work: Work,
 }

@@ -40,7 +40,7 @@ use events::Farewell;
 use slots::{Sighting, Slots};
 use statistics::{Counter, PerWorker};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 pub use events::{Event, EventKind, Listener};
@@ -51,7 +51,7 @@ pub use outcome::{Invalid, Tracked};
 pub(crate) use pools::PortSearch;
 pub use segment::{SctpChunk, SctpChunkKind, SctpPacket, TcpFlags, TcpOptions, TcpSegment};
 pub use settings::{Settings, Timeouts};
-pub use slots::{EntryId, Guess, TupleHash};
+pub use slots::{Count, EntryId, Guess, TupleHash};
 pub use statistics::Statistics;
 pub use status::Status;
 pub use tcp::TcpSettings;
@@ -212,12 +212,11 @@ fn age(opened: u32, now: Timestamp) -> Duration {
     Duration::from_nanos(u64::from(ticks.max(0) as u32) << TICK_BITS)
 }
 
-/// The table of connections. Shared by all workers; nothing on a packet's way waits for another flow.
+/// The table of connections. Shared by all workers. A packet may wait for another one of its own flow; for one of another flow
+/// only where that one's entry has to make room, for as long as a packet's state takes.
 pub struct Conntrack {
     settings: Settings,
     slots: Slots,
-    /// Packets and bytes of the original, then of the reply direction.
-    accounts: Box<[[AtomicU64; 4]]>,
     statistics: PerWorker,
     /// That of UDP streams, bounded, for every datagram needs it.
     stream_timeout: Duration,
@@ -244,17 +243,11 @@ impl Conntrack {
         let [a, b, c, d] = hash_key;
         let hash = ahash::RandomState::with_seeds(a, b, c, d);
         let stream_timeout = settings.timeouts.udp.stream.min(LONGEST);
-        let accounts = if settings.accounting {
-            settings.capacity
-        } else {
-            0
-        };
         Self {
             stream_timeout,
             stream_lag: tick(Timestamp::default().after(stream_timeout / STREAM_LAG_PARTS)),
+            slots: Slots::new(&settings, hash),
             settings,
-            slots: Slots::new(settings.capacity, hash, settings.per_source),
-            accounts: (0..accounts).map(|_| Default::default()).collect(),
             statistics: PerWorker::new(),
             cursor: AtomicUsize::new(0),
             pressed: AtomicUsize::new(0),
@@ -368,7 +361,7 @@ impl Conntrack {
 
     /// Bytes that the table takes when it is full of IPv4 flows: index, entries, accounts.
     pub fn bytes(&self) -> usize {
-        self.slots.bytes() + size_of_val(&*self.accounts)
+        self.slots.bytes()
     }
 
     /// Counters by worker.

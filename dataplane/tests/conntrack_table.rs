@@ -5,13 +5,13 @@
 mod flow;
 
 use dataplane::conntrack::{
-    ConfirmError, Confirmed, Conntrack, Headers, ServiceTag, Settings, Statistics, Tracked,
+    ConfirmError, Confirmed, Conntrack, Count, Headers, ServiceTag, Settings, Statistics, Tracked,
     Transport,
 };
 use dataplane::service::Generation;
 use dataplane::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
 use flow::{ACK, Client, Flow, RST, SYN, SYN_ACK, Server, address, remove, segment};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Barrier;
 use std::time::Duration;
 
@@ -163,12 +163,76 @@ fn accounting() {
         flow.segment(Client, segment(RST, 5, 0)),
         flow::Class::Invalid(_)
     ));
+    let count = |packets| Count {
+        packets,
+        bytes: 100 * packets,
+    };
     let entry = flow.entry().unwrap();
-    assert_eq!(
-        (entry.packets, entry.bytes),
-        ([2, 1], [200, 100]),
-        "INVALID ones are not counted"
-    );
+    let counted = Some([count(2), count(1)]);
+    assert_eq!(entry.counts, counted, "INVALID ones are not counted");
+}
+
+/// A SYN that is sent again renews no timeout, so it is not counted; what is told of a connection's end is its own, also
+/// when its entry has another life by then.
+#[test]
+fn counts_of_a_life() {
+    let mut settings = Settings::kernel(10);
+    settings.accounting = true;
+    let conntrack = Conntrack::new(settings, [1; 4]);
+    let listener = conntrack.listen();
+    let syn = |client| Headers {
+        tuple: Tuple {
+            protocol: Protocol::TCP,
+            ..tuple(true, client)
+        },
+        transport: Transport::Tcp(segment(SYN, 1000, 0)),
+        length: 60,
+    };
+    let open = |client| {
+        let tentative = conntrack.open(&syn(client), NOW).unwrap();
+        let Ok(Confirmed::Inserted(found)) = conntrack.confirm(&tentative, NOW) else {
+            panic!("not inserted");
+        };
+        found
+    };
+    let first = open(1);
+    assert_eq!(conntrack.track(&first, &syn(1), NOW), Tracked::Accepted);
+    assert!(conntrack.end(first.entry(), NOW));
+    open(2);
+    let told: Vec<_> = std::iter::from_fn(|| listener.next())
+        .map(|event| (event.entry.original.source, event.entry.counts))
+        .collect();
+    let sent = Count {
+        packets: 1,
+        bytes: 60,
+    };
+    let [one, two] = [1, 2].map(|client| tuple(true, client).source);
+    let ended = Some([sent, Count::default()]);
+    assert_eq!(told, [(one, None), (one, ended), (two, None)]);
+}
+
+/// Two entries that live at one time never have the same identifier, and lives that follow one another neither.
+#[test]
+fn identifiers_are_of_one_life() {
+    for capacity in [16, 300] {
+        let conntrack = Conntrack::new(Settings::kernel(capacity), [1; 4]);
+        let pod = address(true, 200);
+        let ids = || {
+            let mut ids = Vec::new();
+            conntrack.for_each(NOW, |entry| ids.push(entry.id));
+            ids
+        };
+        let mut seen = HashSet::new();
+        for client in 0..1000 {
+            let _ = confirm(&conntrack, tuple(true, client), pod, NOW).unwrap();
+            assert!(seen.insert(ids()[0]), "{client}");
+            assert!(remove(&conntrack, &tuple(true, client), NOW));
+        }
+        for client in 0..10 {
+            let _ = confirm(&conntrack, tuple(true, client), pod, NOW).unwrap();
+        }
+        assert_eq!(ids().into_iter().collect::<HashSet<_>>().len(), 10);
+    }
 }
 
 /// Clash at confirmation: the loser adopts; a foreign owner of the reply tuple is told.
@@ -191,7 +255,8 @@ fn clashes() {
         "the winner's endpoint"
     );
     let winner = conntrack.get(&tuple(true, 1), NOW).unwrap();
-    assert_eq!(winner.packets, [2, 0], "the loser's packet counts as well");
+    let packets = winner.counts.unwrap().map(|count| count.packets);
+    assert_eq!(packets, [2, 0], "the loser's packet counts as well");
     let mut other_vip = tuple(true, 1);
     other_vip.destination = address(true, 251);
     assert_eq!(

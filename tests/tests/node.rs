@@ -304,6 +304,36 @@ fn root_a_source_has_a_limit_of_connections() {
     assert_eq!(network.sh("pod1", other), "answered\n");
 }
 
+/// With `--accounting` packets and bytes are those that the client's own kernel counts.
+#[test]
+fn root_packets_and_bytes_are_counted() {
+    let network = Network::build("pen-count", VETHS);
+    let _servers = network.serve();
+    let _agent = network.agent("prefix.yaml", &["--accounting"]);
+    let count = "nft 'add table ip t; add chain ip t c { type filter hook output priority 0; }; add rule ip t c ct state new accept'
+        sysctl -qw net.netfilter.nf_conntrack_acct=1
+        curl -s -m 5 -o /dev/null http://203.0.113.1/
+        conntrack -L -p tcp --dport 80 2>/dev/null";
+    let of_the_kernel = network.sh("client", count);
+    let program = program("penstock").display().to_string();
+    let list = format!(
+        "{program} conntrack -L --node solo --control-socket /run/pen-count.sock -p tcp --dport 80"
+    );
+    let ours = network.sh("node", &list);
+    let counts = |line: &str| {
+        let words = line.split(' ').map(str::to_owned);
+        words
+            .filter(|word| word.starts_with("packets=") || word.starts_with("bytes="))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(counts(&of_the_kernel).len(), 4, "{of_the_kernel}");
+    assert_eq!(
+        counts(&ours),
+        counts(&of_the_kernel),
+        "{ours}{of_the_kernel}"
+    );
+}
+
 #[test]
 fn root_objects_that_are_wrong_change_nothing() {
     let network = Network::build("pen-wrong", VETHS);

@@ -34,6 +34,7 @@ pub(super) fn shared(settings: &Settings, config: &KubeProxyConfig) -> Shared {
     let keys = std::array::from_fn(|index| random.hash_one(index));
     let limits = conntrack::Settings {
         per_source: settings.connections_per_source,
+        accounting: settings.accounting,
         ..conntrack_settings(config)
     };
     Shared {

@@ -43,6 +43,9 @@ pub(crate) struct Arguments {
     /// Connections that one source address may have, so that one that scans does not push out others [default: no limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     connections_per_source: Option<u32>,
+    /// Count packets and bytes of each connection, for `penstock conntrack` (net.netfilter.nf_conntrack_acct)
+    #[arg(long)]
+    accounting: bool,
     /// Never sleep: a processor for each worker, and no packet waits for one to wake up
     #[arg(long)]
     busy_poll: bool,
@@ -77,6 +80,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
         },
         limit_rejects: !arguments.no_reject_limit,
         connections_per_source: arguments.connections_per_source,
+        accounting: arguments.accounting,
         work: match (arguments.copy, arguments.busy_poll) {
             (true, _) => Work::Copy,
             (false, true) => Work::Services(Waiting::Busy),

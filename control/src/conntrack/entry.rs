@@ -1,6 +1,6 @@
 //! A connection as it is sent and printed.
 
-use dataplane::conntrack::{EntryView, Status};
+use dataplane::conntrack::{Count, EntryView, Status};
 use dataplane::tuple::{Protocol, Tuple};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -86,8 +86,8 @@ impl Entry {
             timeout_milliseconds: (!view.timeout.is_zero())
                 .then_some(view.timeout.as_millis() as u64),
             state: view.state.map(|state| Cow::Borrowed(state.name())),
-            original: Side::new(&view.original, view.packets[0], view.bytes[0]),
-            reply: Side::new(&view.reply, view.packets[1], view.bytes[1]),
+            original: Side::new(&view.original, view.counts.map(|[original, _]| original)),
+            reply: Side::new(&view.reply, view.counts.map(|[_, reply]| reply)),
             seen_reply: view.status.has(Status::SEEN_REPLY),
             assured: view.status.has(Status::ASSURED),
             source_nat: view.status.has(Status::SRC_NAT),
@@ -99,11 +99,9 @@ impl Entry {
 }
 
 impl Side {
-    fn new(tuple: &Tuple, packets: u64, bytes: u64) -> Self {
+    fn new(tuple: &Tuple, count: Option<Count>) -> Self {
         let (has_ports, is_icmp) = (has_ports(tuple.protocol), tuple.protocol.is_icmp());
         let [kind, code] = tuple.destination_port.to_be_bytes();
-        // The first packet of a connection is counted, so zero of both directions means that nothing is.
-        let count = |number: u64| (number > 0).then_some(number);
         Self {
             source: tuple.source.into(),
             destination: tuple.destination.into(),
@@ -114,8 +112,8 @@ impl Side {
                 code,
                 id: tuple.source_port,
             }),
-            packets: count(packets),
-            bytes: count(bytes),
+            packets: count.map(|count| count.packets),
+            bytes: count.map(|count| count.bytes),
         }
     }
 }

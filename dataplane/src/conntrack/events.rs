@@ -130,7 +130,15 @@ impl Conntrack {
 impl Listener<'_> {
     /// The oldest event that was not taken yet, if there is one.
     pub fn next(&self) -> Option<Event> {
-        let Change { kind, at, entry } = self.queue.changes.pop()?;
+        let Change {
+            kind,
+            at,
+            mut entry,
+        } = self.queue.changes.pop()?;
+        // As the kernel, which tells what passed when it is all.
+        entry.counts = entry
+            .counts
+            .filter(|_| matches!(kind, EventKind::Destroy { .. }));
         Some(Event {
             kind,
             at,

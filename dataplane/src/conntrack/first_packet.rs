@@ -9,7 +9,6 @@ use super::{
 };
 use super::{deadline, icmp, sctp, state, tcp, tick};
 use crate::tuple::{Direction, Timestamp, Tuple};
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 /// How often a connection is tried for which the table had no room.
@@ -141,7 +140,7 @@ impl Conntrack {
         let mut tries = 0;
         loop {
             match self.slots.insert(&new, hashes, now) {
-                Ok(id) => return Ok(Confirmed::Inserted(self.inserted(id, tentative, &new, now))),
+                Ok(id) => return Ok(Confirmed::Inserted(self.inserted(id, &new, now))),
                 Err(error) => {
                     tries += 1;
                     if let Some(known) = self.not_inserted(error, tentative, tries, now) {
@@ -153,15 +152,8 @@ impl Conntrack {
     }
 
     #[inline]
-    fn inserted(
-        &self,
-        id: EntryId,
-        tentative: &Tentative,
-        new: &NewEntry<'_>,
-        now: Timestamp,
-    ) -> Found {
+    fn inserted(&self, id: EntryId, new: &NewEntry<'_>, now: Timestamp) -> Found {
         self.statistics.add(Counter::Inserted, 1);
-        self.open_account(id.index, tentative.length);
         if self.slots.events().is_heard() {
             let entry = Snapshot::of_new(id, new);
             self.slots.events().tell(EventKind::New, now, entry);
@@ -190,7 +182,9 @@ impl Conntrack {
                 let found = self.find(&tentative.original, now)?;
                 self.statistics.add(Counter::ClashResolve, 1);
                 // As `nf_ct_acct_merge` does.
-                self.account(found.0.id.index, found.0.direction, tentative.length);
+                if let Some(entry) = self.slots.lock(found.entry()) {
+                    entry.count(found.direction(), tentative.length);
+                }
                 Some(Ok(Confirmed::Adopted(found)))
             }
             InsertError::ReplyTaken => {
@@ -215,14 +209,6 @@ impl Conntrack {
         self.statistics.add(Counter::InsertFailed, 1);
         self.statistics.add(Counter::Drop, 1);
     }
-
-    fn open_account(&self, index: u32, length: u32) {
-        if let Some(account) = self.accounts.get(index as usize) {
-            for (word, value) in account.iter().zip([1, u64::from(length), 0, 0]) {
-                word.store(value, Relaxed);
-            }
-        }
-    }
 }
 
 impl Tentative {
@@ -243,6 +229,7 @@ impl Tentative {
             }
             .pack(),
             state: &self.state,
+            length: self.length,
         }
     }
 }

@@ -10,7 +10,6 @@ use super::statistics::Counter;
 use super::{Conntrack, EntryId, Found, GRE, Headers, HeadersView, Status, TcpSegment, Transport};
 use super::{age, deadline, remaining, state, tick, udp};
 use crate::tuple::{Direction, Protocol, Timestamp};
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 impl Conntrack {
@@ -33,7 +32,7 @@ impl Conntrack {
         let meta = found.0.meta;
         let is_stream = meta.protocol == Protocol::UDP
             && found.status().has(Status::STREAM)
-            && self.accounts.is_empty();
+            && !self.slots.has_accounts();
         is_stream && {
             let deadline = tick(now.after(self.stream_timeout));
             self.slots
@@ -56,7 +55,7 @@ impl Conntrack {
         if let Transport::Tcp(segment) = headers.transport
             && self.moves_windows(&entry, segment, direction, now)
         {
-            self.account(entry.index(), direction, headers.length);
+            entry.count(direction, headers.length);
             return Tracked::Accepted;
         }
         self.advance_any(entry, direction, headers, now)
@@ -103,7 +102,10 @@ impl Conntrack {
             if direction == Direction::Reply && outcome != Outcome::End {
                 status.set(Status::SEEN_REPLY);
             }
-            self.account(entry.index(), direction, headers.length);
+        }
+        // Where the timeout is not renewed nothing is counted either (`nf_ct_refresh_acct`).
+        if matches!(outcome, Outcome::Refresh(_) | Outcome::End) {
+            entry.count(direction, headers.length);
         }
         let has_changed =
             status.0 != meta.status || state::bits_of_state(entry.word(state::DETAIL)) != state;
@@ -178,14 +180,6 @@ impl Conntrack {
                 Outcome::Refresh(self.stateless_timeout(headers.tuple.protocol))
             }
         }
-    }
-
-    pub(super) fn account(&self, index: u32, direction: Direction, length: u32) {
-        let Some(account) = self.accounts.get(index as usize) else {
-            return;
-        };
-        account[2 * direction as usize].fetch_add(1, Relaxed);
-        account[2 * direction as usize + 1].fetch_add(u64::from(length), Relaxed);
     }
 
     pub(super) const fn stateless_timeout(&self, protocol: Protocol) -> Duration {

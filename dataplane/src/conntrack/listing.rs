@@ -2,10 +2,9 @@
 
 use super::events::Farewell;
 use super::slots::Snapshot;
-use super::{Conntrack, ServiceTag, Status, remaining, sctp, state, tcp};
+use super::{Conntrack, Count, EntryId, ServiceTag, Status, remaining, sctp, state, tcp};
 use crate::tuple::{Direction, Protocol, Timestamp, Tuple};
 use std::fmt;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 /// A connection's state, for TCP and SCTP.
@@ -46,13 +45,12 @@ pub struct EntryView {
     pub timeout: Duration,
     /// Status bits.
     pub status: Status,
-    /// Packets by direction; zero without [`super::Settings::accounting`].
-    pub packets: [u64; 2],
-    /// Bytes by direction; zero without [`super::Settings::accounting`].
-    pub bytes: [u64; 2],
+    /// What passed in the original and in the reply direction; nothing without [`super::Settings::accounting`], and in
+    /// events but the last.
+    pub counts: Option<[Count; 2]>,
     /// For whom the connection was made.
     pub service: Option<ServiceTag>,
-    /// Identifies the entry while it lives (`-o id`).
+    /// Identifies the entry while it lives (`-o id`): no other one has it then.
     pub id: u32,
 }
 
@@ -95,20 +93,22 @@ impl Conntrack {
     }
 
     pub(super) fn view(&self, entry: &Snapshot, now: Timestamp) -> EntryView {
-        let account = self.accounts.get(entry.id.index as usize);
-        let count = |at: usize| account.map_or(0, |account| account[at].load(Relaxed));
         EntryView {
             original: entry.original,
             reply: entry.reply,
             state: connection_state(entry),
             timeout: remaining(entry.meta.deadline, now),
             status: Status(entry.meta.status),
-            packets: [count(0), count(2)],
-            bytes: [count(1), count(3)],
+            counts: entry.counts,
             service: state::load_service([entry.hot[state::SERVICE], entry.hot[state::FLAGS]]),
-            // Another one for each life of an entry.
-            id: entry.id.index ^ entry.id.generation.rotate_left(24),
+            id: self.number(entry.id),
         }
+    }
+
+    /// The place of an entry in the table, and above it as many bits of the number of its life as there is room for.
+    fn number(&self, id: EntryId) -> u32 {
+        let places = self.capacity().next_power_of_two().trailing_zeros();
+        id.generation.checked_shl(places).unwrap_or(0) | id.index
     }
 }
 

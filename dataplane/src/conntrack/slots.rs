@@ -32,6 +32,7 @@
 //! Rejected: one slot's compare-exchange as the moment of insertion (a connection has two, both must appear at once);
 //! a pointer per slot (8 bytes more per flow); cuckoo moves (readers would have to look twice).
 
+mod accounts;
 mod entry;
 mod find;
 mod free;
@@ -44,8 +45,11 @@ mod models;
 use super::census::Census;
 use super::events::Events;
 use super::pools::Pools;
+use super::settings::Settings;
 use super::sync::{AtomicU64, Ordering};
 
+use accounts::Accounts;
+pub use accounts::Count;
 pub use entry::EntryId;
 pub(super) use entry::{Meta, NewEntry, Sighting, Snapshot, StateWords};
 pub use find::Guess;
@@ -95,6 +99,7 @@ pub(super) struct Slots {
     hot: Zeroed<Line>,
     windows: Zeroed<Windows>,
     addresses: Zeroed<Line>,
+    accounts: Accounts,
     /// tag << 32 | number of the first free entry plus one. The tag makes each pop's compare-exchange fail when
     /// the list changed meanwhile.
     free: AtomicU64,
@@ -126,7 +131,9 @@ macro_rules! zeroed {
 
 impl Slots {
     /// Memory for `capacity` entries, zero and thereby empty: slots 0, entries FREE with generation 0.
-    pub(super) fn new(capacity: usize, hash: ahash::RandomState, per_source: Option<u32>) -> Self {
+    /// What is counted of them and how many a source may have, `settings` say.
+    pub(super) fn new(settings: &Settings, hash: ahash::RandomState) -> Self {
+        let capacity = settings.capacity;
         let slots = capacity * 2 * 10 / 7;
         let buckets = slots.div_ceil(WIDTH).max(2);
         Self {
@@ -134,9 +141,10 @@ impl Slots {
             hot: zeroed!(Line, capacity),
             windows: zeroed!(Windows, capacity),
             addresses: zeroed!(Line, capacity),
+            accounts: Accounts::new(if settings.accounting { capacity } else { 0 }),
             free: AtomicU64::new(0),
             fresh: AtomicU64::new(0),
-            census: Census::new(per_source, hash.clone()),
+            census: Census::new(settings.per_source, hash.clone()),
             pools: Pools::new(hash.clone()),
             events: Events::default(),
             hash,
@@ -167,8 +175,14 @@ impl Slots {
         (self.fresh.load(Ordering::Relaxed) as usize).min(self.capacity())
     }
 
-    /// Memory that is reserved for every entry of IPv4, index included, in bytes.
+    /// Whether packets and bytes are counted.
+    pub(super) const fn has_accounts(&self) -> bool {
+        !self.accounts.is_empty()
+    }
+
+    /// Memory that is reserved for every entry of IPv4, index and accounts included, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.buckets) + size_of_val(&*self.hot) + size_of_val(&*self.windows)
+        let entries = size_of_val(&*self.hot) + size_of_val(&*self.windows);
+        size_of_val(&*self.buckets) + entries + self.accounts.bytes()
     }
 }

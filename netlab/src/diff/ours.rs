@@ -84,6 +84,7 @@ fn settings(case: &Case) -> Settings {
         offloads: Offloads::On,
         limit_rejects: case.icmp_limits,
         connections_per_source: None,
+        accounting: false,
         work: Work::Services(Waiting::Asleep),
     }
 }

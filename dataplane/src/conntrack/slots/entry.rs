@@ -1,5 +1,6 @@
 //! What an entry holds, and how it is packed into words.
 
+use super::accounts::Count;
 use super::index::TupleHash;
 use crate::conntrack::tick;
 use crate::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
@@ -77,11 +78,13 @@ pub(in crate::conntrack) struct Snapshot {
     pub(in crate::conntrack) meta: Meta,
     /// The hot words of the state.
     pub(in crate::conntrack) hot: [u64; 3],
+    /// What passed, when it is counted.
+    pub(in crate::conntrack) counts: Option<[Count; 2]>,
     pub(super) is_live: bool,
 }
 
 impl Snapshot {
-    /// Of an entry that was just inserted.
+    /// Of an entry that was just inserted; what is counted of it is left out.
     pub(in crate::conntrack) fn of_new(id: EntryId, new: &NewEntry<'_>) -> Self {
         let hot = [new.state[0], new.state[1], new.state[2]];
         Self {
@@ -90,6 +93,7 @@ impl Snapshot {
             reply: *new.reply,
             meta: Meta::unpack(new.meta),
             hot,
+            counts: None,
             is_live: true,
         }
     }
@@ -126,6 +130,8 @@ pub(in crate::conntrack) struct NewEntry<'t> {
     /// Packed ([`Meta::pack`]), for it is read as a whole.
     pub(in crate::conntrack) meta: u64,
     pub(in crate::conntrack) state: &'t StateWords,
+    /// Of its first packet, in bytes.
+    pub(in crate::conntrack) length: u32,
 }
 
 /// Addresses and ports of a tuple, as an entry has them: of IPv4 both addresses in one word, of IPv6 in four.

@@ -148,6 +148,7 @@ impl Slots {
         let meta = Meta::unpack(word(META));
         let [original, reply] = self.tuples(id.index, meta.protocol);
         let hot = [word(STATE), word(STATE + 1), word(STATE + 2)];
+        let counts = self.accounts.read(id);
         // Pairs with the fence in `write`: who saw a word of the next life sees that this one is over.
         fence(Ordering::Acquire);
         let after = line[CONTROL].load(Ordering::Relaxed);
@@ -164,6 +165,7 @@ impl Slots {
             reply,
             meta,
             hot,
+            counts,
             is_live: after & PHASE == LIVE,
         })
     }

@@ -6,7 +6,7 @@ use super::index::TupleHash;
 use super::{CONTROL, DEAD, LIVE, LOCKED, META, STATE, Slots};
 use crate::conntrack::events::{EventKind, Farewell};
 use crate::conntrack::sync::{AtomicU64, Ordering, pause};
-use crate::tuple::Timestamp;
+use crate::tuple::{Direction, Timestamp};
 
 impl Slots {
     /// Removes a LIVE entry if `may_go` says so of what it holds now. False when it had gone or may stay.
@@ -75,8 +75,10 @@ pub(in crate::conntrack) struct Guard<'t> {
 }
 
 impl Guard<'_> {
-    pub(in crate::conntrack) const fn index(&self) -> u32 {
-        self.id.index
+    /// Counts a packet of the connection, of so many bytes.
+    #[inline]
+    pub(in crate::conntrack) fn count(&self, direction: Direction, length: u32) {
+        self.slots.accounts.add(self.id, direction, length);
     }
 
     pub(in crate::conntrack) fn meta(&self) -> Meta {

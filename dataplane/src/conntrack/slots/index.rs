@@ -326,6 +326,7 @@ impl Iterator for Candidates<'_> {
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
+    use crate::conntrack::Settings;
 
     fn bucket(words: [u64; WIDTH]) -> Bucket {
         Bucket(words.map(AtomicU64::new))
@@ -370,7 +371,10 @@ mod tests {
         };
         for [original, reply] in pairs {
             for places in [[0, 0], [0, 1], [1, 0], [1, 1]] {
-                let slots = Slots::new(11, ahash::RandomState::with_seeds(1, 2, 3, 4), None);
+                let slots = Slots::new(
+                    &Settings::kernel(11),
+                    ahash::RandomState::with_seeds(1, 2, 3, 4),
+                );
                 let hashes = [tagged(original), tagged(reply)];
                 let word = id.slot(hashes[0]);
                 for (buckets, place) in [original, reply].into_iter().zip(places) {

@@ -83,6 +83,7 @@ impl Slots {
                 word.store(half, Ordering::Relaxed);
             }
         }
+        self.accounts.open(id, new.length);
         for (word, &value) in line[STATE..].iter().zip(new.state) {
             word.store(value, Ordering::Relaxed);
         }

@@ -4,6 +4,7 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p dataplane --release --lib models`, and the same with `--cfg shuttle`.
 
 use super::*;
+use crate::conntrack::Settings;
 use crate::conntrack::events::Farewell;
 use crate::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
 
@@ -57,11 +58,15 @@ fn flow_until(nth: u16, endpoint: u8, deadline: u32) -> Flow {
             0,
             0,
         ],
+        length: 0,
     }
 }
 
 fn table(capacity: usize) -> Slots {
-    Slots::new(capacity, ahash::RandomState::with_seeds(1, 2, 3, 4), None)
+    Slots::new(
+        &Settings::kernel(capacity),
+        ahash::RandomState::with_seeds(1, 2, 3, 4),
+    )
 }
 
 fn insert(slots: &Slots, flow: &Flow) -> Result<EntryId, InsertError> {

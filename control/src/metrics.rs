@@ -353,7 +353,7 @@ pub fn write_packets(page: &mut Exposition, counts: &Counts) {
         "reason",
         reasons,
     );
-    let help = "Frames that a device did not take";
+    let help = "Packets whose frame a device did not take";
     page.single(
         Kind::Counter,
         "penstock_send_failures_total",

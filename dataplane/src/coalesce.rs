@@ -11,6 +11,7 @@
 use crate::checksum::{self, Change};
 use crate::frame::{ChecksumState, Frame, Segmentation};
 use crate::packet;
+use crate::packet::{IPV4_HEADER, IPV6_HEADER};
 use crate::tuple::Protocol;
 use std::ops::Range;
 
@@ -19,8 +20,6 @@ const LONGEST: usize = 64;
 /// What the length fields of both families can say.
 const MAXIMUM_LENGTH: usize = 65_535;
 
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
 const UDP_HEADER: usize = 8;
 const TCP_HEADER: usize = 20;
 const ACK: u8 = 0x10;

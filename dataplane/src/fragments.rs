@@ -9,7 +9,7 @@
 
 use crate::checksum;
 use crate::frame::{Frame, VIRTIO_HEADER_LENGTH};
-use crate::packet::{self, Fragment, Packet};
+use crate::packet::{self, Fragment, IPV6_HEADER, Packet};
 use crate::tuple::{Address, Protocol, Timestamp};
 use crate::verdict::DropReason;
 use std::collections::HashMap;
@@ -317,6 +317,9 @@ impl Datagram {
     }
 
     fn is_whole(&self) -> bool {
+        if !self.has_end {
+            return false;
+        }
         let mut next = 0;
         for piece in &self.pieces {
             if piece.fragment.offset != next {
@@ -324,7 +327,7 @@ impl Datagram {
             }
             next = piece.end();
         }
-        self.has_end && next == self.end
+        next == self.end
     }
 }
 
@@ -383,7 +386,6 @@ pub fn join(fragments: &mut [Frame]) -> Option<Frame> {
 
 /// What the length in an IP header can say.
 const MAXIMUM_LENGTH: usize = 65_535;
-const IPV6_HEADER: usize = 40;
 
 /// Where a fragment's part of the datagram begins and ends in its packet.
 fn extent(fragment: &mut Frame) -> Option<(usize, usize)> {

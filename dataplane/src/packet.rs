@@ -274,8 +274,10 @@ pub fn sctp_checksum(packet: &[u8]) -> [u8; 4] {
     checksum::crc32c(&whole).to_le_bytes()
 }
 
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
+/// IPv4 header without options.
+pub(crate) const IPV4_HEADER: usize = 20;
+/// IPv6 header without extensions.
+pub(crate) const IPV6_HEADER: usize = 40;
 /// ICMP header in front of a quote, both families.
 pub const ICMP_HEADER: usize = 8;
 

@@ -2,6 +2,7 @@
 //!
 //! Uniqueness is of the whole reply tuple, so one port serves any number of destinations. A free port is found while
 //! there is one: by probing at random while that works, by a bitmap of the destination's ports once it does not.
+//! (Where all ports of a destination are in use, one whose flow has just expired is found 200 ms later at the latest.)
 //!
 //! Nothing is held between the choice and `Conntrack::confirm`, so no path can leak a port: a port is in use while a live
 //! entry has it in its reply tuple, and `confirm` alone decides. So the first try is [`draw`], which does not look whether
@@ -136,7 +137,8 @@ pub fn lease(
     }
 }
 
-/// As [`lease`], among the ports of `range` only: `--to-ports`, or a block of [`Blocks`].
+/// As [`lease`], among the ports of `range` only, which has one at least: those of iptables' `--to-ports`, or a block of
+/// [`Blocks`].
 ///
 /// # Errors
 /// [`NoPort::Exhausted`]; `reply` is as before then.

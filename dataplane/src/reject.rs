@@ -4,14 +4,12 @@
 
 use crate::checksum;
 use crate::frame::Frame;
-use crate::packet::{ICMP_HEADER, Kind, Packet};
+use crate::packet::{ICMP_HEADER, IPV4_HEADER, IPV6_HEADER, Kind, Packet};
 use crate::tuple::{Address, Origin, Protocol, Timestamp};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
 /// The kernel quotes as much as fits into 576 bytes.
 const MAXIMUM_LENGTH_V4: usize = 576;
 /// RFC 4443, section 3.1: as much as fits into the smallest MTU.
@@ -66,9 +64,10 @@ pub fn port_unreachable(
         return false;
     };
     let (sender, destination, length) = (packet.source(), packet.destination(), packet.length());
-    let is_answerable = matches!(packet.kind(), Kind::Flow(_))
-        && !is_for_many(destination)
-        && !packet.has_bad_checksum();
+    // That of SCTP is not looked at (`nf_reject_verify_csum`); where it is verified at all, that was before.
+    let is_intact = packet.protocol() == Protocol::SCTP || !packet.has_bad_checksum();
+    let is_answerable =
+        matches!(packet.kind(), Kind::Flow(_)) && !is_for_many(destination) && is_intact;
     let source = sources.choose(origin, destination, is_node_address);
     let (true, Some(source)) = (is_answerable, source) else {
         return false;

@@ -27,7 +27,7 @@ pub struct Affinity {
     clients: Mutex<Clients>,
 }
 
-/// Clients remembered at most, in some 60 MB: strangers can be many.
+/// Clients remembered at most, in some 80 MB: strangers can be many.
 const MAXIMUM_CLIENTS: usize = 262_144;
 /// Those of one Service.
 const MAXIMUM_OF_ONE: usize = MAXIMUM_CLIENTS / 4;

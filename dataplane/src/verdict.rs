@@ -111,7 +111,7 @@ pub struct Counts {
     pub hold: u64,
     /// Packets dropped, in the order of [`DropReason::ALL`].
     pub drop: [u64; DropReason::ALL.len()],
-    /// Frames that the device did not take.
+    /// Packets whose frame the device did not take.
     pub send_failure: u64,
 }
 
@@ -138,7 +138,7 @@ impl Counters {
         increment(counter);
     }
 
-    /// Counts a frame that the device did not take.
+    /// Counts a packet whose frame the device did not take.
     pub fn count_send_failure(&self) {
         increment(&self.send_failure);
     }

@@ -398,6 +398,7 @@ fn refuse(
     };
     let is_node_address = context.services.is_node_address(destination);
     let is_allowed = |limit: &RateLimit| limit.allows(sender, context.now);
-    shared.reject_limit.as_ref().is_none_or(is_allowed)
-        && reject::port_unreachable(frame, origin, is_node_address, &facts.reject_sources)
+    // What cannot be answered takes nothing of the limit.
+    reject::port_unreachable(frame, origin, is_node_address, &facts.reject_sources)
+        && shared.reject_limit.as_ref().is_none_or(is_allowed)
 }

@@ -13,7 +13,7 @@ use crate::tuple::{Timestamp, Tuple};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 
-/// Destinations that can be nearly full at one time; 8 KiB each, from the first use on.
+/// Destinations that can be nearly full at one time; 8 KiB each.
 const POOLS: usize = if cfg!(any(loom, shuttle)) {
     PLACES
 } else {
@@ -25,7 +25,8 @@ const PLACES: usize = 4;
 const STRETCH: u16 = 1024;
 /// Stretches that all ports are.
 const STRETCHES: u64 = 65_536 / STRETCH as u64;
-/// A stretch's turn, in nanoseconds: all ports have theirs within 200 ms.
+/// A stretch's turn, in nanoseconds: all ports have theirs within 200 ms, which is how long a port whose flow has expired may be
+/// taken for one in use where all are.
 const TURN: u64 = 200_000_000 / STRETCHES;
 
 /// The bits of all ports of one address and protocol.

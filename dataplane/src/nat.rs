@@ -151,7 +151,15 @@ fn rewrite_quoted(quoted: &mut [u8], quote: &Quote, translation: &Translation) {
     let transport = &mut quoted[quote.transport()..];
     write_ports(transport, protocol, translation);
     change.mend(transport, protocol, ChecksumState::Unverified);
+    // Where the field is quoted the kernel computes it anew, of what is quoted (`sctp_manip_pkt`).
+    if protocol == Protocol::SCTP && transport.len() >= SCTP_HEADER {
+        let checksum = packet::sctp_checksum(transport);
+        transport[8..SCTP_HEADER].copy_from_slice(&checksum);
+    }
 }
+
+/// SCTP's common header: ports, tag, checksum.
+const SCTP_HEADER: usize = 12;
 
 /// For ICMP queries the identifier is the one port; type and code never change.
 #[inline(always)]

@@ -5,10 +5,12 @@
 mod common;
 
 use common::*;
+use dataplane::conntrack::Translation;
 use dataplane::frame::Frame;
-use dataplane::packet::Packet;
+use dataplane::nat;
+use dataplane::packet::{Packet, sctp_checksum};
 use dataplane::service::Generation;
-use dataplane::tuple::Origin;
+use dataplane::tuple::{Origin, Protocol};
 use dataplane::verdict::{DropReason, RejectWith, Verdict};
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -318,6 +320,84 @@ fn an_icmp_error_about_a_translated_packet_is_translated() {
                 .from(n.other_pod)
                 .to(n.pod),
         );
+    });
+}
+
+/// Some stacks quote the length in another order, or as none: the kernel reads neither it nor the version.
+#[test]
+fn an_icmp_error_is_translated_whatever_its_quote_says_of_itself() {
+    for_each_family(|n, bed| {
+        let (client, service) = (at(n.other_pod, 40000), at(n.cluster_ip, 80));
+        let question = udp(b"question").from(&client).to(&service);
+        let (_, out) = bed.send(Origin::Pod, &question);
+        let is_ipv6 = n.pod.contains(':');
+        let length = if is_ipv6 { 4 } else { 2 };
+        for (at, value) in [
+            (length, 0),
+            (length + 1, 0),
+            (length + 1, 10),
+            (0, 0x05),
+            (0, 0x75),
+        ] {
+            let kind = if is_ipv6 { 3 } else { 11 };
+            let error = |quoted: &[u8]| {
+                let mut quoted = quoted.to_vec();
+                quoted[at] = value;
+                icmp_error(kind, 0, &quoted).to(n.other_pod)
+            };
+            bed.expect_forward(
+                Origin::Outside,
+                &error(&out).from(n.router),
+                &error(&question.clone().hops(64).bytes()).from(n.cluster_ip),
+            );
+        }
+    });
+}
+
+/// Where the checksum of SCTP is quoted it is made that of what is quoted; where it is not, ports and addresses are all.
+#[test]
+fn the_checksum_in_a_quote_of_sctp_is_of_what_is_quoted() {
+    let n = &FAMILIES[0];
+    for quoted_of_it in [8, 12, 20] {
+        let mut quoted = udp(&[7; 12])
+            .from(&at(n.client, 5000))
+            .to(&at(n.pod, 8080))
+            .bytes();
+        quoted[9] = Protocol::SCTP.0;
+        quoted.truncate(20 + quoted_of_it);
+        let error = icmp_error(3, 1, &quoted).from(n.router).to(n.client);
+        let mut frame = Frame::from_packet(&error.bytes());
+        let mut packet = Packet::parse(&mut frame).unwrap();
+        let quote = packet.quote().unwrap();
+        let answer = Translation {
+            source: address(n.vip),
+            destination: address(n.client),
+            source_port: 80,
+            destination_port: 5000,
+        };
+        nat::rewrite_error(&mut packet, &quote, &answer).unwrap();
+        let transport = &packet.quoted()[20..];
+        assert_eq!(
+            transport[..4],
+            [5000_u16.to_be_bytes(), 80_u16.to_be_bytes()].concat()
+        );
+        if quoted_of_it == 8 {
+            assert_eq!(transport[4..], quoted[24..]);
+        } else {
+            assert_eq!(transport[8..12], sctp_checksum(transport));
+            assert_eq!(transport[12..], quoted[32..]);
+        }
+        assert!(!packet.has_bad_checksum(), "the error's own");
+    }
+}
+
+/// NodePorts stand in the table under the unspecified address, which is nobody's.
+#[test]
+fn nothing_answers_at_the_unspecified_address() {
+    for_each_family(|n, bed| {
+        let nobody = if n.pod.contains(':') { "::" } else { "0.0.0.0" };
+        let packet = tcp(SYN).from(&at(n.client, 40000)).to(&at(nobody, 30080));
+        bed.expect_untouched(Origin::Outside, &packet, Verdict::Pass);
     });
 }
 

@@ -91,6 +91,7 @@ impl TcpOptions {
             present: !bytes.is_empty(),
             ..Self::default()
         };
+        let mut has_sack = false;
         loop {
             let (kind, length) = match *bytes {
                 [] | [0, ..] | [_] => return options,
@@ -107,11 +108,9 @@ impl TcpOptions {
             match (kind, &option[2..]) {
                 (3, &[scale]) => options.window_scale = Some(scale.min(14)),
                 (4, []) => options.sack_permitted = true,
-                (5, blocks)
-                    if !blocks.is_empty()
-                        && blocks.len() % 8 == 0
-                        && options.highest_sack.is_none() =>
-                {
+                // Only the first one counts (`tcp_sack`).
+                (5, blocks) if !blocks.is_empty() && blocks.len() % 8 == 0 && !has_sack => {
+                    has_sack = true;
                     options.highest_sack = highest_edge(blocks, acknowledgement);
                 }
                 _ => {}
@@ -264,6 +263,8 @@ pub struct SctpChunk {
 }
 
 /// Chunks that tracking looks at in one packet; a packet has rarely more than two that are not DATA.
+///
+/// DIFFERS: the kernel looks at all. What stands behind so many that each mean something is not seen here.
 const CHUNKS: usize = 8;
 
 /// An SCTP packet: its tag and chunks.
@@ -337,9 +338,10 @@ impl SctpPacket {
         }
     }
 
-    /// Keeps one of the chunks without meaning, and up to [`CHUNKS`] in all.
+    /// Keeps one of the chunks without meaning, one ERROR, for a second one changes nothing, and up to [`CHUNKS`] in all.
     fn push(&mut self, chunk: SctpChunk) {
-        let known = chunk.kind == SctpChunkKind::Other && self.chunks().contains(&chunk);
+        let is_enough_once = matches!(chunk.kind, SctpChunkKind::Other | SctpChunkKind::Error);
+        let known = is_enough_once && self.chunks().contains(&chunk);
         if !known && usize::from(self.count) < CHUNKS {
             self.chunks[usize::from(self.count)] = chunk;
             self.count += 1;
@@ -362,6 +364,30 @@ mod tests {
     use fastrand::Rng;
 
     /// The short ways are those of the long one; and what is not quite timestamps alone does not take them.
+    #[test]
+    fn the_first_selective_acknowledgement_counts() {
+        let block = |edge: u32| [&[5, 10, 0, 0, 0, 0], &edge.to_be_bytes()[..]].concat();
+        let highest = |bytes: &[u8]| TcpOptions::parse(bytes, 1000).highest_sack;
+        assert_eq!(highest(&block(2000)), Some(2000));
+        assert_eq!(highest(&[block(2000), block(3000)].concat()), Some(2000));
+        assert_eq!(
+            highest(&[block(900), block(3000)].concat()),
+            None,
+            "below the acknowledgement"
+        );
+    }
+
+    #[test]
+    fn chunks_behind_many_errors_are_seen() {
+        let chunk = |number| [number, 0, 0, 4];
+        let mut packet = vec![0; 12];
+        packet.extend(std::iter::repeat_n(chunk(9), 20).flatten());
+        packet.extend(chunk(6));
+        let parsed = SctpPacket::parse(&packet).unwrap();
+        let kinds: Vec<_> = parsed.chunks().iter().map(|chunk| chunk.kind).collect();
+        assert_eq!(kinds, [SctpChunkKind::Error, SctpChunkKind::Abort]);
+    }
+
     #[test]
     fn options_are_read_alike_at_once_and_one_by_one() {
         let mut random = Rng::with_seed(1);

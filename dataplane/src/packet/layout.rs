@@ -80,7 +80,9 @@ pub struct Fragment {
 /// Both port fields.
 const PORTS: usize = 4;
 
-/// Extension headers that are followed; more are not on any real packet, and make it malformed.
+/// Extension headers that are followed.
+///
+/// DIFFERS: the kernel follows them to the end. More are not on any real packet, and make it malformed here.
 const MAXIMUM_EXTENSION_HEADERS: usize = 8;
 
 impl Layout {
@@ -238,10 +240,17 @@ impl Layout {
         packet[self.transport()..self.end()].first().copied()
     }
 
-    /// The packet that an ICMP error quotes, if its tuple is there: not in later fragments and short quotes.
+    /// The packet that an ICMP error quotes, if its tuple is there: not in later fragments and short quotes. It is of the error's
+    /// family, and nothing else of its header is believed: some quote the length in another order, or as none (the kernel's
+    /// `nf_ct_get_tuplepr` reads neither the version nor the length).
     pub(super) fn quote(self, packet: &[u8]) -> Option<Quote> {
         let quoted = packet[self.transport()..self.end()].get(ICMP_HEADER..)?;
-        let layout = Self::of_headers(quoted).ok()?;
+        let headers = if self.is_ipv4 {
+            Self::of_v4
+        } else {
+            Self::of_v6
+        };
+        let layout = headers(quoted).ok()?;
         let is_later = layout
             .fragment(quoted)
             .is_some_and(|fragment| fragment.offset != 0);
@@ -286,10 +295,7 @@ impl Layout {
         };
         let transport = u32::from(header[0] & 0xf) * 4;
         let end = u32::from(word(header, 2));
-        if (transport as usize) < IPV4_HEADER
-            || transport as usize > packet.len()
-            || end < transport
-        {
+        if (transport as usize) < IPV4_HEADER || transport as usize > packet.len() {
             return Err(DropReason::Malformed);
         }
         let is_fragment = word(header, 6) & 0x3fff != 0;

@@ -52,7 +52,7 @@ impl ServiceTable {
     /// translated meets the filter table's drops and rejects.
     pub fn decide_by(&self, tuple: &Tuple, origin: Origin) -> (Decision<'_>, Option<&Frontend>) {
         let class = self.class(tuple.source, origin);
-        let virtual_ips = self.claims(tuple.destination, tuple);
+        let virtual_ips = self.virtual_ips(tuple);
         if let Some(frontend) = translating(virtual_ips, tuple.source, class) {
             return (self.decision(frontend, class), Some(frontend));
         }
@@ -99,7 +99,7 @@ impl ServiceTable {
         &'t self,
         tuple: &Tuple,
     ) -> impl Iterator<Item = &'t Frontend> + use<'t> {
-        let virtual_ips = self.claims(tuple.destination, tuple);
+        let virtual_ips = self.virtual_ips(tuple);
         let is_node_port =
             self.is_node_address(tuple.destination) && self.serves_node_ports(tuple.destination);
         let node_ports = if is_node_port {
@@ -114,6 +114,14 @@ impl ServiceTable {
     pub(super) fn is_refused_at_node_port(&self, tuple: &Tuple) -> bool {
         self.is_node_address(tuple.destination)
             && refusing(self.node_ports(tuple).iter(), |_| true).is_some()
+    }
+
+    /// The addresses of Services that `tuple` is addressed to. NodePorts stand under the unspecified address, which is nobody's.
+    fn virtual_ips(&self, tuple: &Tuple) -> &[Claim] {
+        if tuple.destination == tuple.destination.unspecified_of_family() {
+            return &[];
+        }
+        self.claims(tuple.destination, tuple)
     }
 
     /// The NodePorts that `tuple` is addressed to, if its destination is the node's.

@@ -4,6 +4,7 @@ mod bench;
 mod conntrack;
 mod explain;
 mod inputs;
+mod manual;
 mod node;
 mod render;
 
@@ -24,10 +25,14 @@ pub(crate) struct Arguments {
 enum Command {
     /// Measure the dataplane on this machine
     Bench(bench::Arguments),
+    /// Print a script that completes commands in a shell
+    Completions(manual::Completions),
     /// Show or end a node's connections, as conntrack-tools do
     Conntrack(Box<conntrack::Arguments>),
     /// Say what becomes of a new packet, and which rule of Kubernetes decides it
     Explain(explain::Arguments),
+    /// Write the manual pages, one of each command
+    Manual(manual::Pages),
     /// Run a node in this network namespace, on links that are already there
     Node(node::Arguments),
     /// Print the rules that kube-proxy would program on a node, or compare them with a node's own
@@ -38,8 +43,10 @@ enum Command {
 pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Completions(arguments) => arguments.print(),
         Command::Conntrack(arguments) => conntrack::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
+        Command::Manual(arguments) => arguments.write(),
         Command::Node(arguments) => node::run(arguments),
         Command::Render(arguments) => render::run(&arguments),
     }

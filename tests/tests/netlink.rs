@@ -1,8 +1,10 @@
-//! rtnetlink against the real kernel, in a fresh network namespace per test. Needs root.
+//! rtnetlink, and the routing that the agent builds with it, against the real kernel, in a fresh network namespace per test.
+//! Needs root.
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
-use control::model::Family;
+use control::agent::steering::{DEVICES, PROTOCOL, Plan, Steering};
+use control::model::{Family, Transport};
 use control::netlink::{
     Monitor, Netlink, Route, RouteKind, Rule, RuleAction, Scope, Sockets, TABLE_LOCAL, TABLE_MAIN,
     VethEnd, read_sysctl, write_sysctl,
@@ -333,5 +335,74 @@ fn root_sockets_that_take_packets_are_listed() {
         let port = bound.local_addr().unwrap().port();
         asking.connect(("127.0.0.1", port)).unwrap();
         assert_eq!(sockets.bound_udp().unwrap(), [port]);
+    });
+}
+
+/// A plan over links in the place of the devices, which has nothing to lead here yet.
+fn plan(netlink: &mut Netlink) -> Plan {
+    veth(netlink, "pen-pod", "pen-out");
+    let node_device = veth(netlink, "pen-node", "peer");
+    let loopback = netlink.link_index("lo").unwrap();
+    netlink.set_up(loopback, true).unwrap();
+    let sources: Vec<IpAddr> = ["10.0.0.1", "fd00::1"].map(|ip| ip.parse().unwrap()).into();
+    for source in &sources {
+        netlink.add_address(node_device, (*source).into()).unwrap();
+    }
+    Plan {
+        devices: DEVICES.map(|name| netlink.link_index(name).unwrap()),
+        node_addresses: sources.clone(),
+        sources,
+        ..Plan::default()
+    }
+}
+
+/// Rules and routes that an agent made, in words; rules of one place may stand in any order.
+fn led_here(netlink: &mut Netlink) -> Vec<String> {
+    let mut words = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let rules = netlink.rules(family).unwrap();
+        let own = rules.iter().filter(|rule| rule.protocol == PROTOCOL);
+        words.extend(own.map(ToString::to_string));
+        let routes = netlink.routes(family).unwrap();
+        let own = routes.iter().filter(|route| route.protocol == PROTOCOL);
+        words.extend(own.map(ToString::to_string));
+    }
+    words.sort();
+    words
+}
+
+#[test]
+fn root_nothing_of_a_refused_plan_outlives_the_next_one() {
+    in_fresh_namespace(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let plan = plan(&mut netlink);
+        let of = |addresses: &[&str], uplink: &str, last_port| Plan {
+            uplinks: vec![uplink.to_owned()],
+            virtual_addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+            node_ports: vec![(Transport::Tcp, 30_000..=last_port)],
+            ..plan.clone()
+        };
+        let first = of(&["10.96.0.1", "10.96.0.2"], "eth0", 30_010);
+        let mut refused = of(&["10.96.0.2", "10.96.0.3"], "eth1", 32_000);
+        refused.sources[1] = "fd00::9".parse().unwrap();
+
+        let mut steering = Steering::start(Netlink::open().unwrap(), plan.devices[2]).unwrap();
+        steering.follow(first.clone()).unwrap();
+        let before = led_here(&mut netlink);
+        for _ in 0..2 {
+            // Of IPv4 all is done by then.
+            let error = steering.follow(refused.clone()).unwrap_err();
+            assert!(error.to_string().starts_with("replace route"), "{error}");
+            assert_ne!(led_here(&mut netlink), before);
+        }
+        let either: Vec<String> = steering
+            .plan()
+            .virtual_addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        steering.follow(first).unwrap();
+        assert_eq!(led_here(&mut netlink), before);
+        assert_eq!(either, ["10.96.0.1", "10.96.0.2", "10.96.0.3"]);
     });
 }

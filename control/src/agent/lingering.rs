@@ -10,6 +10,16 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 impl Plan {
+    /// Adds what `refused` led here, which the kernel may follow: connections may pass through that by now.
+    pub(super) fn lead_here_too(&mut self, refused: Self) {
+        self.virtual_addresses.extend(refused.virtual_addresses);
+        self.host_ports.extend(refused.host_ports);
+        for (transport, ports) in refused.node_ports {
+            include(&mut self.node_ports, transport, *ports.start());
+            include(&mut self.node_ports, transport, *ports.end());
+        }
+    }
+
     /// Adds what `former` led here, this plan does not, and connections still pass through. The table is looked at only
     /// if there may be something.
     pub(super) fn keep_for_connections(

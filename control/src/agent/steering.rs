@@ -27,10 +27,13 @@
 //! finds what a crash left; the routes lie in tables of their own and go with the devices, as do the nexthops that they
 //! lead to.
 
+mod installed;
+
 use crate::model::{Family, Transport};
 use crate::netlink::{Netlink, Nexthop, Result, Route, Rule, RuleAction};
+use installed::{Installed, Routes};
 use ipnet::IpNet;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -192,22 +195,6 @@ impl Plan {
     }
 }
 
-/// Routes by table and destination.
-type Routes = BTreeMap<(u32, IpNet), Route>;
-
-/// Which of `routes` are not among `others`, by table and destination, or are `same` as none of them. There may be many of
-/// either: both are gone through once.
-fn beyond(routes: &Routes, others: &Routes, same: impl Fn(&Route, &Route) -> bool) -> Vec<Route> {
-    let mut others = others.iter().peekable();
-    let is_beyond = |(key, route): &(&(u32, IpNet), &Route)| {
-        while others.next_if(|(other, _)| other < key).is_some() {}
-        let other = others.peek().filter(|(other, _)| other == key);
-        other.is_none_or(|(_, other)| !same(route, other))
-    };
-    let beyond = routes.iter().filter(is_beyond);
-    beyond.map(|(_, route)| *route).collect()
-}
-
 /// TCP, UDP, SCTP and ICMP into `table`, the rest on. Neighbour discovery is ICMPv6, so of ICMPv6 only that which is not
 /// for the node's own addresses is taken.
 fn section(family: Family, priority: u32, table: u32) -> Vec<Rule> {
@@ -288,8 +275,8 @@ const fn number(transport: Transport) -> u8 {
 pub struct Steering {
     netlink: Netlink,
     plan: Plan,
-    /// Those that are there, per family of [`FAMILIES`].
-    routes: [Routes; 2],
+    /// What is there, per family of [`FAMILIES`].
+    installed: [Installed; 2],
     /// Which lead to `pen-node`, per family of [`FAMILIES`].
     nexthops: [Option<Nexthop>; 2],
 }
@@ -308,12 +295,13 @@ impl Steering {
         Ok(Self {
             netlink,
             plan: Plan::default(),
-            routes: <[Routes; 2]>::default(),
+            installed: <[Installed; 2]>::default(),
             nexthops,
         })
     }
 
-    /// What the kernel follows.
+    /// What the kernel follows. After a refusal it leads here what the refused plan does, too, since some of that may be
+    /// followed.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
@@ -325,15 +313,16 @@ impl Steering {
     pub fn lay(&mut self, plan: &Plan) -> Result<()> {
         for (at, family) in FAMILIES.into_iter().enumerate() {
             let mut routes = plan.routes(family, self.nexthops[at]);
-            self.add_missing(at, &routes)?;
-            self.routes[at].append(&mut routes);
+            self.add_missing(at, &routes)
+                .inspect_err(|_| self.installed[at].doubt_routes(&routes))?;
+            self.installed[at].routes.append(&mut routes);
         }
         Ok(())
     }
 
     fn add_missing(&mut self, at: usize, routes: &Routes) -> Result<()> {
-        let changed = beyond(routes, &self.routes[at], |a, b| a == b);
-        if changed.iter().any(|route| route.nexthop.is_some())
+        let missing = self.installed[at].missing_routes(routes);
+        if missing.iter().any(|route| route.nexthop.is_some())
             && let Some(nexthop) = &self.nexthops[at]
         {
             // It goes when somebody takes the device down.
@@ -342,43 +331,52 @@ impl Steering {
                 other => other?,
             }
         }
-        self.netlink.replace_routes(&changed)
+        self.netlink.replace_routes(&missing)
     }
 
     /// Makes the kernel follow `plan`: first routes, then rules, and what is no longer wanted last. What is done already is
     /// no error, so the same call may be tried again.
     ///
     /// # Errors
-    /// Those of netlink; the plan is then the one before, and the kernel follows some of either.
+    /// Those of netlink; the kernel then follows some of this plan and some of the one before. The next plan that it takes
+    /// leaves nothing of either.
     pub fn follow(&mut self, plan: Plan) -> Result<()> {
         for (at, family) in FAMILIES.into_iter().enumerate() {
             let routes = plan.routes(family, self.nexthops[at]);
-            self.add_missing(at, &routes)?;
-            self.follow_rules(family, &plan)?;
-            let gone = beyond(&self.routes[at], &routes, |_, _| true);
-            self.netlink.delete_routes(&gone)?;
-            self.routes[at] = routes;
+            let wanted = Installed::new(plan.rules(family), routes);
+            if let Err(error) = self.install(at, &wanted) {
+                self.installed[at].doubt(&wanted);
+                self.plan.lead_here_too(plan);
+                return Err(error);
+            }
+            self.installed[at] = wanted;
         }
         self.plan = plan;
         Ok(())
     }
 
-    fn follow_rules(&mut self, family: Family, plan: &Plan) -> Result<()> {
-        let (old, new) = (self.plan.rules(family), plan.rules(family));
-        let added: Vec<Rule> = new
-            .iter()
-            .filter(|rule| !old.contains(rule))
-            .cloned()
-            .collect();
-        self.netlink.add_rules(&added)?;
-        if new.is_empty() && !old.is_empty() {
-            put_back_local_rule(&mut self.netlink, family)?;
+    fn install(&mut self, at: usize, wanted: &Installed) -> Result<()> {
+        self.add_missing(at, &wanted.routes)?;
+        self.follow_rules(at, &wanted.rules)?;
+        let gone = self.installed[at].gone_routes(&wanted.routes);
+        self.netlink.delete_routes(&gone)
+    }
+
+    fn follow_rules(&mut self, at: usize, wanted: &[Rule]) -> Result<()> {
+        let installed = &self.installed[at];
+        let (missing, gone) = (
+            installed.missing_rules(wanted),
+            installed.gone_rules(wanted),
+        );
+        self.netlink.add_rules(&missing)?;
+        if wanted.is_empty() && !gone.is_empty() {
+            put_back_local_rule(&mut self.netlink, FAMILIES[at])?;
         }
-        for rule in old.iter().filter(|rule| !new.contains(rule)) {
+        for rule in &gone {
             delete(&mut self.netlink, rule)?;
         }
-        if !new.is_empty() {
-            delete_first_local_rule(&mut self.netlink, family)?;
+        if !wanted.is_empty() {
+            delete_first_local_rule(&mut self.netlink, FAMILIES[at])?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use control::netlink::{
 use std::fs::File;
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
+use std::process::Command;
 use std::time::Duration;
 
 /// Runs `test` in a thread of its own in a new network namespace, which goes with the thread.
@@ -405,4 +406,60 @@ fn root_nothing_of_a_refused_plan_outlives_the_next_one() {
         assert_eq!(led_here(&mut netlink), before);
         assert_eq!(either, ["10.96.0.1", "10.96.0.2", "10.96.0.3"]);
     });
+}
+
+/// Rules of others that lead some packets to the local table.
+const NARROW: [&str; 9] = [
+    "iif other",
+    "oif other",
+    "fwmark 1",
+    "tos 0x10",
+    "uidrange 1-2",
+    "ipproto tcp dport 1",
+    "not iif other",
+    "suppress_prefixlength 0",
+    "to ADDRESS",
+];
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .status();
+    assert!(status.unwrap().success(), "ip {arguments}");
+}
+
+#[test]
+fn root_who_has_a_rule_for_some_packets_has_none_for_the_local_table() {
+    for narrow in NARROW {
+        in_fresh_namespace(|| {
+            let mut netlink = Netlink::open().unwrap();
+            let plan = plan(&mut netlink);
+            let all = |netlink: &mut Netlink| {
+                let mut of = |family| netlink.rules(family).unwrap();
+                [of(Family::V4), of(Family::V6)]
+            };
+            // One before that of the local table, one behind it.
+            for (family, address) in [("-4", "192.0.2.1"), ("-6", "2001:db8::1")] {
+                let narrow = narrow.replace("ADDRESS", address);
+                ip(&format!("{family} rule add pref 50 {narrow} lookup local"));
+                ip(&format!("{family} rule add pref 0 {narrow} lookup local"));
+            }
+            let before = all(&mut netlink);
+            let node_device = plan.devices[2];
+            let mut steering = Steering::start(Netlink::open().unwrap(), node_device).unwrap();
+            steering.follow(plan).unwrap();
+            for (now, before) in all(&mut netlink).iter().zip(&before) {
+                let gone: Vec<_> = before.iter().filter(|rule| !now.contains(rule)).collect();
+                assert_eq!(gone.len(), 1, "{narrow}: {gone:?}");
+                assert_eq!(gone[0].to_string(), "0: lookup 255");
+            }
+            steering.stop().unwrap();
+            for (mut now, mut before) in all(&mut netlink).into_iter().zip(before) {
+                // Ours comes behind theirs in the same place.
+                now.sort_by_key(ToString::to_string);
+                before.sort_by_key(ToString::to_string);
+                assert_eq!(now, before, "{narrow}");
+            }
+        });
+    }
 }

@@ -419,12 +419,11 @@ fn restore(netlink: &mut Netlink) -> Result<()> {
     Ok(())
 }
 
-/// The rule of the local table at its usual place, unless somebody else has one. A family that the kernel does not know
-/// has no rules at all.
+/// The rule of the local table at its usual place, unless somebody else has one that leads everything there. A family that
+/// the kernel does not know has no rules at all.
 fn put_back_local_rule(netlink: &mut Netlink, family: Family) -> Result<()> {
     let rules = netlink.rules(family)?;
-    let is_of_others =
-        |rule: &Rule| rule.protocol != PROTOCOL && rule.action == RuleAction::Table(TABLE_LOCAL);
+    let is_of_others = |rule: &Rule| rule.protocol != PROTOCOL && is_local_rule(rule);
     if rules.is_empty() || rules.iter().any(is_of_others) {
         return Ok(());
     }
@@ -446,13 +445,22 @@ fn delete(netlink: &mut Netlink, rule: &Rule) -> Result<()> {
 /// `RTPROT_KERNEL`.
 const KERNEL: u8 = 2;
 
-fn is_first_local_rule(rule: &Rule) -> bool {
-    rule.priority == 0 && rule.action == RuleAction::Table(TABLE_LOCAL)
+/// Whether `rule` leads everything to the local table. One that asks for a link, a mark or another thing does not stand for
+/// it.
+fn is_local_rule(rule: &Rule) -> bool {
+    let everything = Rule::new(rule.family, rule.priority, RuleAction::Table(TABLE_LOCAL));
+    let protocol = rule.protocol;
+    *rule
+        == Rule {
+            protocol,
+            ..everything
+        }
 }
 
 fn delete_first_local_rule(netlink: &mut Netlink, family: Family) -> Result<()> {
     let rules = netlink.rules(family)?;
-    match rules.iter().find(|rule| is_first_local_rule(rule)) {
+    let mut first = rules.iter().filter(|rule| rule.priority == 0);
+    match first.find(|rule| is_local_rule(rule)) {
         Some(rule) => netlink.delete_rule(rule),
         None => Ok(()),
     }

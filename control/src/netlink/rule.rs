@@ -3,10 +3,10 @@
 use super::{Netlink, Request, Result, address_family, family};
 use crate::model::Family;
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, Nla as _};
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{
-    RuleAction as WireAction, RuleAttribute, RuleHeader, RuleMessage, RulePortRange,
+    RuleAction as WireAction, RuleAttribute, RuleFlags, RuleHeader, RuleMessage, RulePortRange,
 };
 use netlink_packet_route::{IpProtocol, RouteNetlinkMessage};
 use std::fmt;
@@ -47,6 +47,9 @@ pub struct Rule {
     pub source_ports: Option<RangeInclusive<u16>>,
     /// Destination ports.
     pub destination_ports: Option<RangeInclusive<u16>>,
+    /// Whether it asks for more than that (a mark, a user, …), or for the opposite. Of rules that the kernel lists; there is
+    /// no way to add such a one.
+    pub is_narrower: bool,
     /// Who made it (`FRA_PROTOCOL`); 0 for unknown, 2 for the kernel's own.
     pub protocol: u8,
 }
@@ -65,6 +68,7 @@ impl Rule {
             ip_protocol: None,
             source_ports: None,
             destination_ports: None,
+            is_narrower: false,
             protocol: 0,
         }
     }
@@ -94,6 +98,9 @@ impl fmt::Display for Rule {
         }
         if let Some(ports) = &self.destination_ports {
             write!(f, " dport {}-{}", ports.start(), ports.end())?;
+        }
+        if self.is_narrower {
+            f.write_str(" and more")?;
         }
         match self.action {
             RuleAction::Table(table) => write!(f, " lookup {table}"),
@@ -217,6 +224,9 @@ fn parse(message: RuleMessage) -> Option<Rule> {
         other => RuleAction::Other(u8::from(other)),
     };
     let mut rule = Rule::new(family(header.family)?, 0, action);
+    rule.is_narrower = header.tos != 0
+        || header.flags.contains(RuleFlags::Invert)
+        || message.attributes.iter().any(narrows);
     let (source_length, destination_length) = (header.src_len, header.dst_len);
     for attribute in message.attributes {
         match attribute {
@@ -226,6 +236,26 @@ fn parse(message: RuleMessage) -> Option<Rule> {
         }
     }
     Some(rule)
+}
+
+/// Whether an attribute is a condition that has no field in a [`Rule`]. The kernel tells of a missing limit of what a table
+/// may answer as of the largest number.
+fn narrows(attribute: &RuleAttribute) -> bool {
+    const NO_LIMIT: u32 = u32::MAX;
+    const DSCP: u16 = 25;
+    const FLOW_LABEL: u16 = 26;
+    match attribute {
+        RuleAttribute::SuppressIfGroup(limit) | RuleAttribute::SuppressPrefixLen(limit) => {
+            *limit != NO_LIMIT
+        }
+        RuleAttribute::L3MDev(is_asked_for) => *is_asked_for,
+        RuleAttribute::FwMark(_)
+        | RuleAttribute::FwMask(_)
+        | RuleAttribute::TunId(_)
+        | RuleAttribute::UidRange(_) => true,
+        RuleAttribute::Other(other) => matches!(other.kind(), DSCP | FLOW_LABEL),
+        _ => false,
+    }
 }
 
 fn prefix(ip: IpAddr, length: u8) -> Option<IpNet> {

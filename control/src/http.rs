@@ -3,10 +3,11 @@
 //! Answers are short and made at once; bodies of requests are ignored; each connection takes one request. Bounded in
 //! what strangers can take: connections, bytes of a head, time. Source: RFC 9112.
 
+use crate::deadline::read_until;
 use jiff::Timestamp;
 use rustix::net::Shutdown;
 use std::fmt::Write as _;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -233,16 +234,6 @@ fn ignore_rest(stream: &mut TcpStream, deadline: Instant) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads what there is, once there is something.
-fn read_until(stream: &mut TcpStream, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(io::ErrorKind::TimedOut.into());
-    }
-    stream.set_read_timeout(Some(left))?;
-    stream.read(buffer)
-}
-
 /// The request; `None` when it is not one of HTTP/1.
 fn read_request(stream: &mut TcpStream, deadline: Instant) -> io::Result<Option<Request>> {
     let mut head = Vec::new();
@@ -275,6 +266,7 @@ fn parse(head: &[u8]) -> Result<Option<Request>, httparse::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read as _;
 
     fn exchange(server: &Server, request: &[u8]) -> String {
         let port = server.address().unwrap().port();

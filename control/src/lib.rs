@@ -7,6 +7,7 @@ pub mod agent;
 pub mod compile;
 pub mod config;
 pub mod conntrack;
+mod deadline;
 pub mod endpoints;
 pub mod explain;
 pub mod health;

@@ -2,13 +2,14 @@
 
 use super::Agent;
 use crate::conntrack;
+use crate::deadline::read_until;
 use dataplane::verdict::{Counts, DropReason};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What can be asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -86,6 +87,10 @@ pub struct Request {
 
 /// How long either side may keep the other waiting.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one may take to ask. Less than that: whoever asks next waits as long, and then for the answer.
+const TIME_TO_ASK: Duration = Duration::from_secs(1);
+/// The longest question, in bytes; one with every filter there is has a few hundred.
+const QUESTION_LENGTH: usize = 16 * 1024;
 
 /// Asks the node whose control socket is at `path` how it is.
 ///
@@ -110,13 +115,25 @@ pub fn send(path: &Path, question: &Question) -> io::Result<UnixStream> {
 }
 
 /// Reads the question of a connection; who asks nothing sensible in time gets no answer.
-pub fn read_request(stream: UnixStream) -> Option<Request> {
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+pub fn read_request(mut stream: UnixStream) -> Option<Request> {
+    let line = read_line(&mut stream, Instant::now() + TIME_TO_ASK).ok()?;
+    let question = serde_json::from_slice(&line).ok()?;
     stream.set_write_timeout(Some(PATIENCE)).ok()?;
-    let mut line = String::new();
-    BufReader::new(&stream).read_line(&mut line).ok()?;
-    let question = serde_json::from_str(&line).ok()?;
     Some(Request { question, stream })
+}
+
+fn read_line(stream: &mut UnixStream, deadline: Instant) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    let mut buffer = [0; 4096];
+    while line.len() < QUESTION_LENGTH {
+        let count = read_until(stream, &mut buffer, deadline)?;
+        let end = memchr::memchr(b'\n', &buffer[..count]);
+        line.extend_from_slice(&buffer[..end.unwrap_or(count)]);
+        if count == 0 || end.is_some() {
+            return Ok(line);
+        }
+    }
+    Err(io::ErrorKind::InvalidData.into())
 }
 
 /// Tells `stream` how the node is.
@@ -135,5 +152,46 @@ fn status(agent: &Agent) -> Status {
         capacity: agent.shared.conntrack.capacity(),
         packets: Packets::from(&agent.counts()),
         refused: agent.refused.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    #[test]
+    fn a_question_ends_with_its_line_or_with_all_that_is_sent() {
+        for sent in ["\"status\"\nmore", "\"status\""] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(sent.as_bytes()).unwrap();
+            drop(theirs);
+            let request = read_request(ours).unwrap();
+            assert!(matches!(request.question, Question::Status), "{sent}");
+        }
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        assert!(read_request(ours).is_none());
+    }
+
+    /// Nobody keeps others from asking by a question that does not end, a byte now and then.
+    #[test]
+    fn a_question_that_does_not_end_is_left() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let reader = thread::spawn(|| read_request(ours).is_none());
+        let start = Instant::now();
+        while theirs.write_all(b" ").is_ok() {
+            assert!(start.elapsed() < 20 * TIME_TO_ASK);
+            thread::sleep(TIME_TO_ASK / 20);
+        }
+        assert!(reader.join().unwrap());
+    }
+
+    #[test]
+    fn a_question_that_is_too_long_is_left() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let reader = thread::spawn(|| read_request(ours).is_none());
+        let long = vec![b' '; 64 * QUESTION_LENGTH];
+        assert!(theirs.write_all(&long).is_err());
+        assert!(reader.join().unwrap());
     }
 }

@@ -186,7 +186,7 @@ impl Agent {
             ReservedPorts::default()
         });
         let clock = Clock::start();
-        let shared = Arc::new(settings::shared(&settings, &config));
+        let shared = Arc::new(settings::shared(&settings, &config)?);
         let telemetry = Arc::new(Telemetry::new(&config, Arc::clone(&shared), clock));
         Ok(Self {
             servers: Servers::start(&config, Arc::clone(&telemetry))?,

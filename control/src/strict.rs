@@ -16,6 +16,7 @@ pub(crate) fn reason(error: &Error) -> String {
     let whole = [
         ("i64", ""),
         ("i32", ""),
+        ("u64", " from 0 on"),
         ("u32", " from 0 on"),
         ("u8", " from 0 to 255"),
     ];

@@ -50,7 +50,7 @@ use outcome::Outcome;
 pub use outcome::{Invalid, Tracked};
 pub(crate) use pools::PortSearch;
 pub use segment::{SctpChunk, SctpChunkKind, SctpPacket, TcpFlags, TcpOptions, TcpSegment};
-pub use settings::{Settings, Timeouts};
+pub use settings::{NoTable, Settings, Timeouts};
 pub use slots::{Count, EntryId, Guess, TupleHash};
 pub use statistics::Statistics;
 pub use status::Status;
@@ -239,19 +239,36 @@ impl fmt::Debug for Conntrack {
 
 impl Conntrack {
     /// An empty table. `hash_key` must not be known to those who send packets.
+    ///
+    /// # Panics
+    /// When there can be none with these settings: [`Self::try_new`] says why.
     pub fn new(settings: Settings, hash_key: [u64; 4]) -> Self {
+        Self::try_new(settings, hash_key).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`Self::new`], for settings of somebody who may ask for more than there is.
+    ///
+    /// # Errors
+    /// [`NoTable`].
+    pub fn try_new(settings: Settings, hash_key: [u64; 4]) -> Result<Self, NoTable> {
+        let entries = settings.capacity;
+        if entries > Settings::MOST_ENTRIES as usize {
+            return Err(NoTable::TooManyEntries { entries });
+        }
         let [a, b, c, d] = hash_key;
         let hash = ahash::RandomState::with_seeds(a, b, c, d);
         let stream_timeout = settings.timeouts.udp.stream.min(LONGEST);
-        Self {
+        let slots = Slots::new(&settings, hash);
+        let bytes = Slots::bytes_for(entries);
+        Ok(Self {
             stream_timeout,
             stream_lag: tick(Timestamp::default().after(stream_timeout / STREAM_LAG_PARTS)),
-            slots: Slots::new(&settings, hash),
+            slots: slots.ok_or(NoTable::NoMemory { entries, bytes })?,
             settings,
             statistics: PerWorker::new(),
             cursor: AtomicUsize::new(0),
             pressed: AtomicUsize::new(0),
-        }
+        })
     }
 
     /// The live connection that owns `tuple`.

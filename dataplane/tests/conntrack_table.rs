@@ -5,8 +5,8 @@
 mod flow;
 
 use dataplane::conntrack::{
-    ConfirmError, Confirmed, Conntrack, Count, Headers, ServiceTag, Settings, Statistics, Tracked,
-    Transport,
+    ConfirmError, Confirmed, Conntrack, Count, Headers, NoTable, ServiceTag, Settings, Statistics,
+    Tracked, Transport,
 };
 use dataplane::service::Generation;
 use dataplane::tuple::{Address, Direction, Protocol, Timestamp, Tuple};
@@ -596,4 +596,16 @@ fn memory_per_flow() {
     let conntrack = Conntrack::new(Settings::kernel(100_000), [1; 4]);
     let per_flow = conntrack.bytes() as f64 / 100_000.0;
     assert!(per_flow <= 128.0, "{per_flow} bytes");
+}
+
+/// Entries are told apart up to a number.
+#[test]
+fn a_table_that_is_too_large_is_refused() {
+    let entries = Settings::MOST_ENTRIES as usize + 1;
+    let refused = Conntrack::try_new(Settings::kernel(entries), [1; 4]).unwrap_err();
+    assert_eq!(refused, NoTable::TooManyEntries { entries });
+    assert_eq!(
+        refused.to_string(),
+        "2147483648 entries are more than the 2147483647 that a table holds"
+    );
 }

@@ -334,22 +334,35 @@ fn root_packets_and_bytes_are_counted() {
     );
 }
 
-#[test]
-fn root_objects_that_are_wrong_change_nothing() {
-    let network = Network::build("pen-wrong", VETHS);
+/// What an agent says that does not start; nothing is changed by then.
+fn refusal(network: &Network, code: i32, arguments: &[&str]) -> String {
     let before = network.routing();
     let output = Command::new("ip")
         .args(["netns", "exec", &network.name("node")])
         .arg(program("penstock"))
-        .args(["node", "--node", "other", "--uplink", "up0", "--snapshot"])
-        .arg(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/node/objects.yaml"
-        ))
+        .args(["node", "--uplink", "up0", "--snapshot", "node/objects.yaml"])
+        .args(arguments)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests"))
         .output()
         .unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("other") && said.contains("solo"), "{said}");
+    assert_eq!(output.status.code(), Some(code), "{said}");
     assert_eq!(network.routing(), before);
+    said
+}
+
+#[test]
+fn root_objects_that_are_wrong_change_nothing() {
+    let network = Network::build("pen-wrong", VETHS);
+    let said = refusal(&network, 2, &["--node", "other"]);
+    assert!(said.contains("other") && said.contains("solo"), "{said}");
+}
+
+#[test]
+fn root_who_asks_for_more_connections_than_there_can_be_is_told_so() {
+    let network = Network::build("pen-large", VETHS);
+    let arguments = ["--node", "solo", "--config", "node/too-large.yaml"];
+    let said = refusal(&network, 1, &arguments);
+    let field = "node/too-large.yaml: conntrack.maxPerCore: 2147483647 for each of ";
+    assert!(said.contains(field), "{said}");
 }

@@ -1,7 +1,8 @@
 //! What the agent's settings and configuration mean to the process and to what its workers share.
 
 use super::Settings;
-use crate::config::KubeProxyConfig;
+use crate::config::{ConntrackConfig, KubeProxyConfig};
+use anyhow::{Result, anyhow};
 use dataplane::conntrack::{self, Conntrack};
 use dataplane::reject::RateLimit;
 use dataplane::service::ServiceTable;
@@ -29,31 +30,45 @@ pub(super) fn follow_host(settings: &Settings, config: &KubeProxyConfig) {
 }
 
 /// What all workers share, before there is a table.
-pub(super) fn shared(settings: &Settings, config: &KubeProxyConfig) -> Shared {
+///
+/// # Errors
+/// When connections take more than a table or this machine has.
+pub(super) fn shared(settings: &Settings, config: &KubeProxyConfig) -> Result<Shared> {
     let random = RandomState::new();
     let keys = std::array::from_fn(|index| random.hash_one(index));
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let limits = conntrack::Settings {
         per_source: settings.connections_per_source,
         accounting: settings.accounting,
-        ..conntrack_settings(config)
+        ..conntrack_settings(config, processors)
     };
-    Shared {
+    let conntrack = Conntrack::try_new(limits, keys).map_err(|refusal| {
+        let asked_for = asked_for(&config.conntrack, processors);
+        let file = settings.config.as_ref();
+        let file = file.map_or_else(String::new, |file| format!("{}: ", file.display()));
+        anyhow!("{file}{asked_for}: {refusal}; make it smaller")
+    })?;
+    Ok(Shared {
         reject_limit: settings.limit_rejects.then(RateLimit::default),
         forward_invalid: config.conntrack.tcp_be_liberal,
-        ..Shared::new(Conntrack::new(limits, keys), ServiceTable::empty())
+        ..Shared::new(conntrack, ServiceTable::empty())
+    })
+}
+
+/// The field that says how many connections there may be, and what it says.
+fn asked_for(limits: &ConntrackConfig, processors: usize) -> String {
+    let (per_core, min) = (limits.max_per_core, limits.min);
+    if per_core > 0 && capacity(limits, processors) == min as usize {
+        format!("conntrack.min: {min}")
+    } else {
+        format!("conntrack.maxPerCore: {per_core} for each of {processors} processors")
     }
 }
 
 /// kube-proxy's limits and timeouts (`cmd/kube-proxy/app/conntrack.go`); what it leaves alone is as in the kernel.
-fn conntrack_settings(config: &KubeProxyConfig) -> conntrack::Settings {
+fn conntrack_settings(config: &KubeProxyConfig, processors: usize) -> conntrack::Settings {
     let limits = &config.conntrack;
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    // Zero leaves the kernel's limit alone, whatever `min` says (`getConntrackMax`).
-    let capacity = match limits.max_per_core as usize {
-        0 => KERNEL_CAPACITY,
-        per_core => (per_core * processors).max(limits.min as usize),
-    };
-    let mut settings = conntrack::Settings::kernel(capacity);
+    let mut settings = conntrack::Settings::kernel(capacity(limits, processors));
     let set = |timeout: &mut Duration, wanted: Option<Duration>| {
         *timeout = wanted
             .filter(|wanted| !wanted.is_zero())
@@ -73,6 +88,14 @@ fn conntrack_settings(config: &KubeProxyConfig) -> conntrack::Settings {
     settings
 }
 
+/// Zero leaves the kernel's limit alone, whatever `min` says (`getConntrackMax`).
+fn capacity(limits: &ConntrackConfig, processors: usize) -> usize {
+    match limits.max_per_core as usize {
+        0 => KERNEL_CAPACITY,
+        per_core => per_core.saturating_mul(processors).max(limits.min as usize),
+    }
+}
+
 /// `nf_conntrack_max` of a machine with more than 4 GiB of memory.
 const KERNEL_CAPACITY: usize = 262_144;
 
@@ -85,11 +108,28 @@ mod tests {
         let capacity = |max_per_core, min| {
             let mut config = KubeProxyConfig::default();
             (config.conntrack.max_per_core, config.conntrack.min) = (max_per_core, min);
-            conntrack_settings(&config).capacity
+            conntrack_settings(&config, 3).capacity
         };
         assert_eq!(capacity(0, 1_000_000), KERNEL_CAPACITY);
         assert_eq!(capacity(1, 1_000_000), 1_000_000);
-        let processors = std::thread::available_parallelism().unwrap().get();
-        assert_eq!(capacity(1_000_000, 1), 1_000_000 * processors);
+        assert_eq!(capacity(1_000_000, 1), 3_000_000);
+    }
+
+    #[test]
+    fn who_asks_for_too_much_room_is_told_by_which_field() {
+        let asked_for = |max_per_core, min| {
+            let default = ConntrackConfig::default();
+            let limits = ConntrackConfig {
+                max_per_core,
+                min,
+                ..default
+            };
+            asked_for(&limits, 3)
+        };
+        assert_eq!(asked_for(1, 1_000_000), "conntrack.min: 1000000");
+        let per_core = "conntrack.maxPerCore: 1000000 for each of 3 processors";
+        assert_eq!(asked_for(1_000_000, 1), per_core);
+        let kernel = "conntrack.maxPerCore: 0 for each of 3 processors";
+        assert_eq!(asked_for(0, KERNEL_CAPACITY as u32), kernel);
     }
 }

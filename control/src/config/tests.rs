@@ -68,6 +68,13 @@ fn bad_values_name_field_and_rule() {
             "kube-proxy.yaml:3: conntrack.maxPerCore: invalid value: integer `-1`, expected a whole number from 0 on",
         ),
         (
+            "conntrack: {maxPerCore: 5000000000, min: 2147483648}\n",
+            "kube-proxy.yaml:3: conntrack.maxPerCore: 5000000000 entries are more than the 2147483647 that a table holds; \
+             make it smaller\n\
+             kube-proxy.yaml:3: conntrack.min: 2147483648 entries are more than the 2147483647 that a table holds; \
+             make it smaller",
+        ),
+        (
             "conntrack: []\n",
             "kube-proxy.yaml:3: conntrack: has fields of its own, and is neither a list nor a single value",
         ),

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::model::Family;
 use crate::snapshot::{parse_cidr, parse_ip};
+use dataplane::conntrack;
 use dataplane::service::Selection;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
@@ -76,8 +77,8 @@ struct IpvsWire {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct ConntrackWire {
-    max_per_core: Option<u32>,
-    min: Option<u32>,
+    max_per_core: Option<u64>,
+    min: Option<u64>,
     #[serde(deserialize_with = "duration")]
     tcp_established_timeout: Option<Duration>,
     #[serde(deserialize_with = "duration")]
@@ -171,7 +172,7 @@ impl Wire {
                     .push(format!("featureGates.{other} has no effect here")),
             }
         }
-        config.conntrack = self.conntrack.into_config();
+        config.conntrack = self.conntrack.into_config(&mut wrong);
         if wrong.is_empty() {
             Ok(config)
         } else {
@@ -337,16 +338,19 @@ fn socket_address(
 
 impl ConntrackWire {
     /// A timeout of 0 means: leave it.
-    fn into_config(self) -> ConntrackConfig {
+    fn into_config(self, wrong: &mut Wrong) -> ConntrackConfig {
         let default = ConntrackConfig::default();
+        let mut entries = |field: &str, given: Option<u64>, default: u32| {
+            given.map_or(default, |given| entries(field, given, wrong))
+        };
         let timeout = |given: Option<Duration>, default: Option<Duration>| match given {
             Some(given) if given.is_zero() => None,
             Some(given) => Some(given),
             None => default,
         };
         ConntrackConfig {
-            max_per_core: self.max_per_core.unwrap_or(default.max_per_core),
-            min: self.min.unwrap_or(default.min),
+            max_per_core: entries("maxPerCore", self.max_per_core, default.max_per_core),
+            min: entries("min", self.min, default.min),
             tcp_established_timeout: timeout(
                 self.tcp_established_timeout,
                 default.tcp_established_timeout,
@@ -360,4 +364,16 @@ impl ConntrackWire {
             udp_stream_timeout: timeout(self.udp_stream_timeout, None),
         }
     }
+}
+
+/// What a table holds even on a machine with one processor.
+fn entries(field: &str, given: u64, wrong: &mut Wrong) -> u32 {
+    let most = conntrack::Settings::MOST_ENTRIES;
+    if given > u64::from(most) {
+        wrong.push((
+            format!("conntrack.{field}"),
+            format!("{given} entries are more than the {most} that a table holds; make it smaller"),
+        ));
+    }
+    u32::try_from(given).unwrap_or(most)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// What an administrator may set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// `nf_conntrack_max`: entries, fixed for the life of the table.
+    /// `nf_conntrack_max`: entries, fixed for the life of the table; at most [`Self::MOST_ENTRIES`].
     pub capacity: usize,
     /// TCP, timeouts included.
     pub tcp: TcpSettings,
@@ -47,7 +47,32 @@ impl Timeouts {
     };
 }
 
+/// Why there is no table with some settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoTable {
+    /// It cannot tell so many entries apart.
+    #[error(
+        "{entries} entries are more than the {} that a table holds",
+        Settings::MOST_ENTRIES
+    )]
+    TooManyEntries {
+        /// How many were asked for.
+        entries: usize,
+    },
+    /// The system does not give the memory.
+    #[error("{entries} entries take {bytes} bytes of memory, which the system does not give")]
+    NoMemory {
+        /// How many were asked for.
+        entries: usize,
+        /// What they would take.
+        bytes: u64,
+    },
+}
+
 impl Settings {
+    /// What the kernel's sysctl takes. An entry's number has 32 bits here, of which one value means none.
+    pub const MOST_ENTRIES: u32 = i32::MAX as u32;
+
     /// The kernel's defaults.
     pub fn kernel(capacity: usize) -> Self {
         Self {

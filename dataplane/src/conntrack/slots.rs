@@ -120,27 +120,25 @@ type Zeroed<T> = Box<[T]>;
 macro_rules! zeroed {
     ($type:ident, $count:expr) => {{
         #[cfg(not(any(loom, shuttle)))]
-        let memory = Zeroed::<$type>::new($count);
+        let memory = Zeroed::<$type>::try_new($count);
         #[cfg(any(loom, shuttle))]
-        let memory: Zeroed<$type> = (0..$count)
-            .map(|_| $type(std::array::from_fn(|_| AtomicU64::new(0))))
+        let memory: Option<Zeroed<$type>> = (0..$count)
+            .map(|_| Some($type(std::array::from_fn(|_| AtomicU64::new(0)))))
             .collect();
         memory
     }};
 }
 
 impl Slots {
-    /// Memory for `capacity` entries, zero and thereby empty: slots 0, entries FREE with generation 0.
-    /// What is counted of them and how many a source may have, `settings` say.
-    pub(super) fn new(settings: &Settings, hash: ahash::RandomState) -> Self {
+    /// Memory for all entries, zero and thereby empty: slots 0, entries FREE with generation 0. How many there are, what is
+    /// counted of them, and how many a source may have, `settings` say. `None` when the system does not give the memory.
+    pub(super) fn new(settings: &Settings, hash: ahash::RandomState) -> Option<Self> {
         let capacity = settings.capacity;
-        let slots = capacity * 2 * 10 / 7;
-        let buckets = slots.div_ceil(WIDTH).max(2);
-        Self {
-            buckets: zeroed!(Bucket, buckets),
-            hot: zeroed!(Line, capacity),
-            windows: zeroed!(Windows, capacity),
-            addresses: zeroed!(Line, capacity),
+        Some(Self {
+            buckets: zeroed!(Bucket, Self::buckets_for(capacity))?,
+            hot: zeroed!(Line, capacity)?,
+            windows: zeroed!(Windows, capacity)?,
+            addresses: zeroed!(Line, capacity)?,
             accounts: Accounts::new(if settings.accounting { capacity } else { 0 }),
             free: AtomicU64::new(0),
             fresh: AtomicU64::new(0),
@@ -148,7 +146,20 @@ impl Slots {
             pools: Pools::new(hash.clone()),
             events: Events::default(),
             hash,
-        }
+        })
+    }
+
+    const fn buckets_for(capacity: usize) -> usize {
+        let slots = capacity * 2 * 10 / 7;
+        let buckets = slots.div_ceil(WIDTH);
+        if buckets < 2 { 2 } else { buckets }
+    }
+
+    /// What [`Self::new`] asks the system for, in bytes.
+    pub(super) const fn bytes_for(capacity: usize) -> u64 {
+        let of_entry = size_of::<Line>() + size_of::<Windows>() + size_of::<Line>();
+        let of_index = Self::buckets_for(capacity) as u64 * size_of::<Bucket>() as u64;
+        of_index + capacity as u64 * of_entry as u64
     }
 
     /// Ports in use, kept with the entries.

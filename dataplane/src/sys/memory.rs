@@ -1,7 +1,7 @@
 //! What a program can ask of memory besides its bytes: prefetching into the cache, and large pages.
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::Deref;
 use std::ptr::NonNull;
 use zerocopy::FromZeros;
@@ -28,23 +28,20 @@ impl<T: FromZeros> Zeroed<T> {
     /// `count` values of zeros.
     ///
     /// # Panics
-    /// When they are more than the address space holds.
+    /// When the system does not give the memory.
     pub fn new(count: usize) -> Self {
+        Self::try_new(count).unwrap_or_else(|| panic!("there is no memory for {count} entries"))
+    }
+
+    /// `count` values of zeros; `None` when the system does not give the memory.
+    pub fn try_new(count: usize) -> Option<Self> {
         const { assert!(!std::mem::needs_drop::<T>()) };
-        let size = size_of::<T>().checked_mul(count);
-        let alignment = size.map_or(
-            HUGE,
-            |size| if size > HUGE { HUGE } else { align_of::<T>() },
-        );
-        let layout = size
-            .and_then(|size| size.max(1).checked_add(alignment))
-            .and_then(|room| Layout::from_size_align(room, SMALL_ALIGNMENT).ok())
-            .unwrap_or_else(|| panic!("{count} entries are more than there are addresses for"));
+        let size = size_of::<T>().checked_mul(count)?;
+        let alignment = if size > HUGE { HUGE } else { align_of::<T>() };
+        let room = size.max(1).checked_add(alignment)?;
+        let layout = Layout::from_size_align(room, SMALL_ALIGNMENT).ok()?;
         // SAFETY: the layout's size is not zero.
-        let memory = unsafe { alloc_zeroed(layout) };
-        let Some(memory) = NonNull::new(memory) else {
-            handle_alloc_error(layout)
-        };
+        let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
         let skipped = memory.as_ptr().align_offset(alignment.max(align_of::<T>()));
         // SAFETY: at most `alignment` bytes are skipped, and the layout has so many more than the values take.
         let first = unsafe { memory.add(skipped) }.cast();
@@ -55,7 +52,7 @@ impl<T: FromZeros> Zeroed<T> {
             count,
         };
         prefer_huge_pages(&zeroed);
-        zeroed
+        Some(zeroed)
     }
 }
 
@@ -134,6 +131,14 @@ mod tests {
             assert_eq!(zeroed.len(), count);
             assert_eq!(zeroed.as_ptr().align_offset(64), 0);
             assert!(zeroed.iter().all(|line| line.0 == [0; 8]));
+        }
+    }
+
+    /// More than there are addresses for, of a processor and of the language.
+    #[test]
+    fn what_the_system_does_not_give_is_none() {
+        for count in [1 << 57, 1 << 60, usize::MAX] {
+            assert!(Zeroed::<u64>::try_new(count).is_none());
         }
     }
 }

@@ -371,10 +371,8 @@ mod tests {
         };
         for [original, reply] in pairs {
             for places in [[0, 0], [0, 1], [1, 0], [1, 1]] {
-                let slots = Slots::new(
-                    &Settings::kernel(11),
-                    ahash::RandomState::with_seeds(1, 2, 3, 4),
-                );
+                let hash = ahash::RandomState::with_seeds(1, 2, 3, 4);
+                let slots = Slots::new(&Settings::kernel(11), hash).unwrap();
                 let hashes = [tagged(original), tagged(reply)];
                 let word = id.slot(hashes[0]);
                 for (buckets, place) in [original, reply].into_iter().zip(places) {

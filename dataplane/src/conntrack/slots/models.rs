@@ -63,10 +63,8 @@ fn flow_until(nth: u16, endpoint: u8, deadline: u32) -> Flow {
 }
 
 fn table(capacity: usize) -> Slots {
-    Slots::new(
-        &Settings::kernel(capacity),
-        ahash::RandomState::with_seeds(1, 2, 3, 4),
-    )
+    let hash = ahash::RandomState::with_seeds(1, 2, 3, 4);
+    Slots::new(&Settings::kernel(capacity), hash).unwrap()
 }
 
 fn insert(slots: &Slots, flow: &Flow) -> Result<EntryId, InsertError> {

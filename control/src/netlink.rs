@@ -29,12 +29,13 @@ pub use sysctl::{read_sysctl, write_sysctl};
 
 use crate::model::Family;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the kernel refused, by the words of the request: `add route 10.0.0.0/24 dev eth0: File exists`.
 #[derive(Debug, thiserror::Error)]
@@ -261,27 +262,51 @@ fn receive<M: NetlinkDeserializable>(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other?,
         };
-        let mut rest = received.as_slice();
-        while let Some((message, length)) = next_message(rest)? {
-            if take(message)? {
-                return Ok(());
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        if take_each(received, &mut take)? {
+            return Ok(());
         }
     }
 }
 
-/// The first message of `bytes` and its length, or `None` at the end.
-fn next_message<M: NetlinkDeserializable>(
-    bytes: &[u8],
-) -> io::Result<Option<(NetlinkMessage<M>, usize)>> {
-    if bytes.is_empty() {
-        return Ok(None);
+/// Hands the messages of a datagram to `take`, as long as that returns false, and returns what it did last.
+fn take_each<M: NetlinkDeserializable>(
+    mut datagram: &[u8],
+    mut take: impl FnMut(NetlinkMessage<M>) -> io::Result<bool>,
+) -> io::Result<bool> {
+    while !datagram.is_empty() {
+        let header = NetlinkBuffer::new_checked(datagram).map_err(unreadable)?;
+        match NetlinkMessage::deserialize(datagram) {
+            Ok(message) => {
+                if take(message)? {
+                    return Ok(true);
+                }
+            }
+            // One link or route that is not understood does not hide the others.
+            Err(error) if header.message_type() >= FIRST_OBJECT => leave_out(&error),
+            Err(error) => return Err(unreadable(error)),
+        }
+        let length = (header.length() as usize).next_multiple_of(4);
+        datagram = datagram.get(length..).unwrap_or_default();
     }
-    let message = NetlinkMessage::<M>::deserialize(bytes)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-    let length = message.header.length as usize;
-    Ok(Some((message, length)))
+    Ok(false)
+}
+
+/// `NLMSG_MIN_TYPE`: types below are netlink's own, such as the end of a list.
+const FIRST_OBJECT: u16 = 0x10;
+
+fn unreadable(error: DecodeError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}
+
+/// Says so, once aloud: lists are asked for again and again.
+fn leave_out(error: &DecodeError) {
+    static IS_SAID: AtomicBool = AtomicBool::new(false);
+    const WORDS: &str = "the kernel lists something that is not understood here, and left out";
+    if IS_SAID.swap(true, Ordering::Relaxed) {
+        tracing::debug!("{WORDS}: {error}");
+    } else {
+        tracing::warn!("{WORDS}: {error}");
+    }
 }
 
 pub(crate) const fn address_family(family: Family) -> AddressFamily {
@@ -296,5 +321,73 @@ pub(crate) const fn family(family: AddressFamily) -> Option<Family> {
         AddressFamily::Inet => Some(Family::V4),
         AddressFamily::Inet6 => Some(Family::V6),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netlink_packet_route::link::LinkMessage;
+
+    const RTM_NEWLINK: u16 = 16;
+    const NLMSG_DONE: u16 = 3;
+
+    fn raw(message_type: u16, payload: &[u8]) -> Vec<u8> {
+        let length = 16 + payload.len();
+        let mut bytes = (length as u32).to_ne_bytes().to_vec();
+        bytes.extend(message_type.to_ne_bytes());
+        bytes.extend([0; 10]);
+        bytes.extend(payload);
+        bytes.resize(length.next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn link(index: u32) -> Vec<u8> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let message = RouteNetlinkMessage::NewLink(message);
+        let payload = NetlinkPayload::InnerMessage(message);
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), payload);
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    /// Indexes of links up to the end of the list, and whether that came.
+    fn links(datagram: &[u8]) -> io::Result<(Vec<u32>, bool)> {
+        let mut indexes = Vec::new();
+        let is_complete = take_each(datagram, |message| {
+            if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) =
+                &message.payload
+            {
+                indexes.push(link.header.index);
+            }
+            Ok(matches!(message.payload, NetlinkPayload::Done(_)))
+        })?;
+        Ok((indexes, is_complete))
+    }
+
+    #[test]
+    fn what_is_not_understood_does_not_hide_the_rest() {
+        // A link that is cut, and one with an MTU of a single byte.
+        let mtu_of_a_byte = [[0; 16].as_slice(), &[5, 0, 4, 0, 1]].concat();
+        let datagram = [
+            link(1),
+            raw(RTM_NEWLINK, &[0; 3]),
+            link(2),
+            raw(RTM_NEWLINK, &mtu_of_a_byte),
+            raw(NLMSG_DONE, &[]),
+            link(3),
+        ];
+        assert_eq!(links(&datagram.concat()).unwrap(), (vec![1, 2], true));
+        assert_eq!(links(&datagram[..4].concat()).unwrap(), (vec![1, 2], false));
+    }
+
+    #[test]
+    fn an_end_that_is_not_understood_is_an_error() {
+        let datagram = [link(1), raw(NLMSG_DONE, &[0])].concat();
+        assert!(links(&datagram).is_err());
+        assert!(links(&link(1)[..20]).is_err());
     }
 }

@@ -170,15 +170,29 @@ fn listen_to_links(events: Sender<Event>) -> Result<()> {
     let mut monitor = Monitor::open().context("cannot listen to changes of links")?;
     spawn("links", move || {
         loop {
-            // An error of the socket is a lost message: everything may have changed.
-            let changed = monitor
-                .wait(Duration::from_secs(3600))
-                .map_or(true, Changes::any);
-            if changed && events.send(Event::LinksChanged).is_err() {
+            let waited = monitor.wait(Duration::from_secs(3600));
+            if has_changed(waited, pause) && events.send(Event::LinksChanged).is_err() {
                 return;
             }
         }
     })
+}
+
+/// An error of the socket is a lost message: everything may have changed. It is told after a `pause`.
+fn has_changed(waited: io::Result<Changes>, pause: impl FnOnce()) -> bool {
+    waited.map_or_else(
+        |error| {
+            tracing::debug!("cannot hear of changes of links: {error}");
+            pause();
+            true
+        },
+        Changes::any,
+    )
+}
+
+/// An error that lasts would be told as fast as a processor can.
+fn pause() {
+    thread::sleep(Duration::from_secs(1));
 }
 
 fn listen_to_questions(path: &Path, responder: Responder, events: Sender<Event>) -> Result<()> {
@@ -198,7 +212,10 @@ fn listen_to_questions(path: &Path, responder: Responder, events: Sender<Event>)
         UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     spawn("questions", move || {
         for stream in listener.incoming() {
-            let Some(request) = stream.ok().and_then(socket::read_request) else {
+            let Some(stream) = accepted(stream, pause) else {
+                continue;
+            };
+            let Some(request) = socket::read_request(stream) else {
                 continue;
             };
             let stream = request.stream;
@@ -212,6 +229,16 @@ fn listen_to_questions(path: &Path, responder: Responder, events: Sender<Event>)
             }
         }
     })
+}
+
+/// Without descriptors the kernel keeps who asks waiting, and says so at once whenever it is asked who that is.
+fn accepted(stream: io::Result<UnixStream>, pause: impl FnOnce()) -> Option<UnixStream> {
+    stream
+        .inspect_err(|error| {
+            tracing::debug!("cannot hear a question: {error}");
+            pause();
+        })
+        .ok()
 }
 
 /// Connections are many, and listening to events takes as long as somebody wants: each has a thread.
@@ -269,6 +296,33 @@ mod tests {
         assert_eq!(words(many), ["all"]);
         let most = (0..MOST_FILES).map(|number| file(&number.to_string()));
         assert_eq!(words(most).len(), MOST_FILES);
+    }
+
+    /// Or the thread takes a processor, and its events all memory.
+    #[test]
+    fn an_error_is_told_after_a_pause() {
+        let error = || io::Error::from(io::ErrorKind::OutOfMemory);
+        let links = |links| {
+            Ok(Changes {
+                links,
+                ..Changes::default()
+            })
+        };
+        for (waited, expected) in [
+            (Err(error()), (true, true)),
+            (links(true), (true, false)),
+            (links(false), (false, false)),
+        ] {
+            let mut has_paused = false;
+            let changed = has_changed(waited, || has_paused = true);
+            assert_eq!((changed, has_paused), expected);
+        }
+
+        let mut has_paused = false;
+        assert!(accepted(Err(error()), || has_paused = true).is_none());
+        assert!(has_paused);
+        let (stream, _) = UnixStream::pair().unwrap();
+        assert!(accepted(Ok(stream), || panic!("no error, no pause")).is_some());
     }
 
     #[test]

@@ -130,8 +130,8 @@ impl Netlink {
         }
     }
 
-    /// Many requests, in order. All are tried; `tolerated` says which refusals are none. Returns the first
-    /// other refusal.
+    /// Many requests, in order. All are tried, unless the socket itself fails; `tolerated` says which refusals are none.
+    /// Returns the first other refusal.
     pub(crate) fn request_all<T>(
         &mut self,
         items: &[T],

@@ -106,7 +106,7 @@ impl Inbox {
     }
 }
 
-/// Starts the threads. Each ends when the agent no longer listens.
+/// Starts the threads. Each ends when it would tell something and the agent no longer listens; until then it waits.
 ///
 /// # Errors
 /// When a source of events cannot be opened.

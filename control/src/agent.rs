@@ -179,12 +179,12 @@ impl Agent {
     fn prepare(settings: Settings, snapshot: Snapshot, config: KubeProxyConfig) -> Result<Self> {
         let mut netlink = Netlink::open().context("cannot open rtnetlink")?;
         links::require(&mut netlink, &settings.uplinks, &settings.pods)?;
-        let ports = facts::listening_ports().unwrap_or_else(|error| {
+        let ports = ReservedPorts::default();
+        if let Err(error) = facts::follow_listening_ports(&ports) {
             tracing::warn!(
                 "cannot list sockets ({error}): masquerading may take ports that the node listens on"
             );
-            ReservedPorts::default()
-        });
+        }
         let clock = Clock::start();
         let shared = Arc::new(settings::shared(&settings, &config)?);
         let telemetry = Arc::new(Telemetry::new(&config, Arc::clone(&shared), clock));

@@ -10,7 +10,8 @@
 //!
 //! Measure: Linux `nf_nat_core.c` (`get_unique_tuple`, `nf_nat_l4proto_unique_tuple`).
 //! DIFFERS: the kernel gives up after 248 probes and drops the packet although ports are free; we look at all of them.
-//! DIFFERS: the kernel may choose a port that the node itself listens on; we never do ([`ReservedPorts`]).
+//! DIFFERS: the kernel may choose a port that the node itself listens on; we do not ([`ReservedPorts`]), from the time on
+//! that it is noticed. Nothing tells of a socket that begins to listen: the agent looks once a second.
 //! DIFFERS: without `--random-fully` the kernel prefers the port that the same client got towards another server, and
 //! takes ports over from TIME_WAIT and CLOSE when the search gets hard; kube-proxy always asks for `--random-fully`,
 //! and a search that is exhaustive need not take over.

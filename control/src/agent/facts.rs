@@ -209,25 +209,24 @@ pub(super) const fn transport(protocol: Protocol) -> Option<Transport> {
     }
 }
 
-/// Ports that sockets of this network namespace listen on or, for UDP, are bound to.
+/// Takes the ports anew that sockets of this network namespace listen on or, for UDP, are bound to: nothing tells when one
+/// begins to.
 ///
 /// # Errors
-/// When the kernel does not list sockets.
-pub(super) fn listening_ports() -> io::Result<ReservedPorts> {
-    let ports = ReservedPorts::default();
-    follow_listening_ports(&ports)?;
-    Ok(ports)
-}
-
-/// Takes the ports anew: nothing tells when a socket begins to listen.
-///
-/// # Errors
-/// Those of [`listening_ports`]; the ports are those of before then, or some of them.
+/// When the kernel does not list sockets of all protocols; the ports of those that it does not list are as before.
 pub(super) fn follow_listening_ports(ports: &ReservedPorts) -> io::Result<()> {
     let mut sockets = Sockets::open()?;
-    ports.replace(Protocol::TCP, sockets.listening_tcp()?);
-    ports.replace(Protocol::UDP, sockets.bound_udp()?);
-    Ok(())
+    let listed = [
+        (Protocol::TCP, sockets.listening_tcp()),
+        (Protocol::UDP, sockets.bound_udp()),
+        (Protocol::SCTP, sockets.listening_sctp()),
+    ];
+    let mut followed = Ok(());
+    for (protocol, listed) in listed {
+        let listed = listed.map(|listed| ports.replace(protocol, listed));
+        followed = followed.and(listed);
+    }
+    followed
 }
 
 /// Sets what packets that come out of one of our devices need: their sources and destinations are the node's own

@@ -9,8 +9,11 @@ use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
-use netlink_packet_sock_diag::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SockDiagMessage};
+use netlink_packet_sock_diag::{
+    AF_INET, AF_INET6, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP, SockDiagMessage,
+};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+use rustix::io::Errno;
 use std::io;
 
 /// A connection to the kernel's list of sockets in one network namespace: that of the thread that opened it.
@@ -46,6 +49,18 @@ impl Sockets {
     /// When the kernel cannot list them (`CONFIG_INET_UDP_DIAG`).
     pub fn bound_udp(&mut self) -> io::Result<Vec<u16>> {
         self.ports(IPPROTO_UDP, StateFlags::CLOSE)
+    }
+
+    /// Ports that SCTP sockets listen on, of both families; none where the kernel has no SCTP.
+    ///
+    /// # Errors
+    /// When the kernel cannot list any sockets.
+    pub fn listening_sctp(&mut self) -> io::Result<Vec<u16>> {
+        match self.ports(IPPROTO_SCTP, StateFlags::LISTEN) {
+            // It knows no SCTP, or none that it could list (`CONFIG_INET_SCTP_DIAG`).
+            Err(error) if is_unknown(&error) => Ok(Vec::new()),
+            other => other,
+        }
     }
 
     fn ports(&mut self, protocol: u8, states: StateFlags) -> io::Result<Vec<u16>> {
@@ -85,11 +100,38 @@ impl Sockets {
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
                     ports.push(found.header.socket_id.source_port);
                 }
+                // A list that the kernel cannot make ends with the reason.
+                NetlinkPayload::Done(end) if end.code < 0 => {
+                    return Err(io::Error::from_raw_os_error(-end.code));
+                }
                 NetlinkPayload::Done(_) => return Ok(true),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 _ => {}
             }
             Ok(false)
         })
+    }
+}
+
+fn is_unknown(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOENT | Errno::INVAL)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_the_kernel_cannot_make_is_an_error() {
+        // A number for experiments.
+        const NO_PROTOCOL: u8 = 253;
+        let mut sockets = Sockets::open().unwrap();
+        let error = sockets.ports(NO_PROTOCOL, StateFlags::LISTEN).unwrap_err();
+        assert!(is_unknown(&error), "{error}");
+        // What is asked for next has its own answer.
+        assert!(sockets.listening_tcp().is_ok());
     }
 }

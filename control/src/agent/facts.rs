@@ -1,6 +1,6 @@
 //! What the agent reads from the kernel and from the table, and what it sets on its devices.
 
-use super::steering::Plan;
+use super::steering::{Plan, is_link_local};
 use crate::model::{Family, Transport};
 use crate::netlink::{self, Netlink, RouteKind, Sockets, TABLE_MAIN, read_sysctl, write_sysctl};
 use crate::node_network::{InterfaceAddress, NodeNetwork, Route, Scope};
@@ -168,11 +168,6 @@ pub(super) fn cluster_ips(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
         .flat_map(|service| [Family::V4, Family::V6].map(|family| served_address(service, family)))
         .flatten()
         .collect()
-}
-
-/// The kernel takes no link-local address as the preferred source of a route on another link.
-const fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// Ports of the endpoints on the node's own network: their answers must come by.

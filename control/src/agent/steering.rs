@@ -255,7 +255,8 @@ fn everything(family: Family) -> IpNet {
     }
 }
 
-const fn is_link_local(address: IpAddr) -> bool {
+/// Whether it is one of a link alone. The kernel takes no such address as the preferred source of a route on another link.
+pub(super) const fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 

@@ -16,8 +16,8 @@ use super::dump::{ChainName, Dump, Rule, Tables};
 use super::{Proxier, Proxiers, iptables_tables};
 use crate::model::{Endpoint, Family, ServicePort};
 use rules::{
-    comparable, endpoint_of, is_balancing, is_built_in, is_kube_proxy_chain, is_of_kube_proxy,
-    is_twin, targets, unmatched,
+    comparable, endpoint_chains, endpoint_of, is_balancing, is_built_in, is_kube_proxy_chain,
+    is_of_kube_proxy, is_twin, unmatched,
 };
 use serde::Serialize;
 use side::Side;
@@ -268,12 +268,13 @@ impl<'a> Comparison<'a> {
     }
 
     fn unmatched_rules(&mut self, name: &ChainName, called_for: Vec<Rule>, mut present: Vec<Rule>) {
-        let targets_differ = targets(&called_for) != targets(&present);
+        let endpoints_differ = endpoint_chains(&called_for) != endpoint_chains(&present);
         for expected in called_for {
             let twin = present.iter().position(|rule| is_twin(rule, &expected));
             match twin.map(|position| present.remove(position)) {
                 // Other endpoints, other probabilities: told once, for the endpoint.
-                Some(_) if is_balancing(&expected) && targets_differ => {}
+                Some(found)
+                    if is_balancing(&expected) && is_balancing(&found) && endpoints_differ => {}
                 Some(found) => self.changed_rule(name, &expected, &found),
                 None => self.missing_rule(name, &expected),
             }

@@ -141,6 +141,36 @@ fn a_wrong_probability_is_told() {
     assert!(found[0].contains("0.90000000037"), "{found:#?}");
 }
 
+/// Endpoint rules of one Service, of the cluster and of affinity, and the same with another target.
+#[test]
+fn an_endpoint_rule_that_leads_elsewhere_is_told() {
+    let web = "\"matrix/cluster-ip:http -> 10.244.1.10:8080\"";
+    let affinity = "\"matrix/affinity:http -> 10.244.1.10:8080\" -m recent --rcheck";
+    for target in ["RETURN", "ACCEPT", "KUBE-MARK-MASQ"] {
+        for (which, count) in [
+            (web, 1),
+            (affinity, 1),
+            ("\"matrix/cluster-ip:http -> ", 3),
+        ] {
+            let found = damaged(|text| retargeted(text, which, target));
+            assert_eq!(found.len(), count, "{which} to {target}: {found:#?}");
+            for line in found {
+                assert!(line.starts_with("changed  IPv4  matrix/"), "{line}");
+                assert!(line.contains(&format!("-j {target}`")), "{line}");
+            }
+        }
+    }
+}
+
+/// The lines that contain `what`, with `target` as theirs.
+fn retargeted(text: &str, what: &str, target: &str) -> String {
+    let line = |line: &str| match line.split_once(" -j ") {
+        Some((head, _)) if line.contains(what) => format!("{head} -j {target}\n"),
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
 #[test]
 fn rules_of_others_inside_are_told_and_outside_are_not() {
     let inside = damaged(|text| with_nat(text, "-A KUBE-SERVICES -d 10.96.1.1/32 -j ACCEPT"));

@@ -50,10 +50,16 @@ pub(super) fn comparable(name: &ChainName, rule: &Rule) -> Vec<String> {
 }
 
 /// Whether two rules are versions of one: same target, and same comment where they have any.
+///
+/// A rule that led to an endpoint and leads elsewhere is known by the endpoint that its comment names; of two that
+/// lead to endpoints the targets tell.
 pub(super) fn is_twin(a: &Rule, b: &Rule) -> bool {
     let same_target = a.target() == b.target();
-    if is_balancing(a) {
-        return same_target && a.option("--rcheck").is_some() == b.option("--rcheck").is_some();
+    if is_balancing(a) || is_balancing(b) {
+        let is_lookup = |rule: &Rule| rule.words.iter().any(|word| word == "--rcheck");
+        let both = is_balancing(a) && is_balancing(b);
+        let same_comment = a.comment().is_some() && a.comment() == b.comment();
+        return is_lookup(a) == is_lookup(b) && (same_target || (!both && same_comment));
     }
     let told = |rule: &Rule| {
         (
@@ -75,8 +81,10 @@ pub(super) fn is_balancing(rule: &Rule) -> bool {
     target.starts_with("KUBE-SEP-")
 }
 
-pub(super) fn targets(rules: &[Rule]) -> BTreeSet<&str> {
-    rules.iter().filter_map(Rule::target).collect()
+/// The endpoints' chains that `rules` lead to.
+pub(super) fn endpoint_chains(rules: &[Rule]) -> BTreeSet<&str> {
+    let balancing = rules.iter().filter(|rule| is_balancing(rule));
+    balancing.filter_map(Rule::target).collect()
 }
 
 /// The address that a KUBE-SEP chain leads to.

@@ -3,8 +3,9 @@
 //! Compared is what kube-proxy owns: its chains, and the jumps into them. Chains of others (CNI plugins, kubelet's
 //! canary, Docker) and their rules in the built-in chains are left alone; a rule of somebody else inside one of
 //! kube-proxy's chains is told. The order of Services in shared chains and of the jumps in built-in chains does not
-//! count, since kube-proxy does not keep it; the order within a Service's own chain does. Comments of endpoint rules
-//! do not count: whether they are there depends on how large the cluster was when they were written.
+//! count, since kube-proxy does not keep it; the order of one Service's rules, and of those in all other chains, does.
+//! Comments of endpoint rules do not count: whether they are there depends on how large the cluster was when they were
+//! written.
 //!
 //! Read first: [`Comparison::run`].
 
@@ -16,8 +17,8 @@ use super::dump::{ChainName, Dump, Rule, Tables};
 use super::{Proxier, Proxiers, iptables_tables};
 use crate::model::{Endpoint, Family, ServicePort};
 use rules::{
-    comparable, endpoint_chains, endpoint_of, is_balancing, is_built_in, is_kube_proxy_chain,
-    is_of_kube_proxy, is_twin, unmatched,
+    by_service, comparable, endpoint_chains, endpoint_of, is_balancing, is_built_in,
+    is_kube_proxy_chain, is_of_kube_proxy, is_shared, is_twin, unmatched,
 };
 use serde::Serialize;
 use side::Side;
@@ -243,14 +244,25 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    /// The same rules on both sides: in a Service's own chain they must stand in the same order too.
+    /// The same rules on both sides: they must stand in the same order too, where kube-proxy keeps one.
     fn order(&mut self, name: &ChainName, expected: &[Rule], found: &[Rule]) {
-        let mut pairs = expected.iter().zip(found);
-        let same = pairs.all(|(a, b)| comparable(name, a) == comparable(name, b));
-        let owner = self.expected.owners.get(&name.chain).cloned();
-        if owner.is_some() && !same {
+        if is_built_in(&name.chain) {
+            return;
+        }
+        let differing: BTreeSet<Option<String>> = if is_shared(&name.chain) {
+            let (called_for, present) = (by_service(expected), by_service(found));
+            let differs = |service: &&_| called_for.get(*service) != present.get(*service);
+            let services = called_for.keys().filter(differs);
+            services.map(|key| Some(key.0.to_owned())).collect()
+        } else {
+            let owner = || self.expected.owners.get(&name.chain).cloned();
+            let mut pairs = expected.iter().zip(found);
+            let differs = pairs.any(|(a, b)| comparable(name, a) != comparable(name, b));
+            differs.then(owner).into_iter().collect()
+        };
+        for service in differing {
             let message = format!("the rules of {name} stand in another order");
-            self.report(Kind::Changed, owner.as_deref(), message, None, None);
+            self.report(Kind::Changed, service.as_deref(), message, None, None);
         }
     }
 

@@ -147,11 +147,7 @@ fn an_endpoint_rule_that_leads_elsewhere_is_told() {
     let web = "\"matrix/cluster-ip:http -> 10.244.1.10:8080\"";
     let affinity = "\"matrix/affinity:http -> 10.244.1.10:8080\" -m recent --rcheck";
     for target in ["RETURN", "ACCEPT", "KUBE-MARK-MASQ"] {
-        for (which, count) in [
-            (web, 1),
-            (affinity, 1),
-            ("\"matrix/cluster-ip:http -> ", 3),
-        ] {
+        for (which, count) in [(web, 1), (affinity, 1), ("\"matrix/cluster-ip:http -> ", 3)] {
             let found = damaged(|text| retargeted(text, which, target));
             assert_eq!(found.len(), count, "{which} to {target}: {found:#?}");
             for line in found {
@@ -169,6 +165,53 @@ fn retargeted(text: &str, what: &str, target: &str) -> String {
         _ => format!("{line}\n"),
     };
     text.lines().map(line).collect()
+}
+
+/// Exchanges the line that contains `first` and the one behind it.
+fn exchanged(text: &str, first: &str) -> String {
+    let mut lines: Vec<&str> = text.lines().collect();
+    let place = lines.iter().position(|line| line.contains(first)).unwrap();
+    lines.swap(place, place + 1);
+    lines.join("\n") + "\n"
+}
+
+#[test]
+fn another_order_is_told_where_order_decides() {
+    for (first, expected) in [
+        (
+            "-A KUBE-POSTROUTING -m mark",
+            "changed  IPv4  the rules of nat KUBE-POSTROUTING stand in another order",
+        ),
+        (
+            "-A KUBE-POSTROUTING -j MARK",
+            "changed  IPv4  the rules of nat KUBE-POSTROUTING stand in another order",
+        ),
+        (
+            "-A KUBE-FORWARD -m conntrack --ctstate INVALID",
+            "changed  IPv4  the rules of filter KUBE-FORWARD stand in another order",
+        ),
+        (
+            "-A KUBE-SVC-6O7CPDCPFEWSTBLM -m comment --comment \"matrix/cluster-ip:http -> 10.244.1.10",
+            "changed  IPv4  matrix/cluster-ip:http: the rules of nat KUBE-SVC-6O7CPDCPFEWSTBLM stand in another order",
+        ),
+    ] {
+        assert_eq!(damaged(|text| exchanged(text, first)), [expected]);
+    }
+}
+
+#[test]
+fn services_may_stand_in_any_order_but_not_the_rules_of_one() {
+    let of_two_services = damaged(|text| exchanged(text, "-A KUBE-SERVICES -d 10.96.1.29/32"));
+    assert_eq!(of_two_services, [""; 0]);
+    let of_one = damaged(|text| exchanged(text, "-A KUBE-SERVICES -d 10.96.1.23/32"));
+    assert_eq!(
+        of_one,
+        [
+            "changed  IPv4  matrix/affinity-local:http: the rules of nat KUBE-SERVICES stand in another order"
+        ]
+    );
+    let jumps = damaged(|text| exchanged(text, "-A FORWARD -m conntrack"));
+    assert_eq!(jumps, [""; 0]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Which rules and chains are kube-proxy's, and which two rules are the same or versions of one.
 
+use super::words;
 use crate::render::dump::{ChainName, Rule};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -110,6 +111,27 @@ pub(super) fn is_built_in(chain: &str) -> bool {
         chain,
         "PREROUTING" | "INPUT" | "FORWARD" | "OUTPUT" | "POSTROUTING"
     )
+}
+
+/// Whether the rules of all Services stand in it, Service by Service in any order.
+pub(super) fn is_shared(chain: &str) -> bool {
+    matches!(
+        chain,
+        "KUBE-SERVICES" | "KUBE-NODEPORTS" | "KUBE-EXTERNAL-SERVICES" | "KUBE-PROXY-FIREWALL"
+    )
+}
+
+/// The words of each svcport's rules, in their order. Two svcports of one Service may have the same name, of other
+/// protocols. What is of none are jumps to NodePorts, one for each address, in any order.
+pub(super) fn by_service(rules: &[Rule]) -> BTreeMap<(&str, Option<&str>), Vec<&[String]>> {
+    let mut by_service: BTreeMap<_, Vec<&[String]>> = BTreeMap::new();
+    for rule in rules {
+        if let Some(service) = words::service_of(rule) {
+            let key = (service, rule.option("-p"));
+            by_service.entry(key).or_default().push(&rule.words);
+        }
+    }
+    by_service
 }
 
 pub(super) fn is_of_kube_proxy(name: &ChainName) -> bool {

@@ -27,7 +27,7 @@ pub use duration::parse_duration;
 pub struct KubeProxyConfig {
     /// The node's name, when it is not the host's.
     pub hostname_override: Option<String>,
-    /// The node's address, when it is not the first InternalIP; unspecified: not given.
+    /// The node's address, when it is not the first that its Node tells; unspecified: not given.
     pub bind_address: IpAddr,
     /// Where `/healthz` and `/livez` are served; `None`, which no file says: nowhere.
     pub healthz_bind_address: Option<SocketAddr>,

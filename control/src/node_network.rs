@@ -55,11 +55,11 @@ pub struct NodeNetwork {
 }
 
 impl NodeNetwork {
-    /// A node with its InternalIPs on one interface, and everything else behind it.
+    /// A node with the addresses that its Node tells on one interface, and everything else behind it.
     pub fn from_snapshot(node: &Node) -> Self {
         let interface = 2;
         let mut network = Self::default();
-        for address in node.internal_ips() {
+        for address in node.host_ips() {
             let default = match address {
                 IpAddr::V4(_) => "0.0.0.0/0",
                 IpAddr::V6(_) => "::/0",

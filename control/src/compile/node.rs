@@ -103,13 +103,13 @@ fn node_port_addresses(
     NodePortAddresses::Only(addresses)
 }
 
-/// The node's address of a family: `bindAddress`, else its first InternalIP.
+/// The node's address of a family: `bindAddress`, else its first of [`Node::host_ips`].
 pub fn node_ip(config: &KubeProxyConfig, node: &Node, family: Family) -> Option<IpAddr> {
     let bound = config.bind_address;
     if !bound.is_unspecified() && Family::of(bound) == family {
         return Some(bound);
     }
-    node.internal_ips()
+    node.host_ips()
         .find(|address| Family::of(*address) == family)
 }
 

@@ -1,6 +1,8 @@
 use super::*;
+use crate::render::Proxiers;
 use dataplane::service::UdpEndpoints;
 use dataplane::tuple::Address;
+use std::net::IpAddr;
 use std::path::Path;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
@@ -93,4 +95,57 @@ fn a_udp_service_knows_the_listed_endpoints_that_it_does_not_use() {
             .replace("- {addresses: [10.244.0.2]}\n", ""),
     );
     assert!(!found.services[0].udp.clone().unwrap().serving);
+}
+
+/// Addresses of a node, and those that kube-proxy takes for its own.
+#[test]
+fn an_external_ip_is_the_nodes_where_a_family_has_no_internal_ip() {
+    let (internal, external, name) = ("InternalIP", "ExternalIP", "Hostname");
+    for (addresses, own) in [
+        (
+            vec![
+                (name, "node-a"),
+                (external, "203.0.113.50"),
+                (internal, "2001:db8::10"),
+            ],
+            ["203.0.113.50", "2001:db8::10"],
+        ),
+        (
+            vec![
+                (external, "2001:db8::9"),
+                (external, "2001:db8::10"),
+                (internal, "192.0.2.10"),
+            ],
+            ["192.0.2.10", "2001:db8::9"],
+        ),
+        (
+            vec![
+                (external, "203.0.113.50"),
+                (internal, "192.0.2.10"),
+                (internal, "192.0.2.11"),
+            ],
+            ["192.0.2.10", "::1"],
+        ),
+    ] {
+        let entry =
+            |(kind, address): &(&str, &str)| format!("{{type: {kind}, address: '{address}'}}");
+        let entries: Vec<String> = addresses.iter().map(entry).collect();
+        let text = format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: a}}\nstatus: {{addresses: [{}]}}\n",
+            entries.join(", ")
+        );
+        let snapshot = Snapshot::parse("x", &text).unwrap();
+        let network = NodeNetwork::from_snapshot(&snapshot.nodes[0]);
+        let proxiers =
+            Proxiers::new(&snapshot, &KubeProxyConfig::default(), &network, "a").unwrap();
+        let found = [proxiers.v4.node_ip, proxiers.v6.node_ip].map(|address| address.to_string());
+        assert_eq!(found, own, "{addresses:?}");
+        assert_eq!(proxiers.has_ipv6, own[1] != "::1", "{addresses:?}");
+        let is_own = |address: &IpAddr| network.is_own(*address);
+        assert!(
+            [proxiers.v4.node_ip, proxiers.v6.node_ip]
+                .iter()
+                .all(is_own)
+        );
+    }
 }

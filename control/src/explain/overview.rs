@@ -106,7 +106,7 @@ fn addresses(
 
 fn own_address(explainer: &Explainer<'_>, family: Family) -> Option<IpAddr> {
     let node = explainer.snapshot.node(explainer.node_name)?;
-    node.internal_ips()
+    node.host_ips()
         .find(|address| Family::of(*address) == family)
 }
 

@@ -221,7 +221,7 @@ fn node_port<'e>(explainer: &'e Explainer<'_>, packet: &Packet) -> Option<&'e Se
 
 fn owner<'e>(explainer: &'e Explainer<'_>, address: IpAddr) -> Option<&'e str> {
     let mut nodes = explainer.snapshot.nodes.iter();
-    let node = nodes.find(|node| node.internal_ips().any(|own| own == address))?;
+    let node = nodes.find(|node| node.host_ips().any(|own| own == address))?;
     Some(&node.metadata.name)
 }
 

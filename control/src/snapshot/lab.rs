@@ -49,7 +49,7 @@ impl Snapshot {
     }
 
     fn too_many(&self, places: &HashMap<IpAddr, &str>) -> Option<Problem> {
-        let own = self.nodes.iter().flat_map(Node::internal_ips);
+        let own = self.nodes.iter().flat_map(Node::host_ips);
         let pods = places.len() - own.filter(|own| places.contains_key(own)).count();
         let last = self.endpoint_slices.last().filter(|_| pods > PODS)?;
         let message = format!(
@@ -69,7 +69,7 @@ impl Snapshot {
             return self.node(name).ok_or_else(|| ("nodeName", message()));
         }
         let holds = |node: &&Node| {
-            node.internal_ips().any(|own| own == address)
+            node.host_ips().any(|own| own == address)
                 || node.pod_cidrs().any(|range| range.contains(&address))
         };
         let message = || {
@@ -85,7 +85,7 @@ impl Snapshot {
     fn clashes(&self, places: &HashMap<IpAddr, &str>) -> Vec<Problem> {
         let mut problems = Vec::new();
         for node in &self.nodes {
-            for address in node.internal_ips() {
+            for address in node.host_ips() {
                 if let Some(place) = places.get(&address)
                     && *place != node.metadata.name
                 {
@@ -109,7 +109,7 @@ impl Snapshot {
 }
 
 fn without_address(node: &Node) -> Option<Problem> {
-    node.internal_ips().next().is_none().then(|| Problem {
+    node.host_ips().next().is_none().then(|| Problem {
         location: node.metadata.location.clone(),
         object: Some(node.metadata.object_name("Node")),
         field: "status.addresses".to_owned(),

@@ -247,7 +247,7 @@ pub(super) fn between(snapshot: &Snapshot) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut owners: HashMap<IpAddr, &Node> = HashMap::new();
     for node in &snapshot.nodes {
-        for address in node.internal_ips() {
+        for address in node.host_ips() {
             if let Some(owner) = owners.insert(address, node)
                 && owner.metadata.name != node.metadata.name
             {

@@ -43,7 +43,7 @@ impl Modes {
             let network = NodeNetwork::from_snapshot(node);
             let proxiers = Proxiers::new(&snapshot, &config, &network, &case.node)?;
             for family in [Family::V4, Family::V6] {
-                let mut own = node.internal_ips();
+                let mut own = node.host_ips();
                 modes
                     .primary
                     .extend(own.find(|address| Family::of(*address) == family));

@@ -2,7 +2,7 @@
 //!
 //! | an endpoint whose address … | becomes |
 //! | --- | --- |
-//! | is a node's InternalIP | a server in that node's network |
+//! | is a node's address | a server in that node's network |
 //! | has a `nodeName`, or lies in a node's pod CIDR | a pod on that node |
 //! | does neither, and is no pod (`targetRef`) | a host outside the cluster, as an API server is |
 //!
@@ -36,7 +36,7 @@ pub struct Placement {
 pub struct PlacedNode {
     /// Its name.
     pub name: String,
-    /// Its InternalIPs.
+    /// Its addresses, by which others reach it.
     pub addresses: Vec<IpAddr>,
     /// Its ranges of pod addresses.
     pub pod_cidrs: Vec<IpNet>,

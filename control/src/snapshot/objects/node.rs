@@ -1,6 +1,7 @@
 //! Nodes.
 
 use super::Metadata;
+use crate::model::Family;
 use crate::snapshot::fields;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
@@ -28,10 +29,26 @@ impl Node {
 
     /// Its addresses of type InternalIP.
     pub fn internal_ips(&self) -> impl Iterator<Item = IpAddr> {
-        self.status
-            .addresses
-            .iter()
-            .filter(|address| address.kind == "InternalIP")
+        self.ips("InternalIP")
+    }
+
+    /// The addresses by which it is reached: its InternalIPs, and of a family that has none the first ExternalIP.
+    ///
+    /// Source: `pkg/util/node/node.go`, `GetNodeHostIPs`. Of these kube-proxy takes the first of each family.
+    pub fn host_ips(&self) -> impl Iterator<Item = IpAddr> {
+        let external = [Family::V4, Family::V6].into_iter().filter_map(|family| {
+            let is_of_family = |address: &IpAddr| Family::of(*address) == family;
+            let has_internal = self.internal_ips().any(|address| is_of_family(&address));
+            let first = || self.ips("ExternalIP").find(is_of_family);
+            (!has_internal).then(first).flatten()
+        });
+        self.internal_ips().chain(external)
+    }
+
+    fn ips(&self, kind: &'static str) -> impl Iterator<Item = IpAddr> {
+        let addresses = self.status.addresses.iter();
+        addresses
+            .filter(move |address| address.kind == kind)
             .filter_map(|address| fields::parse_ip(&address.address))
     }
 

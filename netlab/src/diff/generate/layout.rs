@@ -48,7 +48,7 @@ impl Layout {
         let node = snapshot
             .node(name)
             .context("the node is not in the snapshot")?;
-        let own: Vec<IpAddr> = node.internal_ips().collect();
+        let own: Vec<IpAddr> = node.host_ips().collect();
         let proxiers = Proxiers::new(snapshot, config, &NodeNetwork::from_snapshot(node), name)?;
         let services = || proxiers.v4.services.iter().chain(&proxiers.v6.services);
         let mut pods = BTreeSet::new();
@@ -171,7 +171,7 @@ fn subnet(address: IpAddr) -> IpNet {
 }
 
 fn uplink(snapshot: &Snapshot, node: &Node, rng: &mut Rng) -> Link {
-    let own: Vec<IpAddr> = node.internal_ips().collect();
+    let own: Vec<IpAddr> = node.host_ips().collect();
     let mut addresses: Vec<IpNet> = own.iter().map(|address| subnet(*address)).collect();
     if let Some(IpAddr::V4(first)) = own.iter().find(|address| address.is_ipv4())
         && rng.u8(..3) != 0
@@ -179,7 +179,7 @@ fn uplink(snapshot: &Snapshot, node: &Node, rng: &mut Rng) -> Link {
         // Another address of the node, unless it is somebody's.
         let [a, b, c, _] = first.octets();
         let second = IpAddr::from([a, b, c, 102]);
-        let mut others = snapshot.nodes.iter().flat_map(Node::internal_ips);
+        let mut others = snapshot.nodes.iter().flat_map(Node::host_ips);
         if !others.any(|other| other == second) {
             addresses.push(subnet(second));
         }
@@ -203,7 +203,7 @@ fn uplink(snapshot: &Snapshot, node: &Node, rng: &mut Rng) -> Link {
     {
         for range in other.pod_cidrs() {
             let via = other
-                .internal_ips()
+                .host_ips()
                 .find(|address| Family::of(*address) == Family::of(range.addr()))
                 .filter(|via| addresses.iter().any(|own| own.contains(via)));
             routes.push(Route { to: range, via });
@@ -294,11 +294,7 @@ fn clients(
         .iter()
         .filter(|other| other.metadata.name != node.metadata.name)
     {
-        clients.extend(
-            other
-                .internal_ips()
-                .map(|address| (Place::Link(0), address)),
-        );
+        clients.extend(other.host_ips().map(|address| (Place::Link(0), address)));
         let pod = other.pod_cidrs().filter_map(|range| range.hosts().nth(9));
         clients.extend(pod.map(|address| (Place::Link(0), address)));
     }

@@ -40,7 +40,7 @@ impl Placer {
     pub(super) fn nodes(&mut self, nodes: &[Node]) {
         let mut owners: BTreeMap<IpAddr, String> = BTreeMap::new();
         for node in nodes {
-            let addresses: Vec<IpAddr> = node.internal_ips().collect();
+            let addresses: Vec<IpAddr> = node.host_ips().collect();
             let metadata = &node.metadata;
             let object = || ObjectName {
                 kind: "Node".to_owned(),

@@ -344,7 +344,6 @@ impl Reader {
         };
         let endpoints = joined(vec![self.endpoints]).objects(problems);
         endpoints_object::convert(endpoints, &mut snapshot.endpoint_slices);
-        problems.extend(validate::between(&snapshot));
         if !problems.is_empty() {
             self.problems.sort();
             return Err(Problems(self.problems).into());

@@ -1,11 +1,14 @@
 //! What is odd but has a meaning to kube-proxy: let through, with a note.
 
 use super::Snapshot;
-use super::objects::{AddressType, ClusterIp, EndpointSlice, Service, ServiceType};
+use super::fields::parse_ip;
+use super::objects::{AddressType, ClusterIp, EndpointSlice, Node, Service, ServiceType};
 use crate::model::Family;
 use crate::parallel::on_all_processors;
 use crate::problem::Problem;
-use std::collections::{BTreeMap, HashSet};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
 
 /// Objects that a processor looks at before it asks for more.
 const TURN: usize = 512;
@@ -14,8 +17,13 @@ const TURN: usize = 512;
 pub(super) fn all(snapshot: &Snapshot) -> Vec<Problem> {
     let services = on_all_processors(&snapshot.services, TURN, service);
     let slices = on_all_processors(&snapshot.endpoint_slices, TURN, slice);
-    let single = services.into_iter().chain(slices).flatten();
-    single.chain(unknown_nodes(snapshot)).collect()
+    let nodes = snapshot.nodes.iter().map(no_addresses);
+    let single = services.into_iter().chain(slices).chain(nodes).flatten();
+    let shared = shared(&snapshot.nodes);
+    single
+        .chain(shared)
+        .chain(unknown_nodes(snapshot))
+        .collect()
 }
 
 fn service(service: &Service) -> Vec<Problem> {
@@ -142,4 +150,130 @@ fn unknown_in<'s>(
         .filter_map(|(index, endpoint)| Some((index, endpoint.node_name.as_deref()?)))
         .filter(|(_, name)| !known.contains(name))
         .collect()
+}
+
+/// Addresses that are none, which kube-proxy skips.
+fn no_addresses(node: &Node) -> Vec<Problem> {
+    let mut notes = Vec::new();
+    for (index, address) in node.status.addresses.iter().enumerate() {
+        let is_ip = matches!(address.kind.as_str(), "InternalIP" | "ExternalIP");
+        if is_ip && parse_ip(&address.address).is_none() {
+            let message = format!(
+                "`{}` is not an IP address, so kube-proxy skips it",
+                address.address
+            );
+            let field = format!("status.addresses[{index}].address");
+            notes.push(of_node(node, &field, message));
+        }
+    }
+    notes
+}
+
+/// Addresses and ranges that two nodes have. Nodes that are gone leave such objects behind, and kube-proxy reads none but
+/// its own; a lab has a place for each, and refuses them.
+fn shared(nodes: &[Node]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut owners: HashMap<IpAddr, &Node> = HashMap::new();
+    for node in nodes {
+        for address in node.host_ips() {
+            if let Some(owner) = owners.insert(address, node)
+                && owner.metadata.name != node.metadata.name
+            {
+                let message = format!(
+                    "{address} is an address of Node {} too ({}); in a lab each node needs its own",
+                    owner.metadata.name, owner.metadata.location
+                );
+                problems.push(of_node(node, "status.addresses", message));
+            }
+        }
+    }
+    problems.extend(overlaps(nodes));
+    problems
+}
+
+/// Nodes one of whose ranges overlaps one of a node before them, with one of these each.
+fn overlaps(nodes: &[Node]) -> impl Iterator<Item = Problem> {
+    let of_one = |(index, node): (usize, &Node)| {
+        let ranges: Vec<IpNet> = node.pod_cidrs().collect();
+        ranges.into_iter().map(move |range| (range, index))
+    };
+    let mut ranges: Vec<(IpNet, usize)> = nodes.iter().enumerate().flat_map(of_one).collect();
+    // Around others before these: two ranges are apart, or one is within the other.
+    ranges.sort_by_key(|(range, index)| (range.network(), range.prefix_len(), *index));
+    let mut around: Vec<(IpNet, usize)> = Vec::new();
+    let mut found = BTreeMap::new();
+    for (range, index) in ranges {
+        while around
+            .pop_if(|(outer, _)| !outer.contains(&range))
+            .is_some()
+        {}
+        // What is around one of its own was found with that.
+        if let Some(&(outer, other)) = around.last().filter(|(_, other)| *other != index) {
+            let (later, earlier) = if other < index {
+                ((range, index), (outer, other))
+            } else {
+                ((outer, other), (range, index))
+            };
+            found.entry(later.1).or_insert((later.0, earlier));
+        }
+        around.push((range, index));
+    }
+    found.into_iter().map(|(index, (range, (theirs, other)))| {
+        let (node, other) = (&nodes[index], &nodes[other].metadata);
+        let message = format!(
+            "{range} overlaps {theirs} of Node {} ({}); in a lab each node needs its own range",
+            other.name, other.location
+        );
+        of_node(node, "spec.podCIDRs", message)
+    })
+}
+
+fn of_node(node: &Node, field: &str, message: String) -> Problem {
+    Problem {
+        location: node.metadata.location.clone(),
+        object: Some(node.metadata.object_name("Node")),
+        field: field.to_owned(),
+        message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each node with its ranges, and the nodes that are told of.
+    #[test]
+    fn a_range_within_another_nodes_is_found_whatever_stands_between() {
+        for (ranges, told) in [
+            (
+                &["10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "11.0.0.0/8"][..],
+                &["b", "c"][..],
+            ),
+            (&["10.1.2.0/24", "10.0.0.0/8"], &["b"]),
+            (&["10.0.0.0/8, 10.1.0.0/16", "10.1.2.0/24"], &["b"]),
+            (&["10.0.0.0/8, 10.0.0.0/8, 10.1.0.0/16"], &[]),
+            (
+                &["10.0.0.0/24", "10.0.1.0/24", "fd00::/64", "fd00:0:0:1::/64"],
+                &[],
+            ),
+            (&["10.0.0.0/24"; 4], &["b", "c", "d"]),
+            (
+                &["10.0.0.0/24, fd00::/64", "10.0.1.0/24, fd00::1:0/112"],
+                &["b"],
+            ),
+        ] {
+            let node = |(name, ranges): (char, &&str)| {
+                format!(
+                    "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [{ranges}]}}\n"
+                )
+            };
+            let documents: Vec<String> = ('a'..).zip(ranges).map(node).collect();
+            let text = documents.join("---\n");
+            let problems = shared(&Snapshot::parse("x", &text).unwrap().nodes);
+            let named = problems
+                .iter()
+                .filter_map(|problem| Some(&*problem.object.as_ref()?.name));
+            assert_eq!(named.collect::<Vec<&str>>(), told, "{ranges:?}");
+        }
+    }
 }

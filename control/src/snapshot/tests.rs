@@ -376,18 +376,7 @@ fn bad_objects() -> Vec<(String, &'static str)> {
         (slice("addressType: IPv4\nports:\n- {name: a, port: 65536}\n"), "x.yaml:6: EndpointSlice demo/web-1: ports[0].port: 65536 is not a port; give a number from 1 to 65535"),
         (node("spec: {podCIDR: 10.244.0.0}\n"), "x.yaml:4: Node node-a: spec.podCIDR: `10.244.0.0` is not a CIDR; write one like 10.0.0.0/8 or fd00::/48"),
         (node("spec: {podCIDR: 10.244.0.0/24, podCIDRs: [10.244.1.0/24]}\n"), "x.yaml:4: Node node-a: spec.podCIDRs[0]: is 10.244.1.0/24, but spec.podCIDR is 10.244.0.0/24; they must be the same"),
-        (node("status: {addresses: [{type: InternalIP, address: node-a}]}\n"), "x.yaml:4: Node node-a: status.addresses[0].address: `node-a` is not an IP address"),
-        (two_nodes("status: {addresses: [{type: InternalIP, address: 10.0.0.1}]}\n", "status: {addresses: [{type: InternalIP, address: 10.0.0.1}]}\n"), "x.yaml:6 (document 2): Node node-b: status.addresses: 10.0.0.1 is the InternalIP of Node node-a too (x.yaml:1); give each node its own"),
-        (two_nodes("spec: {podCIDRs: [10.244.0.0/16]}\n", "spec: {podCIDRs: [10.244.1.0/24]}\n"), "x.yaml:6 (document 2): Node node-b: spec.podCIDRs: 10.244.1.0/24 overlaps 10.244.0.0/16 of Node node-a (x.yaml:1); give each node its own range"),
     ]
-}
-
-fn two_nodes(first: &str, second: &str) -> String {
-    format!(
-        "{}---\n{}",
-        node(first),
-        node(second).replace("node-a", "node-b")
-    )
 }
 
 #[test]
@@ -411,6 +400,50 @@ fn bad_objects_are_refused_with_a_message() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn two_nodes(first: &str, second: &str) -> String {
+    format!(
+        "{}---\n{}",
+        node(first),
+        node(second).replace("node-a", "node-b")
+    )
+}
+
+/// They may be left of a node that is gone, and kube-proxy reads its own alone.
+#[test]
+fn what_nodes_share_and_addresses_that_are_none_have_notes() {
+    let address = "status: {addresses: [{type: InternalIP, address: 10.0.0.1}]}\n";
+    let external = "status: {addresses: [{type: ExternalIP, address: 10.0.0.1}]}\n";
+    let none =
+        "status: {addresses: [{type: InternalIP, address: ''}, {type: Hostname, address: x}]}\n";
+    let range = "spec: {podCIDRs: [10.244.0.0/16]}\n";
+    for (first, second, note) in [
+        (
+            address,
+            address,
+            "status.addresses: 10.0.0.1 is an address of Node node-a too (x.yaml:1); in a lab each node needs its own",
+        ),
+        (
+            address,
+            external,
+            "status.addresses: 10.0.0.1 is an address of Node node-a too (x.yaml:1); in a lab each node needs its own",
+        ),
+        (
+            range,
+            "spec: {podCIDRs: [10.244.1.0/24]}\n",
+            "spec.podCIDRs: 10.244.1.0/24 overlaps 10.244.0.0/16 of Node node-a (x.yaml:1); in a lab each node needs its own range",
+        ),
+        (
+            address,
+            none,
+            "status.addresses[0].address: `` is not an IP address, so kube-proxy skips it",
+        ),
+    ] {
+        let snapshot = Snapshot::parse("x.yaml", &two_nodes(first, second)).unwrap();
+        let note = format!("x.yaml:6 (document 2): Node node-b: {note}");
+        assert_eq!(snapshot.notes(), [note]);
+    }
 }
 
 #[test]

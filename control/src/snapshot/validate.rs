@@ -2,21 +2,16 @@
 //!
 //! An object is refused when nobody could say what it means. What the API server refuses but kube-proxy acts on all
 //! the same (a nodePort on a ClusterIP Service, one address claimed twice), or skips (an address of the other
-//! family), is let through with a note: objects need not have come from an API server.
+//! family, other Nodes), is let through with a note: objects need not have come from an API server.
 
-use super::Snapshot;
-use super::fields::{not_an_ip, parse_ip};
+use super::fields::not_an_ip;
 use super::objects::{
     AddressType, ClusterIp, EndpointAddress, EndpointPort, EndpointSlice, Labels, Node, Service,
     ServicePort, ServiceSpec, ServiceType, SessionAffinity,
 };
 use crate::model::Family;
-use crate::problem::Problem;
 use crate::resolve::SELECTION_ANNOTATION;
 use dataplane::service::Selection;
-use ipnet::IpNet;
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 
 /// Path of a field and what is wrong with it.
 pub(super) type Broken = (String, String);
@@ -223,16 +218,6 @@ pub(super) fn node(node: &Node) -> Vec<Broken> {
     let mut found = Vec::new();
     found.extend(name(&node.metadata.name));
     found.extend(annotation(&node.metadata.annotations));
-    for (index, address) in node.status.addresses.iter().enumerate() {
-        let is_ip = matches!(address.kind.as_str(), "InternalIP" | "ExternalIP");
-        if is_ip && parse_ip(&address.address).is_none() {
-            let message = format!("`{}` is not an IP address", address.address);
-            found.push(broken(
-                format!("status.addresses[{index}].address"),
-                message,
-            ));
-        }
-    }
     if let (Some(single), Some(first)) = (node.spec.pod_cidr, node.spec.pod_cidrs.first())
         && single != *first
     {
@@ -240,116 +225,4 @@ pub(super) fn node(node: &Node) -> Vec<Broken> {
         found.push(broken("spec.podCIDRs[0]", message));
     }
     found
-}
-
-/// Rules between objects: one address or range belongs to one node.
-pub(super) fn between(snapshot: &Snapshot) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let mut owners: HashMap<IpAddr, &Node> = HashMap::new();
-    for node in &snapshot.nodes {
-        for address in node.host_ips() {
-            if let Some(owner) = owners.insert(address, node)
-                && owner.metadata.name != node.metadata.name
-            {
-                let message = format!(
-                    "{address} is the InternalIP of Node {} too ({}); give each node its own",
-                    owner.metadata.name, owner.metadata.location
-                );
-                problems.push(of_node(node, "status.addresses", message));
-            }
-        }
-    }
-    problems.extend(overlaps(&snapshot.nodes));
-    problems
-}
-
-/// Nodes one of whose ranges overlaps one of a node before them, with one of these each.
-fn overlaps(nodes: &[Node]) -> impl Iterator<Item = Problem> {
-    let of_one = |(index, node): (usize, &Node)| {
-        let ranges: Vec<IpNet> = node.pod_cidrs().collect();
-        ranges.into_iter().map(move |range| (range, index))
-    };
-    let mut ranges: Vec<(IpNet, usize)> = nodes.iter().enumerate().flat_map(of_one).collect();
-    // Around others before these: two ranges are apart, or one is within the other.
-    ranges.sort_by_key(|(range, index)| (range.network(), range.prefix_len(), *index));
-    let mut around: Vec<(IpNet, usize)> = Vec::new();
-    let mut found = BTreeMap::new();
-    for (range, index) in ranges {
-        while around
-            .pop_if(|(outer, _)| !outer.contains(&range))
-            .is_some()
-        {}
-        // What is around one of its own was found with that.
-        if let Some(&(outer, other)) = around.last().filter(|(_, other)| *other != index) {
-            let (later, earlier) = if other < index {
-                ((range, index), (outer, other))
-            } else {
-                ((outer, other), (range, index))
-            };
-            found.entry(later.1).or_insert((later.0, earlier));
-        }
-        around.push((range, index));
-    }
-    found.into_iter().map(|(index, (range, (theirs, other)))| {
-        let (node, other) = (&nodes[index], &nodes[other].metadata);
-        let message = format!(
-            "{range} overlaps {theirs} of Node {} ({}); give each node its own range",
-            other.name, other.location
-        );
-        of_node(node, "spec.podCIDRs", message)
-    })
-}
-
-fn of_node(node: &Node, field: &str, message: String) -> Problem {
-    Problem {
-        location: node.metadata.location.clone(),
-        object: Some(node.metadata.object_name("Node")),
-        field: field.to_owned(),
-        message,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Each node with its ranges, and the nodes that are told of.
-    #[test]
-    fn a_range_within_another_nodes_is_found_whatever_stands_between() {
-        for (ranges, told) in [
-            (
-                &["10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "11.0.0.0/8"][..],
-                &["b", "c"][..],
-            ),
-            (&["10.1.2.0/24", "10.0.0.0/8"], &["b"]),
-            (&["10.0.0.0/8, 10.1.0.0/16", "10.1.2.0/24"], &["b"]),
-            (&["10.0.0.0/8, 10.0.0.0/8, 10.1.0.0/16"], &[]),
-            (
-                &["10.0.0.0/24", "10.0.1.0/24", "fd00::/64", "fd00:0:0:1::/64"],
-                &[],
-            ),
-            (&["10.0.0.0/24"; 4], &["b", "c", "d"]),
-            (
-                &["10.0.0.0/24, fd00::/64", "10.0.1.0/24, fd00::1:0/112"],
-                &["b"],
-            ),
-        ] {
-            let node = |(name, ranges): (char, &&str)| {
-                format!(
-                    "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [{ranges}]}}\n"
-                )
-            };
-            let documents: Vec<String> = ('a'..).zip(ranges).map(node).collect();
-            let text = documents.join("---\n");
-            let problems = match Snapshot::parse("x", &text) {
-                Ok(_) => Vec::new(),
-                Err(crate::snapshot::SnapshotError::Invalid(problems)) => problems.0,
-                Err(other) => panic!("{other}"),
-            };
-            let named = problems
-                .iter()
-                .filter_map(|problem| Some(&*problem.object.as_ref()?.name));
-            assert_eq!(named.collect::<Vec<&str>>(), told, "{ranges:?}");
-        }
-    }
 }

@@ -186,3 +186,36 @@ fn durations_are_read_as_go_writes_them() {
         assert_eq!(parse_duration(text), None, "{text}");
     }
 }
+
+/// LoadBalancerIPMode and TopologyAwareHints are beta, ServiceTrafficDistribution is alpha.
+#[test]
+fn a_gate_of_all_of_a_stage_gives_way_to_one_that_is_named() {
+    for (gates, expected) in [
+        ("{}", [true, true, false]),
+        ("{AllBeta: false}", [false, false, false]),
+        ("{AllBeta: true}", [true, true, false]),
+        ("{AllAlpha: true}", [true, true, true]),
+        ("{AllAlpha: true, AllBeta: false}", [false, false, true]),
+        (
+            "{AllBeta: false, LoadBalancerIPMode: true}",
+            [true, false, false],
+        ),
+        (
+            "{TopologyAwareHints: false, AllBeta: true}",
+            [true, false, false],
+        ),
+        (
+            "{AllAlpha: true, ServiceTrafficDistribution: false}",
+            [true, true, false],
+        ),
+    ] {
+        let config = parse(&format!("featureGates: {gates}\n")).unwrap();
+        let found = [
+            config.load_balancer_ip_mode,
+            config.topology_aware_hints,
+            config.service_traffic_distribution,
+        ];
+        assert_eq!(found, expected, "{gates}");
+        assert_eq!(config.warnings, [""; 0], "{gates}");
+    }
+}

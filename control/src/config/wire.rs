@@ -14,6 +14,15 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+/// The feature gates that have an effect.
+const KNOWN_GATES: [&str; 5] = [
+    "AllAlpha",
+    "AllBeta",
+    "LoadBalancerIPMode",
+    "ServiceTrafficDistribution",
+    "TopologyAwareHints",
+];
+
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Wire {
@@ -162,22 +171,32 @@ impl Wire {
         if mode == ProxyMode::Ipvs {
             config.selection = self.scheduler(&mut config.warnings);
         }
-        for (gate, enabled) in &self.feature_gates {
-            match gate.as_str() {
-                "LoadBalancerIPMode" => config.load_balancer_ip_mode = *enabled,
-                "TopologyAwareHints" => config.topology_aware_hints = *enabled,
-                "ServiceTrafficDistribution" => config.service_traffic_distribution = *enabled,
-                other => config
-                    .warnings
-                    .push(format!("featureGates.{other} has no effect here")),
-            }
-        }
+        self.feature_gates(&mut config);
         config.conntrack = self.conntrack.into_config(&mut wrong);
         if wrong.is_empty() {
             Ok(config)
         } else {
             Err(wrong)
         }
+    }
+
+    /// A gate that is named has precedence over all of its stage, whatever the order.
+    ///
+    /// Source: `component-base/featuregate/feature_gate.go`, `SetFromMap`; the stages are those of 1.30
+    /// (`pkg/features/kube_features.go`).
+    fn feature_gates(&self, config: &mut KubeProxyConfig) {
+        let named = |gate: &str| self.feature_gates.get(gate).copied();
+        let (all_alpha, all_beta) = (named("AllAlpha"), named("AllBeta"));
+        let alpha = |gate: &str, default| named(gate).or(all_alpha).unwrap_or(default);
+        let beta = |gate: &str, default| named(gate).or(all_beta).unwrap_or(default);
+        config.load_balancer_ip_mode = beta("LoadBalancerIPMode", true);
+        config.topology_aware_hints = beta("TopologyAwareHints", true);
+        config.service_traffic_distribution = alpha("ServiceTrafficDistribution", false);
+        let gates = self.feature_gates.keys();
+        let unknown = gates.filter(|gate| !KNOWN_GATES.contains(&gate.as_str()));
+        config
+            .warnings
+            .extend(unknown.map(|gate| format!("featureGates.{gate} has no effect here")));
     }
 
     fn mode(&self, wrong: &mut Wrong) -> ProxyMode {

@@ -7,7 +7,7 @@
 mod node;
 mod services;
 
-pub use node::node_ip;
+pub use node::{node_ip, node_port_ranges};
 
 use crate::config::KubeProxyConfig;
 use crate::health::{self, HealthCheck, ServiceName};

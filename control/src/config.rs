@@ -97,7 +97,7 @@ pub enum DetectLocal {
 pub enum NodePortAddresses {
     /// Not given: all addresses (in nftables mode the primary one, which only its rendered rules follow).
     Default,
-    /// The primary address of each family.
+    /// The primary address of each family; of a family that has none, all addresses.
     Primary,
     /// Addresses inside these ranges.
     Ranges(Vec<IpNet>),

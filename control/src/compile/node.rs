@@ -73,18 +73,7 @@ fn node_port_addresses(
     family: Family,
 ) -> NodePortAddresses {
     let localhost = family == Family::V4 && config.localhost_node_ports;
-    let ranges: Vec<IpNet> = match &config.node_port_addresses {
-        ConfiguredAddresses::Default => Vec::new(),
-        ConfiguredAddresses::Primary => {
-            let primary = node_ip(config, node, family);
-            return NodePortAddresses::Only(primary.map(Address::from).into_iter().collect());
-        }
-        ConfiguredAddresses::Ranges(ranges) => ranges
-            .iter()
-            .copied()
-            .filter(|range| Family::of(range.addr()) == family)
-            .collect(),
-    };
+    let ranges = node_port_ranges(config, node, family);
     if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
         return NodePortAddresses::All { localhost };
     }
@@ -101,6 +90,24 @@ fn node_port_addresses(
         .collect();
     addresses.sort();
     NodePortAddresses::Only(addresses)
+}
+
+/// `nodePortAddresses` of a family; none where it has none of it. `primary` is the node's own address, as a range.
+///
+/// Source: `cmd/kube-proxy/app/server.go`, `newProxyServer`, which does so before there is a proxier.
+pub fn node_port_ranges(config: &KubeProxyConfig, node: &Node, family: Family) -> Vec<IpNet> {
+    match &config.node_port_addresses {
+        ConfiguredAddresses::Default => Vec::new(),
+        ConfiguredAddresses::Primary => {
+            let primary = node_ip(config, node, family);
+            let primary = primary.filter(|address| !address.is_loopback());
+            primary.map(IpNet::from).into_iter().collect()
+        }
+        ConfiguredAddresses::Ranges(ranges) => {
+            let of_family = |range: &IpNet| Family::of(range.addr()) == family;
+            ranges.iter().copied().filter(of_family).collect()
+        }
+    }
 }
 
 /// The node's address of a family: `bindAddress`, else its first of [`Node::host_ips`].

@@ -1,6 +1,6 @@
 use super::*;
 use crate::render::Proxiers;
-use dataplane::service::UdpEndpoints;
+use dataplane::service::{NodePortAddresses, UdpEndpoints};
 use dataplane::tuple::Address;
 use std::net::IpAddr;
 use std::path::Path;
@@ -148,4 +148,21 @@ fn an_external_ip_is_the_nodes_where_a_family_has_no_internal_ip() {
                 .all(is_own)
         );
     }
+}
+
+/// With `primary`, the table serves NodePorts where the rules do: a family without an address everywhere.
+#[test]
+fn primary_serves_node_ports_at_the_nodes_own_address_of_each_family() {
+    let config = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
+        nodePortAddresses: [primary]\n";
+    let config = KubeProxyConfig::parse("x", config).unwrap();
+    let node = "apiVersion: v1\nkind: Node\nmetadata: {name: a}\n\
+        status: {addresses: [{type: InternalIP, address: 192.0.2.10}, {type: InternalIP, address: 192.0.2.11}]}\n";
+    let snapshot = Snapshot::parse("x", node).unwrap();
+    let network = NodeNetwork::from_snapshot(&snapshot.nodes[0]);
+    let parts = compile(&snapshot, &config, &network, "a", Generation(1)).unwrap();
+    let primary = NodePortAddresses::Only(vec![Address::from_v4([192, 0, 2, 10])]);
+    assert_eq!(parts.node_port_addresses_v4, primary);
+    let all = NodePortAddresses::All { localhost: false };
+    assert_eq!(parts.node_port_addresses_v6, all);
 }

@@ -2,8 +2,8 @@
 //!
 //! Source: `cmd/kube-proxy/app/server_linux.go` and `pkg/proxy/util/nodeport_addresses.go` of Kubernetes 1.30.
 
-use crate::compile::{CompileError, find_node, node_ip};
-use crate::config::{self, DetectLocal, KubeProxyConfig};
+use crate::compile::{CompileError, find_node, node_ip, node_port_ranges};
+use crate::config::{DetectLocal, KubeProxyConfig};
 use crate::endpoints::EndpointSets;
 use crate::model::{Family, ServicePort};
 use crate::node_network::{NodeNetwork, Scope};
@@ -118,7 +118,7 @@ impl Proxier {
         node: &Node,
         family: Family,
     ) -> Result<Self, CompileError> {
-        let ranges = node_port_ranges(config, family);
+        let ranges = node_port_ranges(config, node, family);
         Ok(Self {
             family,
             services: Vec::new(),
@@ -128,7 +128,7 @@ impl Proxier {
             masquerade_all: config.masquerade_all,
             // The configuration admits bits 0 to 31.
             masquerade_mark: 1u32.wrapping_shl(config.masquerade_bit.into()),
-            node_port_addresses: node_port_addresses(config, network, node, family),
+            node_port_addresses: node_port_addresses(config, network, &ranges, family),
             localhost_node_ports: family == Family::V4
                 && config.localhost_node_ports
                 && (ranges.is_empty() || ranges.iter().any(contains_loopback)),
@@ -180,27 +180,12 @@ fn detector(
     })
 }
 
-/// The configured ranges of a family; none if there are none of it.
-fn node_port_ranges(config: &KubeProxyConfig, family: Family) -> Vec<IpNet> {
-    match &config.node_port_addresses {
-        config::NodePortAddresses::Ranges(ranges) => {
-            let of_family = |range: &IpNet| Family::of(range.addr()) == family;
-            ranges.iter().copied().filter(of_family).collect()
-        }
-        config::NodePortAddresses::Default | config::NodePortAddresses::Primary => Vec::new(),
-    }
-}
-
 fn node_port_addresses(
     config: &KubeProxyConfig,
     network: &NodeNetwork,
-    node: &Node,
+    ranges: &[IpNet],
     family: Family,
 ) -> NodePortAddresses {
-    if config.node_port_addresses == config::NodePortAddresses::Primary {
-        return NodePortAddresses::Only(Vec::from_iter(node_ip(config, node, family)));
-    }
-    let ranges = node_port_ranges(config, family);
     if ranges.is_empty() {
         return NodePortAddresses::Unset;
     }

@@ -5,7 +5,7 @@
 use super::load::{nft_round_trip, round_trip_everywhere};
 use super::proxiers;
 use control::config::KubeProxyConfig;
-use control::render::{Proxiers, RenderError, iptables_tables, nftables, nftables_table};
+use control::render::{self, Proxiers, RenderError, iptables_tables, nftables, nftables_table};
 use control::snapshot::Snapshot;
 
 const NODE: &str = r#"
@@ -52,9 +52,12 @@ endpoints:
 
 fn rendered_from(objects: &str, config: &str) -> Proxiers {
     let snapshot = Snapshot::parse("test", &format!("{NODE}---\n{objects}")).unwrap();
+    proxiers(&snapshot, &configured(config), "n1")
+}
+
+fn configured(config: &str) -> KubeProxyConfig {
     let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
-    let config = KubeProxyConfig::parse("test", &format!("{head}{config}")).unwrap();
-    proxiers(&snapshot, &config, "n1")
+    KubeProxyConfig::parse("test", &format!("{head}{config}")).unwrap()
 }
 
 fn web(config: &str) -> Proxiers {
@@ -226,6 +229,27 @@ fn nft_node_ports_are_on_the_primary_address_unless_configured() {
     let lookup = "meta l4proto . th dport vmap @service-nodeports";
     assert!(nft.contains(&format!("{local} ip daddr != 127.0.0.0/8 {lookup}")));
     assert!(nft.contains(&format!("{local} ip6 daddr != ::1 {lookup}")));
+}
+
+/// `primary` is a range of one address: with it there is nothing at localhost, and a family without an address of its
+/// own is served as if nothing was said.
+#[test]
+fn primary_is_the_same_as_the_nodes_addresses_written_out() {
+    let written_out = web("nodePortAddresses: [192.0.2.10/32, \"2001:db8:1::10/128\"]");
+    let primary = web("nodePortAddresses: [primary]");
+    assert_eq!(render::iptables(&primary), render::iptables(&written_out));
+    assert_eq!(nftables(&primary).unwrap(), nftables(&written_out).unwrap());
+    assert!(!render::iptables(&primary).contains("block incoming localnet connections"));
+    let bound = web("nodePortAddresses: [primary]\nbindAddress: 192.0.2.10");
+    assert_eq!(render::iptables(&bound), render::iptables(&written_out));
+
+    let only_v4 = NODE.replace(", {type: InternalIP, address: \"2001:db8:1::10\"}", "");
+    let text = format!("{only_v4}---\n{WEB}");
+    let snapshot = Snapshot::parse("test", &text).unwrap();
+    let config = configured("nodePortAddresses: [primary]");
+    let rules = iptables_tables(&proxiers(&snapshot, &config, "n1").v6);
+    let jump = "-m addrtype --dst-type LOCAL -j KUBE-NODEPORTS";
+    assert_eq!(lines(&rules, jump).len(), 1, "{rules}");
 }
 
 /// A range of everything is printed without `-s`; it holds the node, so the VIP itself is admitted as well.

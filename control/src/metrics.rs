@@ -39,6 +39,9 @@ pub struct SyncMetrics {
 
 /// Svcports whose policy is Local, that have endpoints somewhere, but none on this node.
 ///
+/// Those that nothing but their cluster IP leads to count by their `externalTrafficPolicy`, too, wherever their endpoints
+/// are (`pkg/proxy/iptables/proxier.go`, `syncProxyRules`): a load balancer that is not ready yet, without a NodePort.
+///
 /// DIFFERS: both families add up; kube-proxy's two proxies write the same gauge, so it shows the one that synced last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WithoutLocal {
@@ -62,8 +65,7 @@ impl WithoutLocal {
             }
             let sets = EndpointSets::of(service_port, zone);
             count.internal += usize::from(sets.has && !sets.has_internal);
-            let is_external = service_port.is_externally_accessible();
-            count.external += usize::from(is_external && sets.has && !sets.has_external);
+            count.external += usize::from(sets.has && !sets.has_external);
         }
         count
     }

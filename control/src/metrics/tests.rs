@@ -153,3 +153,26 @@ fn inserts_and_ports_by_address_are_counted() {
         assert!(page.lines().any(|found| found == line), "{line}\n{page}");
     }
 }
+
+/// A load balancer without an address and without a NodePort.
+#[test]
+fn a_policy_local_that_nothing_leads_to_counts_as_external() {
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: lb}\n\
+        spec: {type: LoadBalancer, externalTrafficPolicy: Local, clusterIP: 10.96.0.9, ports: [{port: 80}]}\n---\n\
+        apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+        metadata: {name: lb-1, labels: {kubernetes.io/service-name: lb}}\naddressType: IPv4\n\
+        ports: [{port: 80}]\nendpoints: [{addresses: [10.244.1.5], nodeName: node-b}]\n";
+    let config = KubeProxyConfig::default();
+    let count = |text: &str, node| {
+        let ports = resolve::service_ports(&snapshot(text), &config, node, Family::V4);
+        let count = WithoutLocal::count(&ports, None);
+        (count.internal, count.external)
+    };
+    assert_eq!(count(text, "node-a"), (0, 1));
+    assert_eq!(count(text, "node-b"), (0, 1));
+    let unready = text.replace(
+        "[10.244.1.5]",
+        "[10.244.1.5], conditions: {ready: false, serving: false}",
+    );
+    assert_eq!(count(&unready, "node-a"), (0, 0));
+}

@@ -50,6 +50,9 @@ impl ServiceTable {
     /// The order is that of kube-proxy's rules in iptables: whatever the nat table translates is settled, a packet
     /// that falls through the rules of one frontend may still match those of the next, and only what was not
     /// translated meets the filter table's drops and rejects.
+    ///
+    /// DIFFERS: KUBE-FIREWALL, whose rule keeps packets of others from 127.0.0.0/8, comes before the rejects and drops what
+    /// another address of the node sends to a NodePort there that has no endpoints. Here it is refused as anywhere else.
     pub fn decide_by(&self, tuple: &Tuple, origin: Origin) -> (Decision<'_>, Option<&Frontend>) {
         let class = self.class(tuple.source, origin);
         let virtual_ips = self.virtual_ips(tuple);

@@ -2,13 +2,13 @@
 
 use super::{Explainer, Packet};
 use crate::endpoints::EndpointSets;
-use crate::model::{ServicePort, TrafficPolicy};
+use crate::model::{Family, ServicePort, TrafficPolicy};
 use crate::resolve;
 use crate::snapshot::Service;
-use crate::snapshot::objects::ClusterIp;
+use crate::snapshot::objects::{ClusterIp, ServiceType};
 use dataplane::service::{Decision, Frontend, FrontendKind, SourceClass};
 use dataplane::tuple::Origin;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// One sentence.
 pub(super) fn of(
@@ -135,8 +135,9 @@ fn not_a_service(explainer: &Explainer<'_>, packet: &Packet) -> String {
     if explainer.table.is_node_address(address.into()) {
         return match node_port(explainer, packet) {
             Some(service_port) => format!(
-                "{port}/{protocol} is the nodePort of {}, but nodePortAddresses does not have {address}",
-                service_port.name
+                "{port}/{protocol} is the nodePort of {}, but {}",
+                service_port.name,
+                why_not_on(explainer, address)
             ),
             None => format!(
                 "{address} is an address of {node}, and {port}/{protocol} is no Service's nodePort"
@@ -146,28 +147,70 @@ fn not_a_service(explainer: &Explainer<'_>, packet: &Packet) -> String {
     if let Some(other) = owner(explainer, address) {
         return format!("{address} is an address of node {other}; that node decides");
     }
-    if let Some((service, label)) = ignored(explainer, address) {
+    let mut services = explainer.snapshot.services.iter();
+    if let Some(service) = services.find(|service| has_address(service, address)) {
         return format!(
-            "{address} is of {}/{}, which kube-proxy ignores: it has the label {label}",
-            service.metadata.namespace, service.metadata.name
+            "{address} is of {}/{}, {}",
+            service.metadata.namespace,
+            service.metadata.name,
+            why_unserved(service, address)
         );
     }
     format!("no Service has the address {address}; the packet is routed like any other")
 }
 
-/// A Service that has the address, and is left to somebody else by a label.
-fn ignored<'s>(explainer: &Explainer<'s>, address: IpAddr) -> Option<(&'s Service, &'static str)> {
-    let with_label = |service: &'s Service| Some((service, resolve::ignoring_label(service)?));
-    let mut ignored = explainer.snapshot.services.iter().filter_map(with_label);
-    ignored.find(|(service, _)| {
-        let spec = &service.spec;
-        let first = std::iter::once(&spec.cluster_ip);
-        let mut cluster_ips = first.chain(&spec.cluster_ips);
-        let ingress = &service.status.load_balancer.ingress;
-        cluster_ips.any(|ip| *ip == ClusterIp::Address(address))
-            || spec.external_ips.contains(&address)
-            || ingress.iter().any(|entry| entry.ip == Some(address))
-    })
+/// Why the NodePorts of the node are not served on an address that it has.
+fn why_not_on(explainer: &Explainer<'_>, address: IpAddr) -> String {
+    match address {
+        IpAddr::V6(Ipv6Addr::LOCALHOST) => {
+            "kube-proxy serves no NodePort on the loopback address of IPv6".to_owned()
+        }
+        IpAddr::V4(own) if own.is_loopback() && !explainer.config.localhost_node_ports => {
+            format!("iptables.localhostNodePorts is false, so none is served on {address}")
+        }
+        _ => format!("nodePortAddresses does not have {address}"),
+    }
+}
+
+/// Whether any field of the Service names the address, whatever kube-proxy makes of it.
+fn has_address(service: &Service, address: IpAddr) -> bool {
+    let spec = &service.spec;
+    let first = std::iter::once(&spec.cluster_ip);
+    let mut cluster_ips = first.chain(&spec.cluster_ips);
+    let ingress = &service.status.load_balancer.ingress;
+    cluster_ips.any(|ip| *ip == ClusterIp::Address(address))
+        || spec.external_ips.contains(&address)
+        || ingress.iter().any(|entry| entry.ip == Some(address))
+}
+
+/// Why kube-proxy serves a Service not at all, or not at this address of it.
+fn why_unserved(service: &Service, address: IpAddr) -> String {
+    let spec = &service.spec;
+    if let Some(label) = resolve::ignoring_label(service) {
+        return format!("which kube-proxy ignores: it has the label {label}");
+    }
+    if spec.kind == ServiceType::ExternalName {
+        return "which kube-proxy ignores: its type is ExternalName".to_owned();
+    }
+    match spec.cluster_ip {
+        ClusterIp::Headless => return "which kube-proxy ignores: it is headless".to_owned(),
+        ClusterIp::Unset => return "which kube-proxy ignores: it has no cluster IP".to_owned(),
+        ClusterIp::Address(_) => {}
+    }
+    let family = Family::of(address);
+    if resolve::served_address(service, family).is_none() {
+        let name = match family {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        };
+        return format!(
+            "which has no cluster IP of {name}, so kube-proxy serves it over {name} nowhere"
+        );
+    }
+    // What else keeps an address of a Service from being served: see `resolve::load_balancer_vips`.
+    "whose load balancer has it with ipMode Proxy: what arrives is addressed to a node or a pod, and kube-proxy leaves the \
+     address alone"
+        .to_owned()
 }
 
 /// It is addressed to a Service whose rules are not where this packet passes.
@@ -214,7 +257,8 @@ fn claimants<'e>(
 
 fn node_port<'e>(explainer: &'e Explainer<'_>, packet: &Packet) -> Option<&'e ServicePort> {
     explainer.service_ports.iter().find(|service_port| {
-        service_port.node_port == Some(packet.destination.port())
+        service_port.family == Family::of(packet.destination.ip())
+            && service_port.node_port == Some(packet.destination.port())
             && service_port.name.protocol == packet.protocol
     })
 }

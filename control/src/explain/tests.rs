@@ -302,3 +302,118 @@ fn what_the_node_sends_is_not_refused_in_output() {
         Verdict::Reject
     );
 }
+
+const REASONS: &str = r#"
+{apiVersion: v1, kind: Node, metadata: {name: a}, status: {addresses: [{type: InternalIP, address: 172.18.0.2}, {type: InternalIP, address: "fc00::2"}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: demo}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.2, externalIPs: ["2001:db8::53"], ports: [{port: 80, nodePort: 30080}]}
+status: {loadBalancer: {ingress: [{ip: 203.0.113.9, ipMode: Proxy}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: six, namespace: demo}
+spec: {type: NodePort, clusterIP: "fd00:96::2", ports: [{port: 80, nodePort: 30081}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: headless, namespace: demo}
+spec: {clusterIP: None, externalIPs: [198.51.100.50], ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: alias, namespace: demo}
+spec: {type: ExternalName, externalName: x.y, externalIPs: [198.51.100.51], ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: new, namespace: demo}
+spec: {externalIPs: [198.51.100.52], ports: [{port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: demo, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints: [{addresses: [10.244.0.5]}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: six-1, namespace: demo, labels: {kubernetes.io/service-name: six}}
+addressType: IPv6
+ports: [{port: 8080}]
+endpoints: [{addresses: ["fd00:244::5"]}]
+"#;
+
+#[test]
+fn what_keeps_an_address_from_being_served_is_named() {
+    let snapshot = Snapshot::parse("x", REASONS).unwrap();
+    for (settings, from, to, reason) in [
+        (
+            "",
+            "::1",
+            "[::1]:30081",
+            "30081/tcp is the nodePort of demo/six, but kube-proxy serves no NodePort on the loopback address of IPv6",
+        ),
+        (
+            "iptables: {localhostNodePorts: false}\n",
+            "127.0.0.1",
+            "127.0.0.1:30080",
+            "30080/tcp is the nodePort of demo/web, but iptables.localhostNodePorts is false, so none is served on 127.0.0.1",
+        ),
+        (
+            "nodePortAddresses: [10.0.0.0/8]\n",
+            "127.0.0.1",
+            "127.0.0.1:30080",
+            "30080/tcp is the nodePort of demo/web, but nodePortAddresses does not have 127.0.0.1",
+        ),
+        (
+            "",
+            "fc00::2",
+            "[fc00::2]:30080",
+            "fc00::2 is an address of a, and 30080/tcp is no Service's nodePort",
+        ),
+        (
+            "",
+            "172.18.0.2",
+            "203.0.113.9:80",
+            "203.0.113.9 is of demo/web, whose load balancer has it with ipMode Proxy: what arrives is addressed to a node \
+             or a pod, and kube-proxy leaves the address alone",
+        ),
+        (
+            "",
+            "fc00::2",
+            "[2001:db8::53]:80",
+            "2001:db8::53 is of demo/web, which has no cluster IP of IPv6, so kube-proxy serves it over IPv6 nowhere",
+        ),
+        (
+            "",
+            "172.18.0.2",
+            "198.51.100.50:80",
+            "198.51.100.50 is of demo/headless, which kube-proxy ignores: it is headless",
+        ),
+        (
+            "",
+            "172.18.0.2",
+            "198.51.100.51:80",
+            "198.51.100.51 is of demo/alias, which kube-proxy ignores: its type is ExternalName",
+        ),
+        (
+            "",
+            "172.18.0.2",
+            "198.51.100.52:80",
+            "198.51.100.52 is of demo/new, which kube-proxy ignores: it has no cluster IP",
+        ),
+    ] {
+        let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+        let config = KubeProxyConfig::parse("x", &format!("{head}{settings}")).unwrap();
+        let explainer = Explainer::new(&snapshot, &config, "a").unwrap();
+        let answer = ask(&explainer, from, "", to);
+        assert_eq!(
+            (answer.verdict, answer.reason.as_str()),
+            (Verdict::Pass, reason)
+        );
+    }
+}

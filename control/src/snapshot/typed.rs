@@ -80,13 +80,19 @@ fn kind_of(raw: &RawObject) -> Result<String, Problem> {
         let message = "discovery.k8s.io/v1beta1 is no longer served; write discovery.k8s.io/v1";
         return Err(problem(raw, Some(kind), "apiVersion", message));
     }
-    let core = version == "v1" || version == "discovery.k8s.io/v1";
-    if core && let Some(expected) = expected_version(kind) {
+    let group = version.rsplit_once('/').map_or("", |(group, _)| group);
+    // Groups of others have a dot in their name, and may have a kind of the same name.
+    let is_built_in = !group.contains('.') || group == "discovery.k8s.io";
+    if is_built_in && let Some(expected) = expected_version(kind) {
         let message =
             format!("{kind} is in {expected}, not in {version}; write `apiVersion: {expected}`");
         return Err(problem(raw, Some(kind), "apiVersion", &message));
     }
-    if core
+    if is_list(kind) && raw.value.get("items").is_some() {
+        let message = "is a list within a list; put its items into the one around it";
+        return Err(problem(raw, Some(kind), "kind", message));
+    }
+    if (version == "v1" || version == "discovery.k8s.io/v1")
         && kind != "Endpoint"
         && let Some(likely) = misspelt(kind)
     {
@@ -103,6 +109,12 @@ pub(super) fn expected_version(kind: &str) -> Option<&'static str> {
         "EndpointSlice" => Some("discovery.k8s.io/v1"),
         _ => None,
     }
+}
+
+/// Whether objects of a kind are lists that may have something in them to read.
+fn is_list(kind: &str) -> bool {
+    kind.strip_suffix("List")
+        .is_some_and(|items| items.is_empty() || KINDS.contains(&items))
 }
 
 /// A kind that differs from one of ours by little, and is none of the core kinds that look alike.

@@ -219,3 +219,57 @@ fn a_gate_of_all_of_a_stage_gives_way_to_one_that_is_named() {
         assert_eq!(config.warnings, [""; 0], "{gates}");
     }
 }
+
+/// What kube-proxy 1.30 refuses, and what makes rules that iptables refuses.
+#[test]
+fn what_kube_proxy_could_not_start_with_is_refused() {
+    for (body, expected) in [
+        (
+            "clusterCIDR: 10.0.0.0/8, fd00::/48\n",
+            "kube-proxy.yaml:3: clusterCIDR: ` fd00::/48` is not a CIDR",
+        ),
+        (
+            "clusterCIDR: 10.0.0.0/8,\n",
+            "kube-proxy.yaml:3: clusterCIDR: `` is not a CIDR",
+        ),
+        (
+            "clusterCIDR: ' '\n",
+            "kube-proxy.yaml:3: clusterCIDR: ` ` is not a CIDR",
+        ),
+        (
+            "detectLocalMode: NodeCIDR\nclusterCIDR: all\n",
+            "kube-proxy.yaml:4: clusterCIDR: `all` is not a CIDR",
+        ),
+        (
+            "configSyncPeriod: x\n",
+            "kube-proxy.yaml:3: configSyncPeriod: `x` is not a duration; write one like 30s or 1h0m0s",
+        ),
+        (
+            "healthzBindAddress: 0.0.0.0:0\n",
+            "kube-proxy.yaml:3: healthzBindAddress: `0.0.0.0:0` is not ADDRESS:PORT; write one like 0.0.0.0:10256",
+        ),
+        (
+            "metricsBindAddress: 127.0.0.1:0\n",
+            "kube-proxy.yaml:3: metricsBindAddress: `127.0.0.1:0` is not ADDRESS:PORT; write one like 127.0.0.1:10249",
+        ),
+        (
+            "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: abcdefghijklmnop}\n",
+            "kube-proxy.yaml:4: detectLocal.bridgeInterface: `abcdefghijklmnop` has more than 15 bytes, and iptables \
+             takes no rule with it",
+        ),
+        (
+            "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: abcdefghijklmno}\n",
+            "kube-proxy.yaml:4: detectLocal.interfaceNamePrefix: `abcdefghijklmno` has more than 14 bytes, and iptables \
+             takes no rule with it",
+        ),
+    ] {
+        assert_eq!(parse(body).unwrap_err(), expected);
+    }
+    for body in [
+        "clusterCIDR: 10.0.0.0/8,fd00::/48\nconfigSyncPeriod: 0s\n",
+        "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: abcdefghijklmno}\n",
+        "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: abcdefghijklmn}\n",
+    ] {
+        assert!(parse(body).is_ok(), "{body}");
+    }
+}

@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+/// Bytes of the longest name of an interface, without its end (`IFNAMSIZ`).
+const INTERFACE_NAME: usize = 15;
+
 /// The feature gates that have an effect.
 const KNOWN_GATES: [&str; 5] = [
     "AllAlpha",
@@ -40,6 +43,9 @@ pub(super) struct Wire {
     mode: String,
     #[serde(default, rename = "clusterCIDR")]
     cluster_cidr: String,
+    /// Only to be refused when it is none.
+    #[serde(default, rename = "configSyncPeriod", deserialize_with = "duration")]
+    _config_sync_period: Option<Duration>,
     #[serde(default)]
     detect_local_mode: String,
     #[serde(default)]
@@ -229,28 +235,40 @@ impl Wire {
     }
 
     fn detect_local(&self, wrong: &mut Wrong) -> DetectLocal {
-        let needs = |field: &str, value: &str, wrong: &mut Wrong| {
-            if value.is_empty() {
-                wrong.push((
-                    format!("detectLocal.{field}"),
-                    format!("is needed with detectLocalMode {}", self.detect_local_mode),
-                ));
-            }
-            value.to_owned()
+        let needs = |field: &str, value: &str, longest: usize, wrong: &mut Wrong| {
+            let mode = &self.detect_local_mode;
+            let message = if value.is_empty() {
+                format!("is needed with detectLocalMode {mode}")
+            } else if value.len() > longest {
+                format!(
+                    "`{value}` has more than {longest} bytes, and iptables takes no rule with it"
+                )
+            } else {
+                return value.to_owned();
+            };
+            wrong.push((format!("detectLocal.{field}"), message));
+            String::new()
         };
+        // kube-proxy minds it in every mode.
+        let cluster_cidrs = self.cluster_cidrs(wrong);
         match self.detect_local_mode.as_str() {
-            "" | "ClusterCIDR" => DetectLocal::ClusterCidr(self.cluster_cidrs(wrong)),
+            "" | "ClusterCIDR" => DetectLocal::ClusterCidr(cluster_cidrs),
             "NodeCIDR" => DetectLocal::NodeCidr,
-            "BridgeInterface" => DetectLocal::BridgeInterface(needs(
-                "bridgeInterface",
-                &self.detect_local.bridge_interface,
-                wrong,
-            )),
-            "InterfaceNamePrefix" => DetectLocal::InterfaceNamePrefix(needs(
-                "interfaceNamePrefix",
-                &self.detect_local.interface_name_prefix,
-                wrong,
-            )),
+            "BridgeInterface" => {
+                let name = &self.detect_local.bridge_interface;
+                DetectLocal::BridgeInterface(needs("bridgeInterface", name, INTERFACE_NAME, wrong))
+            }
+            // The rules have a `+` behind it.
+            "InterfaceNamePrefix" => {
+                let prefix = &self.detect_local.interface_name_prefix;
+                let longest = INTERFACE_NAME - 1;
+                DetectLocal::InterfaceNamePrefix(needs(
+                    "interfaceNamePrefix",
+                    prefix,
+                    longest,
+                    wrong,
+                ))
+            }
             other => {
                 wrong.push((
                     "detectLocalMode".to_owned(),
@@ -263,15 +281,13 @@ impl Wire {
         }
     }
 
-    /// One range, or two of different families.
+    /// One range, or two of different families; nothing but a comma between them (`validation.Validate`).
     fn cluster_cidrs(&self, wrong: &mut Wrong) -> Vec<IpNet> {
         let mut ranges = Vec::new();
-        for text in self
-            .cluster_cidr
-            .split(',')
-            .map(str::trim)
-            .filter(|text| !text.is_empty())
-        {
+        if self.cluster_cidr.is_empty() {
+            return ranges;
+        }
+        for text in self.cluster_cidr.split(',') {
             match parse_cidr(text) {
                 Some(range) => ranges.push(range),
                 None => wrong.push(("clusterCIDR".to_owned(), format!("`{text}` is not a CIDR"))),
@@ -346,11 +362,9 @@ fn socket_address(
     }
     let alone = || Some(SocketAddr::new(parse_ip(text)?, default.port()));
     let address = text.parse().ok().or_else(alone);
-    if address.is_none() {
-        wrong.push((
-            field.to_owned(),
-            format!("`{text}` is not ADDRESS:PORT; write one like {default}"),
-        ));
+    if address.is_none_or(|address: SocketAddr| address.port() == 0) {
+        let message = format!("`{text}` is not ADDRESS:PORT; write one like {default}");
+        wrong.push((field.to_owned(), message));
     }
     address
 }

@@ -83,6 +83,14 @@ fn bad_values_name_field_and_rule() {
             "kube-proxy.yaml:4: nftables.minSyncPeriod: is longer than syncPeriod; make it as long at most",
         ),
         (
+            "iptables: {masqueradeBit: -1}\n",
+            "kube-proxy.yaml:3: iptables.masqueradeBit: -1 is not from 0 to 31",
+        ),
+        (
+            "mode: nftables\nnftables: {masqueradeBit: 32}\n",
+            "kube-proxy.yaml:4: nftables.masqueradeBit: 32 is not from 0 to 31",
+        ),
+        (
             "winkernel: {networkName: x}\n",
             "kube-proxy.yaml:3: winkernel: is for Windows nodes, which Penstock does not run on; remove it",
         ),

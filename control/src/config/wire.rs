@@ -75,7 +75,7 @@ struct DetectLocalWire {
 #[serde(rename_all = "camelCase", default)]
 struct RulesWire {
     masquerade_all: bool,
-    masquerade_bit: Option<u8>,
+    masquerade_bit: Option<i32>,
     localhost_node_ports: Option<bool>,
     #[serde(deserialize_with = "duration")]
     sync_period: Option<Duration>,
@@ -161,7 +161,7 @@ impl Wire {
         config.node_port_addresses = self.node_port_addresses(&mut wrong);
         config.localhost_node_ports = self.iptables.localhost_node_ports.unwrap_or(true);
         config.masquerade_all = rules.masquerade_all;
-        config.masquerade_bit = masquerade_bit(rules, &mut wrong);
+        config.masquerade_bit = masquerade_bit(of_mode, rules, &mut wrong);
         config.sync_period = rules
             .sync_period
             .filter(|period| !period.is_zero())
@@ -339,15 +339,14 @@ impl Wire {
     }
 }
 
-fn masquerade_bit(rules: &RulesWire, wrong: &mut Wrong) -> u8 {
-    let bit = rules.masquerade_bit.unwrap_or(14);
-    if bit > 31 {
-        wrong.push((
-            "iptables.masqueradeBit".to_owned(),
-            format!("{bit} is not from 0 to 31"),
-        ));
-    }
-    bit
+fn masquerade_bit(of_mode: &str, rules: &RulesWire, wrong: &mut Wrong) -> u8 {
+    let given = rules.masquerade_bit.unwrap_or(14);
+    let bit = u8::try_from(given).ok().filter(|bit| *bit <= 31);
+    bit.unwrap_or_else(|| {
+        let message = format!("{given} is not from 0 to 31");
+        wrong.push((format!("{of_mode}.masqueradeBit"), message));
+        0
+    })
 }
 
 /// `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`; empty means the default, whose port is also that of an address alone.

@@ -4,7 +4,8 @@
 //! and dropped. The messages become the rule of a [`crate::problem::Problem`].
 
 use ipnet::IpNet;
-use serde::de::{Error, Visitor};
+use serde::de::value::{self, StrDeserializer};
+use serde::de::{DeserializeOwned, Error, IntoDeserializer, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::net::IpAddr;
@@ -55,6 +56,29 @@ pub(super) fn from_text<'de, D: Deserializer<'de>, T>(
     read: impl FnOnce(&str) -> Result<T, String>,
 ) -> Result<T, D::Error> {
     deserializer.deserialize_str(Text(read))
+}
+
+/// One of the words of `T`, where an empty one is as good as none: the API server fills in the default for both
+/// (`pkg/apis/core/v1/defaults.go`, `SetDefaults_Service`).
+pub(super) fn word_or_default<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(optional_word(deserializer)?.unwrap_or_default())
+}
+
+/// As [`word_or_default`], where what the default is depends on other fields.
+pub(super) fn optional_word<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    from_text(deserializer, |text| match text {
+        "" => Ok(None),
+        _ => {
+            let word: StrDeserializer<'_, value::Error> = text.into_deserializer();
+            T::deserialize(word)
+                .map(Some)
+                .map_err(|error| error.to_string())
+        }
+    })
 }
 
 struct Text<F>(F);
@@ -139,6 +163,24 @@ pub(super) fn optional_port<'de, D: Deserializer<'de>>(
             .map(Some)
             .map_err(|_| not_a_port(number)),
     }
+}
+
+/// Seconds of session affinity, where absent means the default.
+pub(super) fn optional_seconds<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<u32>, D::Error> {
+    let Some(number) = Option::<i64>::deserialize(deserializer)? else {
+        return Ok(None);
+    };
+    let seconds = u32::try_from(number);
+    seconds
+        .map(Some)
+        .map_err(|_| D::Error::custom(not_seconds(number)))
+}
+
+/// What is wrong with seconds that session affinity does not take.
+pub(super) fn not_seconds(number: i64) -> String {
+    format!("{number} is not from 1 to 86400 seconds")
 }
 
 fn not_a_port<E: Error>(number: i64) -> E {

@@ -287,6 +287,22 @@ fn the_order_of_documents_makes_no_difference() {
     assert_eq!(names(format!("{b}---{a}")), ["api", "web"]);
 }
 
+/// The API server fills these in where they are empty.
+#[test]
+fn what_is_empty_is_the_default() {
+    let empty = "  type: ''\n  sessionAffinity: ''\n  externalTrafficPolicy: ''\n";
+    let without = service("  clusterIP: 10.96.0.10\n  ports: [{port: 80}]\n");
+    let with = service(&format!(
+        "{empty}  clusterIP: 10.96.0.10\n  ports: [{{port: 80, protocol: ''}}]\n"
+    ));
+    let json = r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"web","namespace":"demo"},"spec":{"type":"",
+      "sessionAffinity":"","externalTrafficPolicy":"","clusterIP":"10.96.0.10","ports":[{"port":80,"protocol":""}]}}"#;
+    let expected = Snapshot::parse("x", &without).unwrap();
+    for text in [&with, json] {
+        assert_eq!(Snapshot::parse("x", text).unwrap(), expected, "{text}");
+    }
+}
+
 /// A Service with `spec` in place of the good one.
 fn service(spec: &str) -> String {
     format!(
@@ -367,6 +383,7 @@ fn bad_objects() -> Vec<(String, &'static str)> {
         (service(&format!("  internalTrafficPolicy: Node\n{ports}")), "x.yaml:5: Service demo/web: spec.internalTrafficPolicy: unknown variant `Node`, expected `Cluster` or `Local`"),
         (service(&format!("  sessionAffinity: Cookie\n{ports}")), "x.yaml:5: Service demo/web: spec.sessionAffinity: unknown variant `Cookie`, expected `None` or `ClientIP`"),
         (service(&format!("  sessionAffinity: ClientIP\n  sessionAffinityConfig: {{clientIP: {{timeoutSeconds: 0}}}}\n{ports}")), "x.yaml:6: Service demo/web: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is not from 1 to 86400 seconds"),
+        (service(&format!("  sessionAffinityConfig: {{clientIP: {{timeoutSeconds: 99999999999}}}}\n{ports}")), "x.yaml:5: Service demo/web: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 99999999999 is not from 1 to 86400 seconds"),
         (format!("{}status: {{loadBalancer: {{ingress: [{{ip: 1.2.3}}]}}}}\n", service(ports)), "x.yaml:7: Service demo/web: status.loadBalancer.ingress[0].ip: `1.2.3` is not an IP address; write one like 10.0.0.10 or fd00::10"),
         (service(ports).replace("namespace: demo", "annotations: {penstock.dev/load-balancing: fastest}"), "x.yaml:3: Service default/web: metadata.annotations[penstock.dev/load-balancing]: `fastest` is none of random, round-robin, least-connections, source-hash, maglev"),
         (format!("{}---\n{}", service(ports), service(ports)), "x.yaml:8 (document 2): Service demo/web: metadata.name: is here a second time, the first is at x.yaml:1; remove one of them"),

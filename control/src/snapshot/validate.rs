@@ -4,7 +4,7 @@
 //! the same (a nodePort on a ClusterIP Service, one address claimed twice), or skips (an address of the other
 //! family, other Nodes), is let through with a note: objects need not have come from an API server.
 
-use super::fields::not_an_ip;
+use super::fields::{not_an_ip, not_seconds};
 use super::objects::{
     AddressType, ClusterIp, EndpointAddress, EndpointPort, EndpointSlice, Labels, Node, Service,
     ServicePort, ServiceSpec, ServiceType, SessionAffinity,
@@ -156,7 +156,7 @@ fn affinity(spec: &ServiceSpec) -> Option<Broken> {
     let seconds = spec.session_affinity_config.client_ip.timeout_seconds?;
     let allowed = (1..=86_400).contains(&seconds);
     (spec.session_affinity == SessionAffinity::ClientIP && !allowed).then(|| {
-        let message = format!("{seconds} is not from 1 to 86400 seconds");
+        let message = not_seconds(seconds.into());
         broken(
             "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
             message,

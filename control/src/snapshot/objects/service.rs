@@ -26,7 +26,7 @@ pub struct Service {
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceSpec {
     /// `spec.type`.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "fields::word_or_default")]
     pub kind: ServiceType,
     /// The first cluster IP.
     #[serde(rename = "clusterIP")]
@@ -47,6 +47,7 @@ pub struct ServiceSpec {
     #[serde(deserialize_with = "fields::cidrs")]
     pub load_balancer_source_ranges: Vec<IpNet>,
     /// For traffic from outside.
+    #[serde(deserialize_with = "fields::optional_word")]
     pub external_traffic_policy: Option<Policy>,
     /// For traffic to the cluster IP.
     pub internal_traffic_policy: Option<Policy>,
@@ -54,6 +55,7 @@ pub struct ServiceSpec {
     #[serde(deserialize_with = "fields::optional_port")]
     pub health_check_node_port: Option<u16>,
     /// Whether clients stay with their endpoint.
+    #[serde(deserialize_with = "fields::word_or_default")]
     pub session_affinity: SessionAffinity,
     /// For how long.
     pub session_affinity_config: SessionAffinityConfig,
@@ -145,7 +147,7 @@ pub struct ServicePort {
     #[serde(default)]
     pub name: String,
     /// Protocol.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "fields::word_or_default")]
     pub protocol: Protocol,
     /// Port of the Service.
     #[serde(deserialize_with = "fields::port")]
@@ -192,6 +194,7 @@ pub struct SessionAffinityConfig {
 #[serde(rename_all = "camelCase", default)]
 pub struct ClientIpConfig {
     /// Seconds; 10800 when absent.
+    #[serde(deserialize_with = "fields::optional_seconds")]
     pub timeout_seconds: Option<u32>,
 }
 

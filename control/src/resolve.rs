@@ -236,6 +236,9 @@ fn selection(service: &Service) -> Option<Selection> {
 }
 
 /// The endpoints of a svcport from all its slices, unique by `ip:port` and sorted by that string.
+///
+/// DIFFERS: kube-proxy takes the address as the slice has it, and so two endpoints for `FD00::5` and `fd00::5`
+/// (`endpointslicecache.go`, `addEndpoints`). Here an address is one however it is written, and is written in one way.
 fn endpoints(slices: &[&EndpointSlice], name: &ServicePortName, node_name: &str) -> Vec<Endpoint> {
     let of_slice = |slice: &&EndpointSlice| slice.endpoints.len();
     let mut endpoints = Vec::with_capacity(slices.iter().map(of_slice).sum());

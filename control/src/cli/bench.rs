@@ -2,7 +2,7 @@
 
 use super::{Failure, Output, print};
 use bench::attack;
-use bench::fastpath::{self, Counted, Report};
+use bench::fastpath::{self, Counted, Family, Report, Traffic, Transport};
 use bench::instructions;
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
 enum Benchmark {
     /// The packet path in memory, beside the limit of its own layout
     Fastpath {
-        /// A second instead of some minutes: whether it works, not how fast it is
+        /// Some seconds instead of some minutes: whether it works, not how fast it is
         #[arg(long)]
         quick: bool,
         /// Numbers of flows in the table
@@ -32,7 +32,7 @@ enum Benchmark {
     },
     /// What floods, scans, crafted packets and full tables do to the flows of others
     Attack {
-        /// A second instead of a minute: whether it works
+        /// Some seconds instead of a minute: whether it works
         #[arg(long)]
         quick: bool,
         /// How to print it
@@ -138,10 +138,10 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
         established(report)
     );
     for kind in &report.kinds {
-        let (protocol, family) = (kind.traffic.protocol, kind.traffic.family);
         writeln!(
             text,
-            "{protocol:?} over {family:?}: {:.1} ns/packet at {} flows, {:.2} times the limit ({:.2} to {:.2}), {:.2} times UDP over IPv4",
+            "{}: {:.1} ns/packet at {} flows, {:.2} times the limit ({:.2} to {:.2}), {:.2} times UDP over IPv4",
+            spoken(kind.traffic),
             kind.ns_per_packet,
             kind.flows,
             kind.ratio,
@@ -153,10 +153,10 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
     for churn in &report.churn {
         writeln!(
             text,
-            "With {:.0} new flows/s among {}, {} threads: {:.1} ns/packet, {:.2} times one thread",
+            "With {:.0} new flows/s among {}, {}: {:.1} ns/packet, {:.2} times one thread",
             churn.new_flows_per_second,
             churn.flows,
-            churn.threads,
+            counted(churn.threads, "thread"),
             churn.ns_per_packet,
             churn.scaling
         )?;
@@ -191,10 +191,27 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
     )?;
     writeln!(
         text,
-        "Waited {:.0} s for others to leave the processor; {} rounds were measured beside them",
-        report.waited.seconds, report.waited.rounds_disturbed
+        "Waited {:.0} s for other programs to leave the processor; measured beside them: {}",
+        report.waited.seconds,
+        counted(report.waited.rounds_disturbed, "round")
     )?;
     Ok(text)
+}
+
+/// `1 thing`, `2 things`.
+fn counted(number: usize, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
+/// Packets of a kind, for people.
+const fn spoken(traffic: Traffic) -> &'static str {
+    match (traffic.protocol, traffic.family) {
+        (Transport::Udp, Family::Ipv4) => "UDP over IPv4",
+        (Transport::Tcp, Family::Ipv4) => "TCP over IPv4",
+        (Transport::Udp, Family::Ipv6) => "UDP over IPv6",
+        (Transport::Tcp, Family::Ipv6) => "TCP over IPv6",
+    }
 }
 
 fn plain_table(header: &[&str]) -> Table {
@@ -272,4 +289,18 @@ fn attack_text(report: &attack::Report) -> String {
         ]);
     }
     format!("What an attack does to the flows of others\n{table}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_and_numbers_are_told_in_words() {
+        let kind = |protocol, family| spoken(Traffic { protocol, family });
+        assert_eq!(kind(Transport::Udp, Family::Ipv4), "UDP over IPv4");
+        assert_eq!(kind(Transport::Tcp, Family::Ipv6), "TCP over IPv6");
+        assert_eq!(counted(1, "thread"), "1 thread");
+        assert_eq!(counted(2, "thread"), "2 threads");
+    }
 }

@@ -1,7 +1,11 @@
 //! A run as a page for browsers: bars with their spread, and curves over the number of Services. It needs no other file
 //! and follows the light or dark of the system.
 
+mod curves;
+
+use super::objects::Position;
 use super::report::{Group, Report, Row, counted};
+use curves::curves;
 use std::fmt::Write;
 
 pub(super) fn page(report: &Report) -> String {
@@ -24,9 +28,66 @@ pub(super) fn page(report: &Report) -> String {
     }
     format!(
         "{HEAD}<title>Penstock: {name}</title>\n<main>\n<h1>Penstock: {name}</h1>\n<p>{circumstances}</p>\n\
-         <p class=legend>Bars are medians; the line over a bar leads from the least to the most of all rounds. All of one metric and \
-         placement have one scale. The last column is the median of Penstock divided by that of the row.</p>\n{body}</main>\n"
+         <p class=legend>Bars are medians; the line over a bar leads from the least to the most of all rounds. All bars of one \
+         metric and placement have one scale. The last column is the median of Penstock divided by that of the row.</p>\n\
+         <p class=legend>{}</p>\n{body}</main>\n",
+        words(&report.rows)
     )
+}
+
+/// What the words of these rows mean.
+fn words(rows: &[Row]) -> String {
+    let placed = |name: &str| rows.iter().any(|row| row.key.placement == name);
+    let is_there = |name: &str| rows.iter().any(|row| row.key.dataplane == name);
+    let in_the_middle = |row: &Row| row.key.probed == Some(Position::Middle);
+    let all = [
+        (
+            "one-cpu",
+            placed("one-cpu"),
+            "client, node and server share a processor",
+        ),
+        (
+            "apart",
+            placed("apart"),
+            "the client has a processor, node and server another one",
+        ),
+        ("any", placed("any"), "the kernel chooses the processors"),
+        (
+            "middle",
+            rows.iter().any(in_the_middle),
+            "the Service that is asked stands in the middle of all; without the word it is at the end, the worst place in a \
+             list of rules",
+        ),
+        (
+            "iptables",
+            is_there("iptables"),
+            "the kernel under kube-proxy's rules of this kind",
+        ),
+        (
+            "nftables",
+            is_there("nftables"),
+            "the kernel under kube-proxy's rules of this kind",
+        ),
+        (
+            "plain",
+            is_there("plain"),
+            "routing without Services, the limit of any dataplane",
+        ),
+        (
+            "tun-copy",
+            is_there("tun-copy"),
+            "the agent's devices, each packet given back as it came, the limit of any dataplane on them: T in \
+             docs/benchmarks.md, where L is the bare loop in memory, without a lab",
+        ),
+        (
+            "busy-poll",
+            is_there("busy-poll"),
+            "our agent when it never sleeps",
+        ),
+    ];
+    let known = all.into_iter().filter(|(_, is_used, _)| *is_used);
+    let each = known.map(|(word, _, meaning)| format!("<b>{word}</b>: {meaning}."));
+    each.collect::<Vec<_>>().join(" ")
 }
 
 /// All of one metric.
@@ -60,7 +121,7 @@ fn side(placement: &str, groups: &[&Group<'_>]) -> String {
     let most = groups.iter().map(|group| group.most()).fold(0.0, f64::max);
     let mut text = format!("<div><h3>{placement}</h3>\n");
     if is_by_number(groups) {
-        text += &curves(groups, most);
+        text += &curves(groups);
     }
     for group in groups {
         text += &bars(group, most);
@@ -125,132 +186,6 @@ fn unit(row: &Row) -> &str {
     }
 }
 
-const WIDTH: f64 = 440.0;
-const HEIGHT: f64 = 200.0;
-const LEFT: f64 = 52.0;
-const BELOW: f64 = 28.0;
-const ABOVE: f64 = 10.0;
-/// Room for the longest label.
-const RIGHT: f64 = 104.0;
-
-/// Where figures lie in a plot: the number of Services grows by factors.
-struct Scale {
-    most: f64,
-    /// Of Services.
-    largest: u32,
-}
-
-impl Scale {
-    fn x(&self, services: u32) -> f64 {
-        let decades = |services: u32| f64::from(services).log10();
-        let whole = decades(self.largest).max(f64::MIN_POSITIVE);
-        LEFT + (WIDTH - LEFT - RIGHT) * decades(services) / whole
-    }
-
-    fn y(&self, value: f64) -> f64 {
-        HEIGHT - BELOW - (HEIGHT - BELOW - ABOVE) * value / self.most
-    }
-}
-
-/// Medians over the number of Services.
-fn curves(groups: &[&Group<'_>], most: f64) -> String {
-    let mut rows: Vec<&Row> = groups.iter().flat_map(|group| &group.0).copied().collect();
-    rows.sort_by_key(|row| row.key.services);
-    let [Some(first), Some(last)] = [rows.first(), rows.last()] else {
-        return String::new();
-    };
-    let largest = last.key.services;
-    let mut text = format!(
-        "<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img aria-label='{} in {}, {}: medians with {} to {largest} Services'>\n",
-        spoken(first.metric),
-        unit(first),
-        first.key.placement,
-        first.key.services,
-    );
-    let scale = Scale { most, largest };
-    text += &axes(&scale, &rows);
-    let mut names: Vec<String> = Vec::new();
-    let mut labels: Vec<f64> = Vec::new();
-    for row in &rows {
-        let name = row.who();
-        if !names.contains(&name) {
-            let own = rows.iter().filter(|row| row.who() == name);
-            text += &curve(&scale, &own.copied().collect::<Vec<_>>(), &mut labels);
-            names.push(name);
-        }
-    }
-    text + "</svg>\n"
-}
-
-/// Lines with values, and numbers of Services.
-fn axes(scale: &Scale, rows: &[&Row]) -> String {
-    let mut text = String::new();
-    for share in [0.0, 0.5, 1.0] {
-        let at = scale.y(scale.most * share);
-        // Writing to a String does not fail.
-        let _ = writeln!(
-            text,
-            "<path class=grid d='M{LEFT} {at:.1}H{}'/><text x='{}' y='{:.1}' text-anchor=end>{}</text>",
-            WIDTH - RIGHT,
-            LEFT - 6.0,
-            at + 4.0,
-            short(scale.most * share)
-        );
-    }
-    let mut sizes: Vec<u32> = rows.iter().map(|row| row.key.services).collect();
-    sizes.dedup();
-    for services in sizes {
-        let _ = writeln!(
-            text,
-            "<text x='{:.1}' y='{}' text-anchor=middle>{services}</text>",
-            scale.x(services),
-            HEIGHT - 10.0
-        );
-    }
-    text
-}
-
-/// One of one name, which stands at its end, beside `labels` of others. Between its points nothing was measured.
-fn curve(scale: &Scale, rows: &[&Row], labels: &mut Vec<f64>) -> String {
-    let Some(end) = rows.last() else {
-        return String::new();
-    };
-    let place = |row: &&Row| [scale.x(row.key.services), scale.y(row.median)];
-    let places: Vec<[f64; 2]> = rows.iter().map(place).collect();
-    let line: Vec<String> = places
-        .iter()
-        .map(|[x, y]| format!("{x:.1},{y:.1}"))
-        .collect();
-    let dots: String = places
-        .iter()
-        .map(|[x, y]| format!("<circle cx='{x:.1}' cy='{y:.1}' r=2.5 />"))
-        .collect();
-    let name = end.who();
-    let dashes = if end.key.dataplane == name {
-        ""
-    } else {
-        " middle"
-    };
-    let [x, y] = place(end);
-    let at = free_place(y + 4.0, labels);
-    labels.push(at);
-    format!(
-        "<g class='{}{dashes}'><polyline points='{}'/>{dots}<text x='{:.1}' y='{at:.1}'>{name}</text></g>\n",
-        end.key.dataplane,
-        line.join(" "),
-        x + 6.0
-    )
-}
-
-/// The nearest place for a label that lies on no other one.
-fn free_place(wanted: f64, taken: &[f64]) -> f64 {
-    const LINE: f64 = 11.0;
-    let is_free = |at: &f64| taken.iter().all(|other| (other - at).abs() >= LINE);
-    let steps = (0..=taken.len() * 24).map(|step| step as f64);
-    let mut places = steps.flat_map(|step| [wanted + step, wanted - step]);
-    places.find(is_free).unwrap_or(wanted)
-}
-
 fn short(value: f64) -> String {
     match value {
         value if value >= 1000.0 => format!("{value:.0}"),
@@ -264,27 +199,32 @@ const HEAD: &str = "<!doctype html>
 <meta charset=utf-8>
 <meta name=viewport content='width=device-width'>
 <style>
-:root { color-scheme: light dark; --paper: #fff; --ink: #1f2328; --faint: #6a737d; --rail: #eef0f2; --spread: #1f2328;
-  --penstock: #1f6feb; --busy-poll: #6ea8fe; --iptables: #c2571a; --nftables: #b08800; --plain: #57606a; --tun-copy: #1a7f5a }
+:root { color-scheme: light dark; --paper: #fff; --ink: #1f2328; --faint: #5f6871; --rail: #eef0f2; --spread: #1f2328;
+  --penstock: #1f6feb; --busy-poll: #8250df; --iptables: #b84e12; --nftables: #8a6a00; --plain: #57606a; --tun-copy: #1a7f5a }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e3e6e8; --faint: #8b949e; --rail: #22272c;
-  --spread: #e3e6e8; --penstock: #539bf5; --busy-poll: #96c3ff; --iptables: #e8894f; --nftables: #d4b03c; --plain: #8b949e;
+  --spread: #e3e6e8; --penstock: #539bf5; --busy-poll: #b392f0; --iptables: #e8894f; --nftables: #d4b03c; --plain: #a2abb4;
   --tun-copy: #46b98c } }
 body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 }
-main { max-width: 76em; margin: 2.5em auto; padding: 0 1.5em }
+main { max-width: 88em; margin: 2.5em auto; padding: 0 1.5em } p { max-width: 60em; overflow-wrap: anywhere }
 h1 { margin-bottom: .2em } h2 { margin: 2.2em 0 .4em; border-bottom: 1px solid var(--rail) } h3 { margin: .8em 0 .2em }
-small, .legend, caption, svg text { color: var(--faint) } small { font-weight: normal }
-.side > div { overflow-x: auto }
-.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(34em, 100%), 1fr)); gap: 0 2.5em }
+small, .legend, caption { color: var(--faint) } small { font-weight: normal } .legend b { color: var(--ink) }
+.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(36em, 100%), 1fr)); gap: 0 2.5em }
 table { width: 100%; border-spacing: 0 4px; margin-bottom: 1em; font-variant-numeric: tabular-nums }
 caption { text-align: left } th { text-align: left; font-weight: normal; white-space: nowrap; padding-right: .5em; font-size: .93em }
-thead th { text-align: right; color: var(--faint); font-size: .8em } thead th:first-child, thead th:nth-child(2) { text-align: left }
-tr.penstock th { font-weight: bold } th[scope=row] { width: 10.5em } td { text-align: right; white-space: nowrap; width: 5em }
-td.spread { width: 9em; color: var(--faint); font-size: .87em }
-td.plot { position: relative; width: auto; min-width: 6em; height: 1.3em; background: var(--rail); border-radius: 3px; padding: 0 }
+thead th { text-align: right; color: var(--faint); font-size: .8em; padding: 0 0 0 1em }
+thead th:first-child { text-align: left; padding: 0 } thead th:nth-child(2) { text-align: left; padding: 0 }
+tr.penstock th { font-weight: bold } th[scope=row], td { width: 1% } td { text-align: right; white-space: nowrap; padding: 0 0 0 .8em }
+th[scope=row] { min-width: 9.8em } td.spread { color: var(--faint); font-size: .87em }
+td.plot { position: relative; width: auto; min-width: 9em; height: 1.3em; background: var(--rail); border-radius: 3px; padding: 0 }
 .plot i { position: absolute; inset: 0 auto 0 0; border-radius: 3px }
 .plot b { position: absolute; top: calc(50% - 1px); height: 2px; min-width: 2px; background: var(--spread); opacity: .75 }
-svg { width: 100%; font-size: 10px } .grid { stroke: var(--rail) } polyline { fill: none; stroke-width: 2 }
-svg text { fill: var(--faint); stroke: none } circle { fill: currentColor; stroke: none } g.middle polyline { stroke-dasharray: 4 3 }
+svg { width: 100%; max-width: 560px; font-size: 10px } .grid { stroke: var(--rail) } polyline { fill: none; stroke-width: 2 }
+svg text { fill: var(--faint); stroke: none } svg g text { fill: currentColor } .leader { fill: none; stroke-width: .75; opacity: .7 }
+circle { fill: currentColor; stroke: none } g.middle polyline { stroke-dasharray: 4 3 }
+@media (max-width: 40em) { main { margin: 1em auto; padding: 0 1em } svg { font-size: 12.5px }
+  table, caption, thead, tbody { display: block } tr { display: grid; grid-template-columns: 1fr auto 6.5em; margin-bottom: .6em }
+  thead th:nth-child(2), thead th:nth-child(4) { display: none } th[scope=row], td { width: auto }
+  td.plot { grid-area: 2 / 1 / 2 / 4 } td.spread { grid-area: 3 / 1 / 3 / 4; padding: 0 } .spread::before { content: 'least to most ' } }
 .penstock i { background: var(--penstock) } g.penstock { stroke: var(--penstock); color: var(--penstock) }
 .busy-poll i { background: var(--busy-poll) } g.busy-poll { stroke: var(--busy-poll); color: var(--busy-poll) }
 .iptables i { background: var(--iptables) } g.iptables { stroke: var(--iptables); color: var(--iptables) }
@@ -391,14 +331,51 @@ mod tests {
         );
     }
 
+    /// Five that end within two lines: who ends higher stands higher, and each has the colour of its curve.
     #[test]
-    fn labels_lie_near_their_curves_and_on_no_other() {
-        let mut taken: Vec<f64> = Vec::new();
-        for wanted in [50.0, 50.0, 51.0, 10.0] {
-            let at = free_place(wanted, &taken);
-            assert!(taken.iter().all(|other| (other - at).abs() >= 11.0));
-            taken.push(at);
+    fn names_stand_beside_their_curves_in_the_order_of_their_ends() {
+        let subjects = [
+            (Subject::Penstock, 4.0),
+            (Subject::Iptables, 1.0),
+            (Subject::Nftables, 5.0),
+            (Subject::Plain, 100.0),
+            (Subject::TunCopy, 3.0),
+        ];
+        let mut rows = Vec::new();
+        for services in [1, 100] {
+            for (subject, rate) in subjects {
+                let mut series = Series::default();
+                series.add(vec![("connections_per_second", "1/s", rate)]);
+                rows.extend(series.rows(Key::of(services, subject, "apart")));
+            }
         }
-        assert_eq!(taken, [50.0, 61.0, 39.0, 10.0]);
+        let groups: Vec<Group<'_>> = rows
+            .chunks(subjects.len())
+            .map(|all| Group(all.iter().collect()))
+            .collect();
+        let page = section("connections_per_second", &groups);
+        let names = page.lines().filter_map(|line| {
+            let class = line.strip_prefix("<g class='")?.split_once('\'')?.0;
+            let (rest, name) = line.strip_suffix("</text></g>")?.rsplit_once('>')?;
+            assert_eq!(class, name);
+            let height = rest.rsplit_once(" y='")?.1.strip_suffix('\'')?;
+            Some((name, height.parse::<f64>().ok()?))
+        });
+        let names: Vec<(&str, f64)> = names.collect();
+        let order: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
+        assert_eq!(
+            order,
+            ["plain", "nftables", "penstock", "tun-copy", "iptables"]
+        );
+        assert!(names.is_sorted_by(|one, next| one.1 + 11.0 <= next.1));
+        assert!(page.contains(">Services, by factors</text>"));
+    }
+
+    #[test]
+    fn only_words_that_are_used_are_explained() {
+        let text = words(&rows(&[1]));
+        assert!(text.contains("<b>apart</b>: ") && text.contains("<b>iptables</b>: "));
+        assert!(!text.contains("one-cpu") && !text.contains("tun-copy"));
+        assert!(!text.contains("middle"));
     }
 }

@@ -28,6 +28,7 @@ pub use arguments::Arguments;
 pub use server::serve;
 
 use crate::lab::{Error, io_error};
+use crate::process::ProcessId;
 use crate::state::{self, State};
 use arguments::Form;
 use bed::Bed;
@@ -222,13 +223,23 @@ fn each_once<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
     found
 }
 
+/// Whether a lab is one of a benchmark that runs now: who made it for that lives as long as it.
+pub(crate) fn is_using(lab: &str) -> bool {
+    whose(lab).is_some_and(ProcessId::is_alive)
+}
+
+/// The run that a lab was made for, if it was for one.
+fn whose(lab: &str) -> Option<ProcessId> {
+    let state = lab
+        .starts_with(bed::PREFIX)
+        .then(|| State::read(lab).ok().flatten())?;
+    state.map(|state| state.owner)
+}
+
 /// What a run has left that was killed: its labs have an owner that is no more.
 fn clear_dead_labs() {
     for lab in state::labs().unwrap_or_default() {
-        let is_dead = |state: State| !state.owner.is_alive();
-        let is_left = lab.starts_with(bed::PREFIX)
-            && State::read(&lab).is_ok_and(|state| state.is_some_and(is_dead));
-        if is_left {
+        if whose(&lab).is_some_and(|run| !run.is_alive()) {
             eprintln!("bench: {lab} was left by an earlier run and goes");
             if let Err(error) = crate::lab::down(&lab) {
                 eprintln!("bench: {error}");

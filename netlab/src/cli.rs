@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use which::{check_name, folder_error, lab_name, labs_folder, state_of, the_lab};
+use which::{Labs, check_name, folder_error, lab_name, labs_folder, state_of, the_lab};
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
@@ -131,7 +131,7 @@ fn up(arguments: &Up) -> Result<ExitCode, Error> {
     match arguments.output.output {
         Form::Json => screens::print_json(&screens::up_json(&running)),
         Form::Table => {
-            let has_others = state::labs().is_ok_and(|labs| labs.len() > 1);
+            let has_others = Labs::running().is_ok_and(|labs| labs.to_choose.len() > 1);
             screens::print(&screens::up_table(&running, has_others))
         }
     }?;
@@ -161,15 +161,23 @@ fn progress(step: &str, what: &str, took: Duration) {
 }
 
 fn down(lab: Option<String>, all: bool) -> Result<ExitCode, Error> {
-    let running = state::labs().map_err(folder_error)?;
-    let labs = match (lab, all, running.as_slice()) {
-        (_, true, _) => running,
+    let running = Labs::running()?;
+    let labs = match (lab, all, running.to_choose.as_slice()) {
         (Some(lab), ..) => vec![lab_name(&lab)],
         (None, false, []) => {
-            eprintln!("no lab is up");
+            eprintln!("{}", running.none_is_up());
             return Ok(ExitCode::SUCCESS);
         }
         (None, false, _) => vec![the_lab(None)?],
+        (None, true, _) => {
+            if let Some(lab) = running.of_benchmarks.first() {
+                let number = running.of_benchmarks.len();
+                eprintln!(
+                    "left to a running benchmark: {number} of its labs (./lab down {lab} removes one)"
+                );
+            }
+            running.to_choose
+        }
     };
     for lab in labs {
         let was = lab::down(&lab)?;

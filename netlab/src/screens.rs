@@ -1,5 +1,6 @@
 //! What commands print.
 
+use crate::bench;
 use crate::check::CheckedService;
 use crate::dataplane;
 use crate::everywhere::{Expected, Way};
@@ -235,6 +236,8 @@ pub(crate) struct Lab {
     dataplane: Option<Dataplane>,
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<String>,
+    /// Whether a benchmark that runs now has made it for itself.
+    benchmark: bool,
 }
 
 impl Lab {
@@ -250,6 +253,7 @@ impl Lab {
             why,
             dataplane: state.as_ref().map(|state| state.options.dataplane),
             source: state.map(|state| state.options.source.display().to_string()),
+            benchmark: bench::is_using(name),
         }
     }
 }
@@ -268,7 +272,11 @@ pub(crate) fn labs_table(labs: &[Lab]) -> String {
             lab.dataplane
                 .map(|dataplane| dataplane.to_string())
                 .unwrap_or_default(),
-            lab.source.clone().unwrap_or_default(),
+            if lab.benchmark {
+                "a running benchmark".to_owned()
+            } else {
+                lab.source.clone().unwrap_or_default()
+            },
         ]);
     }
     trimmed(&table).trim_end().to_owned()

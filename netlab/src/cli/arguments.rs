@@ -34,7 +34,7 @@ pub(super) enum Verb {
     Down {
         /// The lab; the running one when absent
         lab: Option<String>,
-        /// All labs
+        /// All labs of this machine, also those that other checkouts made; those of running benchmarks stay
         #[arg(long, conflicts_with = "lab")]
         all: bool,
     },

@@ -1,5 +1,6 @@
 //! Which lab and which host a command is about.
 
+use crate::bench;
 use crate::lab::Error;
 use crate::lab_file;
 use crate::plan::{Host, Plan};
@@ -43,13 +44,40 @@ pub(super) fn folder_error(source: io::Error) -> Error {
     }
 }
 
+/// The labs that are up, or were when somebody killed them.
+pub(super) struct Labs {
+    /// What a command is about that names none.
+    pub(super) to_choose: Vec<String>,
+    /// Those of benchmarks that run now. Nobody means them who does not name them.
+    pub(super) of_benchmarks: Vec<String>,
+}
+
+impl Labs {
+    pub(super) fn running() -> Result<Self, Error> {
+        let labs = state::labs().map_err(folder_error)?;
+        let (of_benchmarks, to_choose) = labs.into_iter().partition(|lab| bench::is_using(lab));
+        Ok(Self {
+            to_choose,
+            of_benchmarks,
+        })
+    }
+
+    /// What there is to say where nothing is left to choose.
+    pub(super) fn none_is_up(&self) -> String {
+        if self.of_benchmarks.is_empty() {
+            return "no lab is up".to_owned();
+        }
+        "no lab is up but those of a running benchmark, which ./lab ls names".to_owned()
+    }
+}
+
 /// The lab that is meant: the one named, else the only one.
 pub(super) fn the_lab(named: Option<String>) -> Result<String, Error> {
-    let labs = state::labs().map_err(folder_error)?;
-    match (named, labs.as_slice()) {
+    let labs = Labs::running()?;
+    match (named, labs.to_choose.as_slice()) {
         (Some(lab), _) => Ok(lab_name(&lab)),
         (None, [lab]) => Ok(lab.clone()),
-        (None, []) => Err(Error::NotUp("no lab is up; ./lab up".to_owned())),
+        (None, []) => Err(Error::NotUp(format!("{}; ./lab up", labs.none_is_up()))),
         (None, many) => Err(Error::Usage(format!(
             "more than one lab is up ({}); say which, by its name or with --lab (--help says how)",
             many.join(", ")

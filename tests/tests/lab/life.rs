@@ -3,6 +3,7 @@
 use super::{
     Lab, answered, is_alive, lab, leftovers, machine, pids, program, project, stderr, stdout,
 };
+use netlab::process::ProcessId;
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -261,4 +262,37 @@ fn cluster(nodes: usize, pods: usize) -> String {
         );
     }
     text
+}
+
+/// In a `/run` of its own, where no labs of others are: one of a benchmark, whose process is this one, and a usual one.
+const BESIDE_A_BENCHMARK: &str = r#"
+set -e
+umount --recursive --lazy /run/netns 2>/dev/null || true
+mount -t tmpfs none /run
+trap '"$LAB" down bench-t; "$LAB" down t-usual' EXIT
+for lab in bench-t t-usual; do "$LAB" up quickstart --dataplane none --name $lab; done >/dev/null 2>&1
+state=/run/penstock/bench-t/state.json
+belongs_to() { jq --argjson owner "$1" '.owner = $owner' $state >/run/new && mv /run/new $state; }
+are_up() { "$LAB" ls -o json | jq -r '.labs[] | select(.state == "up") | "up \(.name) \(.benchmark)"'; }
+belongs_to "$OWNER"
+echo meant $("$LAB" status -o json | jq -r .lab)
+"$LAB" down --all 2>/dev/null
+are_up
+belongs_to '{"pid": 1, "start_time": 1}'
+"$LAB" down --all 2>/dev/null
+are_up
+"#;
+
+#[test]
+fn root_labs_of_a_running_benchmark_are_left_to_it() {
+    let own = ProcessId::of(std::process::id());
+    let output = Command::new("unshare")
+        .args(["--mount", "bash", "-c", BESIDE_A_BENCHMARK])
+        .current_dir(project())
+        .env("LAB", program())
+        .env("OWNER", serde_json::to_string(&own).unwrap())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "meant t-usual\nup bench-t true\n");
 }

@@ -238,7 +238,7 @@ fn check(lab: Option<String>, requests: usize, form: Form) -> Result<ExitCode, E
 }
 
 fn apply(lab: Option<String>, file: &Path, prune: bool) -> Result<ExitCode, Error> {
-    let lab = the_lab(lab)?;
+    let (State { lab, .. }, _) = state_of(lab)?;
     let applied = lab::apply(&lab, file, prune)?;
     for (sign, hosts) in [("-", &applied.removed), ("+", &applied.added)] {
         for host in hosts {

@@ -85,11 +85,22 @@ pub(super) fn the_lab(named: Option<String>) -> Result<String, Error> {
     }
 }
 
+/// What there is to do about a lab that is not up.
+pub(super) fn not_up(given: &str) -> Error {
+    let is_known = lab_file::find(&labs_folder(), given).is_ok();
+    let advice = if is_known {
+        format!("./lab up {given}")
+    } else {
+        "./lab ls names the labs that there are".to_owned()
+    };
+    Error::NotUp(format!("{given} is not up; {advice}"))
+}
+
 /// The state and plan of a lab, whatever its health.
-pub(super) fn state_of(lab: Option<String>) -> Result<(State, Plan), Error> {
-    let lab = the_lab(lab)?;
+pub(super) fn state_of(named: Option<String>) -> Result<(State, Plan), Error> {
+    let lab = the_lab(named.clone())?;
     let state = State::read(&lab).map_err(folder_error)?;
-    let state = state.ok_or_else(|| Error::NotUp(format!("{lab} is not up; ./lab up {lab}")))?;
+    let state = state.ok_or_else(|| not_up(named.as_deref().unwrap_or(&lab)))?;
     let plan = state.plan.clone().unwrap_or_default();
     Ok((state, plan))
 }
@@ -171,6 +182,20 @@ mod tests {
             hosts: names.into_iter().map(host).collect(),
             ..Plan::default()
         }
+    }
+
+    #[test]
+    fn only_labs_that_there_are_are_to_be_brought_up() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../labs/quickstart");
+        assert_eq!(
+            not_up(path).to_string(),
+            format!("{path} is not up; ./lab up {path}")
+        );
+        let unknown = not_up("nope").to_string();
+        assert_eq!(
+            unknown,
+            "nope is not up; ./lab ls names the labs that there are"
+        );
     }
 
     #[test]

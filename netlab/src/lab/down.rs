@@ -11,7 +11,7 @@ use std::fs;
 /// The state of a lab that runs.
 pub fn running(lab: &str) -> Result<State> {
     let state = State::read(lab).map_err(io_error("the lab's state"))?;
-    let state = state.ok_or_else(|| Error::NotUp(format!("{lab} is not up; ./lab up {lab}")))?;
+    let state = state.ok_or_else(|| Error::NotUp(format!("{lab} is not up")))?;
     match state.broken() {
         Some(why) if state.phase != Phase::Up || state.is_of_earlier_boot() => Err(Error::Busy(
             format!("{lab} is not whole: {why}; ./lab up makes it anew"),

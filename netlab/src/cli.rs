@@ -69,9 +69,15 @@ fn run(command: Verb) -> Result<ExitCode, Error> {
         } => exec(which.lab, &host, &command),
         Verb::Conntrack {
             which,
-            node,
-            arguments,
-        } => conntrack(which.lab, &node, &arguments),
+            help,
+            node: Some(node),
+            mut arguments,
+        } => {
+            // It stands before what conntrack itself is told, or the command line would hold it already.
+            arguments.splice(..0, help.then(|| "--help".to_owned()));
+            conntrack(which.lab, &node, &arguments)
+        }
+        Verb::Conntrack { node: None, .. } => help_of("conntrack"),
         Verb::Apply {
             filename,
             prune,
@@ -92,6 +98,16 @@ fn run(command: Verb) -> Result<ExitCode, Error> {
         Verb::Serve(arguments) => served(serve::run(arguments)),
         Verb::BenchServe { port } => served(bench::serve(port)),
     }
+}
+
+/// The help of one of our commands.
+fn help_of(command: &str) -> Result<ExitCode, Error> {
+    let mut cli = Cli::command();
+    cli.build();
+    if let Some(command) = cli.find_subcommand_mut(command) {
+        screens::print(&command.render_long_help().to_string())?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn served(served: io::Result<()>) -> Result<ExitCode, Error> {
@@ -256,5 +272,27 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn conntrack_is_asked_for_its_own_help_after_a_node() {
+        let parsed = |line: &str| {
+            let words = ["lab", "conntrack"].into_iter().chain(line.split(' '));
+            match Cli::try_parse_from(words).map(|cli| cli.command) {
+                Ok(Verb::Conntrack {
+                    help,
+                    node,
+                    arguments,
+                    ..
+                }) => Some((help, node, arguments)),
+                _ => None,
+            }
+        };
+        let node = || Some("node-a".to_owned());
+        assert_eq!(parsed("node-a --help"), Some((true, node(), Vec::new())));
+        assert_eq!(parsed("--help"), Some((true, None, Vec::new())));
+        let listed = ["-L", "--help"].map(str::to_owned).to_vec();
+        assert_eq!(parsed("node-a -L --help"), Some((false, node(), listed)));
+        assert_eq!(parsed("--lab x"), None);
     }
 }

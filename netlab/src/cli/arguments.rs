@@ -85,16 +85,23 @@ pub(super) enum Verb {
         command: Vec<String>,
     },
     /// Show or end a node's connections, as conntrack-tools do
-    #[command(after_help = "Examples:
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:
   ./lab conntrack node-a -L -p tcp
   ./lab conntrack node-a -E
   ./lab conntrack node-a --top snat --watch
-  ./lab conntrack node-a --help              all that can be asked")]
+  ./lab conntrack node-a --help              all that can be asked"
+    )]
     Conntrack {
         #[command(flatten)]
         which: Which,
+        /// Print help; after a node all that can be asked of its connections
+        #[arg(short, long)]
+        help: bool,
         /// The node, or a prefix that only one has
-        node: String,
+        #[arg(required_unless_present = "help")]
+        node: Option<String>,
         /// What conntrack is to do
         #[arg(
             trailing_var_arg = true,

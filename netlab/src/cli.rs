@@ -95,6 +95,9 @@ fn run(command: Verb) -> Result<ExitCode, Error> {
             bench::run(&arguments, &|| interrupted.load(Ordering::Relaxed))?;
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Test { .. } => Err(Error::Usage(
+            "the tests are built as they run: call the script ./lab of the checkout".to_owned(),
+        )),
         Verb::Serve(arguments) => served(serve::run(arguments)),
         Verb::BenchServe { port } => served(bench::serve(port)),
     }

@@ -7,19 +7,20 @@ use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "Examples:
-  ./lab up                                       the lab quickstart: two nodes, two nginx, a client
-  ./lab up tests/fixtures/dual-stack             a folder with snapshot.yaml and kube-proxy.yaml
-  ./lab up cluster.yaml --config kube-proxy.yaml from kubectl get svc,endpointslices,nodes -A -o yaml
+  ./lab up                            the lab quickstart
   ./lab exec client -- curl -s http://203.0.113.10/
-  ./lab test                                     the project's tests
   ./lab down
+  ./lab up tests/fixtures/dual-stack  a folder of objects
+  kubectl get svc,endpointslices,nodes -A -o yaml >cluster.yaml
+  ./lab up cluster.yaml               a cluster of yours
 
-Exit codes: 0 done, 1 failed or unhealthy, 2 wrong usage, 3 a privilege or a kernel feature is missing,
-4 no such lab, 130 interrupted; exec passes the command's own.";
+Exit codes: 0 done, 1 failed or unhealthy, 2 wrong usage,
+3 a privilege or a kernel feature is missing, 4 no such lab, 130 interrupted;
+exec passes the command's own.";
 
 /// A Kubernetes cluster's Service networking in network namespaces, on this machine
 #[derive(Parser)]
-#[command(name = "lab", version, after_help = EXAMPLES)]
+#[command(name = "lab", bin_name = "./lab", version, after_help = EXAMPLES)]
 pub(super) struct Cli {
     #[command(subcommand)]
     pub(super) command: Verb,
@@ -123,6 +124,16 @@ pub(super) enum Verb {
     },
     /// Send the same packets through the kernel and through us, and compare
     Diff(diff::Arguments),
+    /// Check format and lints, and run all tests; what follows goes to `cargo test`
+    Test {
+        /// For `cargo test`
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGUMENTS"
+        )]
+        arguments: Vec<String>,
+    },
     /// Print a script that completes commands in a shell
     Completions {
         /// The shell

@@ -255,6 +255,12 @@ impl Plan {
             .find(|server| server.addresses.contains(&address))
     }
 
+    /// The hosts that a cluster has. What connects them is one, too, for who names it, and in no list.
+    pub fn shown(&self) -> impl Iterator<Item = &Host> {
+        let is_shown = |host: &&Host| host.name != HostName::Fabric;
+        self.hosts.iter().filter(is_shown)
+    }
+
     /// Nodes with their names.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &Host)> {
         self.hosts.iter().filter_map(|host| match &host.name {

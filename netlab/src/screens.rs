@@ -61,10 +61,6 @@ struct HostRow {
 }
 
 fn hosts(plan: &Plan, dataplane: Dataplane) -> Vec<HostRow> {
-    let shown = plan
-        .hosts
-        .iter()
-        .filter(|host| host.name != HostName::Fabric);
     let row = |host: &Host| HostRow {
         name: host.name.to_string(),
         namespace: host.namespace.clone(),
@@ -76,7 +72,7 @@ fn hosts(plan: &Plan, dataplane: Dataplane) -> Vec<HostRow> {
         node: host.node.clone(),
         runs: runs(host, dataplane),
     };
-    shown.map(row).collect()
+    plan.shown().map(row).collect()
 }
 
 /// Without the length when it is that of a host.

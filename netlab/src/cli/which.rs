@@ -138,11 +138,7 @@ pub(super) fn find_host<'a>(plan: &'a Plan, wanted: &str) -> Result<&'a Host, Er
             }
         }
     }
-    let names: Vec<_> = plan
-        .hosts
-        .iter()
-        .map(|host| host.name.to_string())
-        .collect();
+    let names: Vec<_> = plan.shown().map(|host| host.name.to_string()).collect();
     Err(Error::Usage(format!(
         "{wanted}: there is no such host; the hosts are: {}",
         names.join(", ")
@@ -161,6 +157,7 @@ mod tests {
             name: name.to_owned(),
         };
         let names = [
+            HostName::Fabric,
             HostName::Client,
             HostName::Node("node-a".to_owned()),
             pod("web-1"),
@@ -219,6 +216,12 @@ mod tests {
         for (wanted, expected) in cases {
             assert_eq!(found(wanted).as_deref(), Some(expected), "{wanted}");
         }
+        let unknown = find_host(&plan, "x").err().map(|error| error.to_string());
+        let list = "client, node/node-a, pod/default/web-1, pod/default/client";
+        assert_eq!(
+            unknown,
+            Some(format!("x: there is no such host; the hosts are: {list}"))
+        );
         for wanted in ["pod/", "default", "x"] {
             assert!(
                 matches!(find_host(&plan, wanted), Err(Error::Usage(_))),

@@ -183,6 +183,11 @@ fn check_machine(dataplane: Dataplane, plan: &Plan) -> Result<()> {
         return Err(Error::Unable(text.to_owned()));
     }
     dataplane::check(dataplane)?;
+    check_programs(plan)
+}
+
+/// What pods run, said before any of it is started.
+fn check_programs(plan: &Plan) -> Result<()> {
     let runs_nginx = |host: &Host| {
         host.server
             .as_ref()
@@ -193,7 +198,24 @@ fn check_machine(dataplane: Dataplane, plan: &Plan) -> Result<()> {
             "a pod of this lab runs nginx, which is not installed; apt-get install nginx-light";
         return Err(Error::Unable(text.to_owned()));
     }
-    Ok(())
+    missing_program(plan).map_or(Ok(()), |text| Err(Error::Unable(text)))
+}
+
+/// A pod whose command is not installed. One with a path may stand among the pod's own files.
+fn missing_program(plan: &Plan) -> Option<String> {
+    plan.hosts.iter().find_map(|host| {
+        let plan::Run::Command(words) = &host.server.as_ref()?.run else {
+            return None;
+        };
+        let program = words.first()?;
+        let is_missing = !program.contains('/') && servers::in_path(program).is_none();
+        is_missing.then(|| {
+            format!(
+                "{} runs {program}, which is not installed; apt-get install {program}, or the package that has it",
+                host.name
+            )
+        })
+    })
 }
 
 fn lock(lab: &str) -> Result<Lock> {

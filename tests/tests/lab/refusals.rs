@@ -3,6 +3,21 @@
 use super::{lab, leftovers, program, project, stderr};
 use std::process::Command;
 
+/// iperf3 is in none of the folders that are looked through.
+#[test]
+fn root_a_program_that_is_not_installed_is_named_with_what_to_do() {
+    let output = Command::new(program())
+        .args(["up", "streams", "--name", "t-lacks", "--dataplane", "none"])
+        .current_dir(project())
+        .env("PATH", "/nowhere")
+        .output()
+        .unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("apt-get install iperf3"), "{said}");
+    assert_eq!(leftovers("t-lacks"), Vec::<String>::new());
+}
+
 #[test]
 fn root_bad_input_is_refused_whole() {
     let folder = std::env::temp_dir().join(format!("penstock-bad-{}", std::process::id()));

@@ -16,7 +16,7 @@ use control::config::{KubeProxyConfig, NodePortAddresses};
 use control::model::{Family, Transport};
 use control::snapshot::Snapshot;
 use control::snapshot::objects::{
-    AddressType, ClusterIp, Endpoint, Policy, Service, ServicePort, ServiceType,
+    AddressType, ClusterIp, Conditions, Endpoint, Policy, Service, ServicePort, ServiceType,
 };
 use ipnet::IpNet;
 use serde::Serialize;
@@ -46,6 +46,8 @@ pub struct CheckedService {
     pub addresses: Vec<String>,
     /// Its ready endpoints: `10.244.1.10:8080`.
     pub endpoints: Vec<String>,
+    /// Those that end, and serve until then.
+    pub terminating: Vec<String>,
     /// Requests that were made.
     pub requests: Vec<Request>,
 }
@@ -146,17 +148,22 @@ fn checked(input: Input<'_>, service: &Service) -> CheckedService {
         kind: format!("{:?}", service.spec.kind),
         addresses: Vec::new(),
         endpoints: Vec::new(),
+        terminating: Vec::new(),
         requests: Vec::new(),
     };
     if service.spec.kind == ServiceType::ExternalName {
         return checked;
     }
     for port in &service.spec.ports {
-        let ready = |family| ready_endpoints(input.snapshot, service, port, family);
         for family in [Family::V4, Family::V6] {
-            let endpoints =
-                ready(family).map(|(ip, port, _)| SocketAddr::new(ip, port).to_string());
-            checked.endpoints.extend(endpoints);
+            let all = |is_it: fn(&Conditions) -> bool| {
+                let found = endpoints(input.snapshot, service, port, family);
+                found
+                    .filter(move |(.., endpoint)| is_it(&endpoint.conditions))
+                    .map(|(ip, port, _)| SocketAddr::new(ip, port).to_string())
+            };
+            checked.endpoints.extend(all(is_ready));
+            checked.terminating.extend(all(is_terminating));
         }
         let way = Way {
             input,
@@ -171,13 +178,37 @@ fn checked(input: Input<'_>, service: &Service) -> CheckedService {
             checked.requests.extend(way.direct());
         }
     }
-    checked.endpoints.sort();
-    checked.endpoints.dedup();
+    for endpoints in [&mut checked.endpoints, &mut checked.terminating] {
+        endpoints.sort();
+        endpoints.dedup();
+    }
     checked
+}
+
+/// As kube-proxy reads conditions: what does not say that it is not ready is.
+fn is_ready(conditions: &Conditions) -> bool {
+    conditions.ready != Some(false)
+}
+
+/// Whether it may stand in where none is ready.
+fn is_terminating(conditions: &Conditions) -> bool {
+    let serves = conditions.serving != Some(false);
+    !is_ready(conditions) && serves && conditions.terminating == Some(true)
 }
 
 /// Address, port and endpoint of those that are ready, of one family.
 fn ready_endpoints<'a>(
+    snapshot: &'a Snapshot,
+    service: &'a Service,
+    port: &'a ServicePort,
+    family: Family,
+) -> impl Iterator<Item = (IpAddr, u16, &'a Endpoint)> {
+    let all = endpoints(snapshot, service, port, family);
+    all.filter(|(.., endpoint)| is_ready(&endpoint.conditions))
+}
+
+/// The same of all.
+fn endpoints<'a>(
     snapshot: &'a Snapshot,
     service: &'a Service,
     port: &'a ServicePort,
@@ -198,11 +229,8 @@ fn ready_endpoints<'a>(
             .iter()
             .find(|own| own.name == port.name && own.protocol == port.protocol);
         let number = same.and_then(|own| own.port);
-        let ready = slice
-            .endpoints
-            .iter()
-            .filter(|endpoint| endpoint.conditions.ready != Some(false));
-        ready.filter_map(move |endpoint| Some((endpoint.address()?, number?, endpoint)))
+        let all = slice.endpoints.iter();
+        all.filter_map(move |endpoint| Some((endpoint.address()?, number?, endpoint)))
     })
 }
 

@@ -59,7 +59,7 @@ pub struct Way {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
     #[serde(skip)]
-    namespace: String,
+    pub(crate) namespace: String,
 }
 
 /// How a request ought to end.

@@ -127,15 +127,27 @@ fn services_table(services: &[CheckedService]) -> String {
             service.service.clone(),
             service.kind.clone(),
             service.addresses.join("\n"),
-            if service.endpoints.is_empty() {
-                "none".to_owned()
-            } else {
-                service.endpoints.join("\n")
-            },
+            endpoints(service),
             answers(service),
         ]);
     }
     trimmed(&table)
+}
+
+/// Those that are ready; where none is, those that serve until they end stand in for them.
+fn endpoints(service: &CheckedService) -> String {
+    if !service.endpoints.is_empty() {
+        return service.endpoints.join("\n");
+    }
+    let terminating = service.terminating.iter();
+    let lines: Vec<String> = terminating
+        .map(|endpoint| format!("{endpoint} terminating"))
+        .collect();
+    if lines.is_empty() {
+        "none".to_owned()
+    } else {
+        lines.join("\n")
+    }
 }
 
 fn answers(service: &CheckedService) -> String {
@@ -143,7 +155,7 @@ fn answers(service: &CheckedService) -> String {
         let why = request
             .not_required
             .as_ref()
-            .map(|why| format!(" ({why})"))
+            .map(|why| format!(", which is fine: {why}"))
             .unwrap_or_default();
         let why = if request.outcome.is_fine() {
             String::new()
@@ -323,6 +335,7 @@ pub(crate) fn ways_table(ways: &[Way]) -> String {
             .chain(hosts.iter().copied())
             .collect::<Vec<_>>(),
     );
+    let has_gaps = rows.values().any(|cells| cells.len() < hosts.len());
     for ((service, to, protocol), cells) in rows {
         let word = format!("{protocol:?}").to_uppercase();
         let mut row = vec![service.to_owned(), format!("{to}/{word}")];
@@ -338,11 +351,19 @@ pub(crate) fn ways_table(ways: &[Way]) -> String {
         ways.iter().map(|way| way.asked).sum::<usize>(),
         ways.iter().map(|way| way.as_expected).sum::<usize>(),
     );
+    let skipped = skipped(ways);
+    let made = ways.len() - skipped.values().sum::<usize>();
     let _ = writeln!(
         text,
-        "\n{fine} of {asked} requests ended as explained, by {} ways",
-        ways.len()
+        "\n{fine} of {asked} requests ended as explained, by {}",
+        counted(made)
     );
+    for (why, number) in skipped {
+        let _ = writeln!(text, "skipped: {}, {why}", counted(number));
+    }
+    if has_gaps {
+        text += GAPS;
+    }
     for way in ways.iter().filter(|way| !way.is_fine()) {
         let ends: Vec<&str> = way.otherwise.iter().map(String::as_str).collect();
         let _ = writeln!(
@@ -357,6 +378,23 @@ pub(crate) fn ways_table(ways: &[Way]) -> String {
         );
     }
     text
+}
+
+/// Why there is no request in a cell.
+const GAPS: &str = "empty: no Service takes the packet, its answer takes another way, or a pod runs a command of its own\n";
+
+fn counted(ways: usize) -> String {
+    let plural = if ways == 1 { "" } else { "s" };
+    format!("{ways} way{plural}")
+}
+
+/// Why ways were not asked, and how many.
+fn skipped(ways: &[Way]) -> BTreeMap<&str, usize> {
+    let mut reasons = BTreeMap::new();
+    for why in ways.iter().filter_map(|way| way.skipped.as_deref()) {
+        *reasons.entry(why).or_default() += 1;
+    }
+    reasons
 }
 
 fn cell(way: &Way) -> String {
@@ -453,4 +491,66 @@ pub(crate) fn status_json(state: &State, plan: &Plan) -> Value {
         "processes": state.processes.iter().map(process).collect::<Vec<_>>(),
         "agents": agents,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way(from: &str, to: &str, skipped: Option<&str>) -> Way {
+        let requests = if skipped.is_some() { 0 } else { 5 };
+        Way {
+            service: "default/web:http".to_owned(),
+            from: from.to_owned(),
+            to: to.parse().unwrap(),
+            protocol: Protocol::Tcp,
+            expected: Expected::Answered {
+                pods: BTreeSet::new(),
+            },
+            reason: String::new(),
+            asked: requests,
+            as_expected: requests,
+            answers: BTreeMap::new(),
+            otherwise: BTreeSet::new(),
+            skipped: skipped.map(str::to_owned),
+            namespace: String::new(),
+        }
+    }
+
+    #[test]
+    fn ways_that_were_not_asked_do_not_count_and_are_explained() {
+        let [one, other] = ["10.96.0.10:80", "10.96.0.11:80"];
+        let mut ways = vec![
+            way("client", one, None),
+            way("node/a", one, Some("no SCTP")),
+        ];
+        let text = ways_table(&ways);
+        assert!(
+            text.ends_with(
+                "\n5 of 5 requests ended as explained, by 1 way\nskipped: 1 way, no SCTP\n"
+            ),
+            "{text}"
+        );
+        ways.push(way("client", other, None));
+        let text = ways_table(&ways);
+        assert!(text.contains("10 of 10 requests ended as explained, by 2 ways\n"));
+        assert!(text.ends_with(GAPS), "{text}");
+    }
+
+    #[test]
+    fn endpoints_that_end_are_shown_where_none_is_ready() {
+        let mut service = CheckedService {
+            service: "default/web".to_owned(),
+            kind: "ClusterIP".to_owned(),
+            addresses: Vec::new(),
+            endpoints: vec!["10.244.1.10:80".to_owned()],
+            terminating: vec!["10.244.1.11:80".to_owned()],
+            requests: Vec::new(),
+        };
+        assert_eq!(endpoints(&service), "10.244.1.10:80");
+        service.endpoints.clear();
+        assert_eq!(endpoints(&service), "10.244.1.11:80 terminating");
+        service.terminating.clear();
+        assert_eq!(endpoints(&service), "none");
+    }
 }

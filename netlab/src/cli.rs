@@ -41,6 +41,7 @@ fn code(error: &Error) -> u8 {
         Error::Dataplane(crate::dataplane::Error::Agent(servers::Error::Missing { .. })) => 3,
         Error::Usage(_) => 2,
         Error::Interrupted => 130,
+        Error::NotUndone { error, .. } => code(error),
         Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 3,
         _ => 1,
     }
@@ -258,7 +259,8 @@ fn check(lab: Option<String>, requests: usize, form: Form) -> Result<ExitCode, E
 
 fn apply(lab: Option<String>, file: &Path, prune: bool) -> Result<ExitCode, Error> {
     let (State { lab, .. }, _) = state_of(lab)?;
-    let applied = lab::apply(&lab, file, prune)?;
+    let interrupted = interrupts()?;
+    let applied = lab::apply(&lab, file, prune, &|| interrupted.load(Ordering::Relaxed))?;
     for (sign, hosts) in [("-", &applied.removed), ("+", &applied.added)] {
         for host in hosts {
             eprintln!("{sign} {host}");

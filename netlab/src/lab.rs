@@ -80,6 +80,16 @@ pub enum Error {
     /// Everything is made, but Services do not answer.
     #[error("these requests ought to be answered:\n{0}")]
     Unanswered(String),
+    /// It failed, and what it had made by then is not all undone.
+    #[error("{error}\nundoing it failed, too: {left}; {remedy}")]
+    NotUndone {
+        /// Why it failed.
+        error: Box<Error>,
+        /// Why it is not undone.
+        left: Box<Error>,
+        /// What to do.
+        remedy: String,
+    },
     /// Ctrl-C.
     #[error("interrupted")]
     Interrupted,

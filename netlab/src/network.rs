@@ -31,10 +31,10 @@ pub struct Network {
 type Step<T> = Result<T, io::Error>;
 
 impl Network {
-    /// Opens the namespaces of a plan that is there already.
-    pub fn open(plan: &Plan) -> Result<Self, Error> {
+    /// Opens the namespaces of hosts that are there already.
+    pub fn open<'a>(hosts: impl Iterator<Item = &'a Host>) -> Result<Self, Error> {
         let mut network = Self::default();
-        for host in plan.hosts.iter().filter(|host| host.has_namespace()) {
+        for host in hosts.filter(|host| host.has_namespace()) {
             network
                 .add(host, Namespace::open(&host.namespace))
                 .map_err(|error| failed(host, error))?;

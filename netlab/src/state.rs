@@ -37,6 +37,9 @@ pub struct State {
     pub processes: Vec<Process>,
     /// What it is made of, once known.
     pub plan: Option<Plan>,
+    /// What an `apply` leads to, or comes from, until it is done: hosts of it may be there besides those of `plan`.
+    #[serde(default)]
+    pub unsettled: Option<Plan>,
 }
 
 /// How far a lab is.
@@ -168,19 +171,24 @@ pub fn folder(lab: &str) -> PathBuf {
 impl State {
     /// A lab of which nothing is made yet, by the calling process.
     pub fn new(lab: &str, options: Options) -> io::Result<Self> {
-        let owner = ProcessId::of(std::process::id())
-            .ok_or_else(|| io::Error::other("/proc does not show this process"))?;
         Ok(Self {
             schema_version: 1,
             lab: lab.to_owned(),
             boot_id: boot_id()?,
             phase: Phase::Starting,
-            owner,
+            owner: this_process()?,
             options,
             namespaces: Vec::new(),
             processes: Vec::new(),
             plan: None,
+            unsettled: None,
         })
+    }
+
+    /// The calling process changes it from now on.
+    pub fn take_over(&mut self) -> io::Result<()> {
+        self.owner = this_process()?;
+        Ok(())
     }
 
     /// The state of a lab; `None` when there is none of that name.
@@ -215,6 +223,9 @@ impl State {
             Phase::Starting if self.owner.is_alive() => return Some("it is being made".to_owned()),
             Phase::Starting => return Some("making it was cut short".to_owned()),
             Phase::Stopping => return Some("removing it was cut short".to_owned()),
+            Phase::Up if self.unsettled.is_some() && !self.owner.is_alive() => {
+                return Some("an ./lab apply was cut short".to_owned());
+            }
             Phase::Up => {}
         }
         let ended: Vec<_> = self
@@ -293,6 +304,11 @@ impl Lock {
             }
         }
     }
+}
+
+fn this_process() -> io::Result<ProcessId> {
+    ProcessId::of(std::process::id())
+        .ok_or_else(|| io::Error::other("/proc does not show this process"))
 }
 
 fn boot_id() -> io::Result<String> {

@@ -25,36 +25,28 @@ pub struct Applied {
     pub removed: Vec<String>,
 }
 
-/// Changes a running lab's objects: new pods come first, then the agents see the objects, then old pods go.
-pub fn apply(lab: &str, file: &Path, prune: bool) -> Result<Applied> {
+/// Changes a running lab's objects: new pods come first, then the agents see the objects, then old pods go. Where that
+/// fails, or is interrupted, the lab is again what it was.
+pub fn apply(
+    lab: &str,
+    file: &Path,
+    prune: bool,
+    interrupted: &(dyn Fn() -> bool + Sync),
+) -> Result<Applied> {
     // Before the lock, which would make the folder of a lab that is not there.
     running(lab)?;
     let _lock = lock(lab)?;
     let mut state = running(lab)?;
-    let folder = state::folder(lab);
-    let name = file.display().to_string();
-    let change = control::text::read(file).map_err(io_error(name.clone()))?;
-    let changed = Snapshot::parse(&name, &change)?;
-    let (snapshot, text) = if prune {
-        (changed, change)
-    } else {
-        let path = folder.join("snapshot.yaml");
-        let base_name = path.display().to_string();
-        let base = fs::read_to_string(&path).map_err(io_error(base_name.clone()))?;
-        let text = control::snapshot::merge((&base_name, &base), (&name, &change))?;
-        // Lines of what both make together are of no file; who reads them needs to know.
-        let together = || format!("{base_name} with {name} applied");
-        let parsed = Snapshot::parse(&base_name, &text);
-        let mut snapshot = parsed.or_else(|_| Snapshot::parse(&together(), &text))?;
-        snapshot.locate_in(&changed);
-        (snapshot, text)
-    };
-    let mut pods = lab_file::pods(&folder.join("lab.yaml"))?;
+    // An apply before this one may have been killed.
+    settle(&mut state)?;
+    let former = read_own(lab, "snapshot.yaml")?;
+    let (snapshot, objects) = wanted(lab, file, prune, &former)?;
+    let mut pods = lab_file::pods(&state::folder(lab).join("lab.yaml"))?;
     // What the lab file says of a pod that no slice has any more goes with the pod.
     pods.retain(|pod| pod.node.is_some() || is_endpoint(&snapshot, pod));
     let inputs = Inputs {
         snapshot,
-        config: KubeProxyConfig::read(&folder.join("kube-proxy.yaml"))?,
+        config: KubeProxyConfig::read(&state::folder(lab).join("kube-proxy.yaml"))?,
         pods,
     };
     let old = state.plan.clone().unwrap_or_default();
@@ -64,64 +56,157 @@ pub fn apply(lab: &str, file: &Path, prune: bool) -> Result<Applied> {
         added: change.names(&change.added),
         removed: change.names(&change.removed),
     };
-    change_hosts(&mut state, &old, &new, &change, &text)?;
+    begin(&mut state, &new)?;
+    let made = prepare(&mut state, &change, interrupted).and_then(|network| {
+        publish(&mut state, &change, &objects, &network)?;
+        Ok(network)
+    });
+    match made {
+        Ok(mut network) => finish(&mut state, &change, &mut network)?,
+        Err(error) => return Err(go_back(&mut state, &change, &former, error)),
+    }
+    if state.options.dataplane == Dataplane::Penstock {
+        dataplane::require_taken(lab, &new)?;
+    }
     Ok(applied)
 }
 
-fn change_hosts(
-    state: &mut State,
-    old: &Plan,
-    new: &Plan,
-    change: &Change<'_>,
-    objects: &str,
-) -> Result<()> {
-    let lab = state.lab.clone();
-    let folder = state::folder(&lab);
-    let mut network = Network::open(old)?;
-    // A host that is made anew has the old one's name, so the old one goes first.
-    let renewed = || {
-        change
-            .removed
-            .iter()
-            .filter(|host| new.host(&host.name).is_some())
-            .copied()
-    };
-    let gone = || {
-        change
-            .removed
-            .iter()
-            .filter(|host| new.host(&host.name).is_none())
-            .copied()
-    };
-    stop_hosts(state, &mut network, renewed())?;
+/// The lab's own copy of one of its inputs.
+fn read_own(lab: &str, name: &str) -> Result<String> {
+    let path = state::folder(lab).join(name);
+    fs::read_to_string(&path).map_err(io_error(path.display().to_string()))
+}
+
+/// The objects that the lab is to have, and their text.
+fn wanted(lab: &str, file: &Path, prune: bool, former: &str) -> Result<(Snapshot, String)> {
+    let name = file.display().to_string();
+    let change = control::text::read(file).map_err(io_error(name.clone()))?;
+    let changed = Snapshot::parse(&name, &change)?;
+    if prune {
+        return Ok((changed, change));
+    }
+    let path = state::folder(lab).join("snapshot.yaml");
+    let base_name = path.display().to_string();
+    let text = control::snapshot::merge((&base_name, former), (&name, &change))?;
+    // Lines of what both make together are of no file; who reads them needs to know.
+    let together = || format!("{base_name} with {name} applied");
+    let parsed = Snapshot::parse(&base_name, &text);
+    let mut snapshot = parsed.or_else(|_| Snapshot::parse(&together(), &text))?;
+    snapshot.locate_in(&changed);
+    Ok((snapshot, text))
+}
+
+/// Writes down what is about to be made, so that whatever ends this command, [`settle`] and `down` find all of it.
+fn begin(state: &mut State, new: &Plan) -> Result<()> {
+    state.take_over().map_err(io_error("/proc"))?;
     state.namespaces.extend(namespaces(new));
     state.namespaces.sort();
     state.namespaces.dedup();
-    save(state)?;
+    state.unsettled = Some(new.clone());
+    save(state)
+}
+
+/// Makes what is new, beside what goes.
+fn prepare(
+    state: &mut State,
+    change: &Change<'_>,
+    interrupted: &(dyn Fn() -> bool + Sync),
+) -> Result<Network> {
+    let mut network = Network::open(change.from.hosts.iter())?;
+    stop_hosts(state, &mut network, change.giving_way())?;
     network.make(change.added.iter().copied())?;
-    network.reroute(old, new)?;
+    network.reroute(change.from, change.to)?;
+    if interrupted() {
+        return Err(Error::Interrupted);
+    }
     let started = start_servers(state, change.added.iter().copied(), &network)?;
-    wait_all(&started, &|| false)?;
-    let agents = dataplane::agents(&lab, new);
-    write_whole(&folder.join("snapshot.yaml"), objects.as_bytes())
-        .map_err(io_error("snapshot.yaml"))?;
+    wait_all(&started, interrupted)?;
+    Ok(network)
+}
+
+/// Shows the objects to what makes Services work. From here on what went before is what is left over.
+fn publish(state: &mut State, change: &Change<'_>, objects: &str, network: &Network) -> Result<()> {
+    let lab = state.lab.clone();
+    let agents = dataplane::agents(&lab, change.to);
+    write_objects(&lab, objects)?;
     if state.options.dataplane == Dataplane::Penstock {
-        dataplane::wait_for_tables(&lab, new, &agents);
+        dataplane::wait_for_tables(&lab, change.to, &agents);
     }
-    if matches!(
-        state.options.dataplane,
-        Dataplane::Iptables | Dataplane::Nftables
-    ) {
-        dataplane::load_rules(&lab, new, &network, state.options.dataplane)?;
+    load_rules(state, change.to, network)?;
+    state.plan = Some(change.to.clone());
+    state.unsettled = Some(change.from.clone());
+    save(state)
+}
+
+/// Makes the lab what it was before `error`. Returns what to tell the user.
+fn go_back(state: &mut State, change: &Change<'_>, former: &str, error: Error) -> Error {
+    state.plan = Some(change.from.clone());
+    state.unsettled = Some(change.to.clone());
+    let lab = state.lab.clone();
+    let is_written = read_own(&lab, "snapshot.yaml").is_ok_and(|objects| objects != former);
+    let undone = settle(state).and_then(|()| {
+        if !is_written {
+            return Ok(());
+        }
+        write_objects(&lab, former)?;
+        let network = Network::open(change.from.hosts.iter())?;
+        load_rules(state, change.from, &network)
+    });
+    match undone {
+        Ok(()) => error,
+        Err(left) => Error::NotUndone {
+            error: Box::new(error),
+            left: Box::new(left),
+            remedy: format!("./lab apply tries it again, ./lab down {lab} removes all"),
+        },
     }
-    stop_hosts(state, &mut network, gone())?;
-    state.namespaces = namespaces(new);
-    state.plan = Some(new.clone());
-    save(state)?;
-    if state.options.dataplane == Dataplane::Penstock {
-        dataplane::require_taken(&lab, new)?;
+}
+
+fn write_objects(lab: &str, objects: &str) -> Result<()> {
+    let path = state::folder(lab).join("snapshot.yaml");
+    write_whole(&path, objects.as_bytes()).map_err(io_error("snapshot.yaml"))
+}
+
+/// Where the kernel is the dataplane it gets the rules of the lab's objects.
+fn load_rules(state: &State, plan: &Plan, network: &Network) -> Result<()> {
+    let dataplane = state.options.dataplane;
+    if matches!(dataplane, Dataplane::Iptables | Dataplane::Nftables) {
+        dataplane::load_rules(&state.lab, plan, network, dataplane)?;
     }
     Ok(())
+}
+
+/// Takes away what is no more.
+fn finish(state: &mut State, change: &Change<'_>, network: &mut Network) -> Result<()> {
+    stop_hosts(state, network, change.gone())?;
+    settled(state, change.to)
+}
+
+/// Ends an `apply` that failed or was killed: takes away what there is of the other plan, and makes anew what had to
+/// give way to that.
+fn settle(state: &mut State) -> Result<()> {
+    let Some(other) = state.unsettled.clone() else {
+        return Ok(());
+    };
+    let plan = state.plan.clone().unwrap_or_default();
+    let change = Change::between(&other, &plan)?;
+    let anew: Vec<&Host> = change.taking_over().collect();
+    let stays = |host: &&Host| !anew.contains(host);
+    let mut network = Network::open(plan.hosts.iter().filter(stays))?;
+    let goes = change.removed.iter().chain(&anew).copied();
+    stop_hosts(state, &mut network, goes)?;
+    network.make(anew.iter().copied())?;
+    network.reroute(&other, &plan)?;
+    let started = start_servers(state, anew.iter().copied(), &network)?;
+    wait_all(&started, &|| false)?;
+    settled(state, &plan)
+}
+
+/// There is nothing but hosts of `plan` any more.
+fn settled(state: &mut State, plan: &Plan) -> Result<()> {
+    state.namespaces = namespaces(plan);
+    state.unsettled = None;
+    save(state)
 }
 
 /// Ends what runs in hosts and takes them away.
@@ -160,26 +245,30 @@ fn is_endpoint(snapshot: &Snapshot, pod: &LabPod) -> bool {
 
 /// The difference of two plans in hosts.
 struct Change<'a> {
+    from: &'a Plan,
+    to: &'a Plan,
     added: Vec<&'a Host>,
     removed: Vec<&'a Host>,
 }
 
 impl<'a> Change<'a> {
-    fn between(old: &'a Plan, new: &'a Plan) -> Result<Self> {
-        let before: HashMap<_, _> = old.hosts.iter().map(|host| (&host.name, host)).collect();
-        let after: HashMap<_, _> = new.hosts.iter().map(|host| (&host.name, host)).collect();
+    fn between(from: &'a Plan, to: &'a Plan) -> Result<Self> {
+        let before: HashMap<_, _> = from.hosts.iter().map(|host| (&host.name, host)).collect();
+        let after: HashMap<_, _> = to.hosts.iter().map(|host| (&host.name, host)).collect();
         let same = |host: &Host, others: &HashMap<_, &Host>| {
             others
                 .get(&host.name)
                 .is_some_and(|other| host.same_but_routes(other))
         };
         let change = Self {
-            added: new
+            from,
+            to,
+            added: to
                 .hosts
                 .iter()
                 .filter(|host| !same(host, &before))
                 .collect(),
-            removed: old
+            removed: from
                 .hosts
                 .iter()
                 .filter(|host| !same(host, &after))
@@ -199,7 +288,34 @@ impl<'a> Change<'a> {
         }
     }
 
+    /// What is made anew, or leaves its namespace to another, and so goes first.
+    fn giving_way(&self) -> impl Iterator<Item = &'a Host> {
+        let removed = self.removed.iter().copied();
+        removed.filter(|host| excludes_any(host, &self.added))
+    }
+
+    /// What goes last.
+    fn gone(&self) -> impl Iterator<Item = &'a Host> {
+        let removed = self.removed.iter().copied();
+        removed.filter(|host| !excludes_any(host, &self.added))
+    }
+
+    /// What others give way to.
+    fn taking_over(&self) -> impl Iterator<Item = &'a Host> {
+        let added = self.added.iter().copied();
+        added.filter(|host| excludes_any(host, &self.removed))
+    }
+
     fn names(&self, hosts: &[&Host]) -> Vec<String> {
         hosts.iter().map(|host| host.name.to_string()).collect()
     }
+}
+
+/// Whether a host cannot be there beside one of `others`.
+fn excludes_any(host: &Host, others: &[&Host]) -> bool {
+    let is_same_namespace = |other: &Host| {
+        host.has_namespace() && other.has_namespace() && other.namespace == host.namespace
+    };
+    let mut others = others.iter();
+    others.any(|other| other.name == host.name || is_same_namespace(other))
 }

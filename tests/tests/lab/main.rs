@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
+mod apply;
 mod conntrack;
 mod errors;
 mod life;

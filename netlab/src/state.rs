@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 /// Where labs keep what they need while they run.
 pub const FOLDER: &str = "/run/penstock";
 
+/// What agents and labs keep there besides, so that no lab is called so.
+const NO_LABS: [&str; 3] = ["made-run-netns", "nodes", "sysctls"];
+
 /// A lab that runs, or has run when somebody killed it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct State {
@@ -253,16 +256,37 @@ pub fn labs() -> io::Result<Vec<String>> {
     };
     let mut labs = Vec::new();
     for entry in entries {
-        let entry = entry?;
-        let is_lab = ["lock", "state.json"]
-            .iter()
-            .any(|file| entry.path().join(file).exists());
-        if is_lab {
-            labs.extend(entry.file_name().into_string());
-        }
+        let name = entry?.file_name().into_string();
+        labs.extend(name.ok().filter(|name| is_lab(name)));
     }
     labs.sort();
     Ok(labs)
+}
+
+/// Whether there is a lab of that name, or what is left of one: other folders are not ours to remove.
+pub fn is_lab(name: &str) -> bool {
+    let has = |file| folder(name).join(file).exists();
+    check_name(name).is_ok() && (has("lock") || has("state.json"))
+}
+
+/// Why a lab cannot have that name, if so.
+pub fn check_name(name: &str) -> Result<(), String> {
+    const LENGTH: usize = 40;
+    let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let fits = (1..=LENGTH).contains(&name.len())
+        && name.bytes().all(|byte| letter(byte) || byte == b'-')
+        && name.bytes().next().is_some_and(letter);
+    if !fits {
+        return Err(format!(
+            "a lab's name is made of up to {LENGTH} lower-case letters, digits and dashes"
+        ));
+    }
+    if NO_LABS.contains(&name) {
+        return Err(format!(
+            "{FOLDER}/{name} is no lab's, so none can be called so; give it another --name"
+        ));
+    }
+    Ok(())
 }
 
 /// Writes a file so that a reader sees the old or the new one, never a part.
@@ -315,4 +339,26 @@ fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
         .trim()
         .to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_agents_keep_is_no_lab() {
+        for name in [
+            "nodes",
+            "sysctls",
+            "made-run-netns",
+            "",
+            ".",
+            "..",
+            "../x",
+            "A",
+        ] {
+            assert!(check_name(name).is_err() && !is_lab(name), "{name}");
+        }
+        assert_eq!(check_name("quickstart-2"), Ok(()));
+    }
 }

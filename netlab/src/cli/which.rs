@@ -14,23 +14,12 @@ pub(super) fn labs_folder() -> PathBuf {
 }
 
 pub(super) fn check_name(name: &str) -> Result<(), Error> {
-    const LENGTH: usize = 40;
-    let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let fits = (1..=LENGTH).contains(&name.len())
-        && name.bytes().all(|byte| letter(byte) || byte == b'-')
-        && name.bytes().next().is_some_and(letter);
-    if fits {
-        return Ok(());
-    }
-    let text = format!(
-        "--name {name}: a lab's name is made of up to {LENGTH} lower-case letters, digits and dashes"
-    );
-    Err(Error::Usage(text))
+    state::check_name(name).map_err(|why| Error::Usage(format!("--name {name}: {why}")))
 }
 
 /// What `up` was given also names the lab.
 pub(super) fn lab_name(given: &str) -> String {
-    if state::folder(given).is_dir() && check_name(given).is_ok() {
+    if state::is_lab(given) {
         return given.to_owned();
     }
     lab_file::find(&labs_folder(), given)

@@ -22,7 +22,11 @@ pub fn running(lab: &str) -> Result<State> {
 
 /// Removes all of a lab. Returns whether there was something.
 pub fn down(lab: &str) -> Result<bool> {
-    if !state::folder(lab).is_dir() {
+    if !state::is_lab(lab) {
+        if state::check_name(lab).is_ok() {
+            // An `up` that was killed at once has made an empty folder.
+            let _ = fs::remove_dir(state::folder(lab));
+        }
         return Ok(false);
     }
     let _lock = lock(lab)?;

@@ -18,6 +18,30 @@ fn root_a_program_that_is_not_installed_is_named_with_what_to_do() {
     assert_eq!(leftovers("t-lacks"), Vec::<String>::new());
 }
 
+/// Agents keep their sockets and records beside the labs.
+#[test]
+fn root_the_folders_of_agents_are_no_labs() {
+    let folder = std::path::Path::new("/run/penstock/nodes");
+    let file = folder.join(format!("t-of-agents-{}", std::process::id()));
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(&file, "").unwrap();
+    for name in ["nodes", "sysctls", "..", "."] {
+        let down = lab(&["down", name]);
+        let said = stderr(&down);
+        assert!(
+            said.contains("is not up") || !down.status.success(),
+            "{said}"
+        );
+        assert!(file.exists(), "{name}: {said}");
+    }
+    let up = lab(&["up", "quickstart", "--name", "nodes", "--dataplane", "none"]);
+    let said = stderr(&up);
+    assert_eq!(up.status.code(), Some(2), "{said}");
+    assert!(said.contains("/run/penstock/nodes is no lab's"), "{said}");
+    assert!(file.exists());
+    std::fs::remove_file(&file).unwrap();
+}
+
 #[test]
 fn root_bad_input_is_refused_whole() {
     let folder = std::env::temp_dir().join(format!("penstock-bad-{}", std::process::id()));

@@ -7,10 +7,12 @@ mod which;
 
 use crate::lab::{self, Error};
 use crate::lab_file::{self, SourceError};
-use crate::state::{self, State};
-use crate::{bench, everywhere, screens, serve, servers};
+use crate::plan::Plan;
+use crate::state::{self, Dataplane, State};
+use crate::{bench, dataplane, everywhere, privilege, screens, serve, servers};
 use arguments::{Cli, Form, Up, Verb};
 use clap::{CommandFactory, Parser};
+use control::agent::socket::Status;
 use control::config::KubeProxyConfig;
 use control::snapshot::Snapshot;
 use hosts::{conntrack, exec, logs};
@@ -223,23 +225,65 @@ fn ls(form: Form) -> Result<ExitCode, Error> {
 
 fn status(lab: Option<String>, form: Form) -> Result<ExitCode, Error> {
     let (state, plan) = state_of(lab)?;
-    let broken = state.broken();
+    let agents = agents(&state, &plan)?;
+    let health = Health::of(&state, &agents);
     match form {
-        Form::Json => screens::print_json(&screens::status_json(&state, &plan)),
-        Form::Table => screens::print(&screens::status_table(&state, &plan)),
+        Form::Json => {
+            let why = health.why.as_deref();
+            screens::print_json(&screens::status_json(&state, &plan, &agents, why))
+        }
+        Form::Table => screens::print(&screens::status_table(&state, &plan, &agents)),
     }?;
-    if let Some(why) = &broken {
-        eprintln!(
-            "unhealthy: {why}; {} makes it anew",
-            state.options.command(&state.lab)
-        );
+    health.say();
+    Ok(ExitCode::from(u8::from(health.why.is_some())))
+}
+
+/// What the agents say of themselves, by node; none where the kernel is the dataplane, or nothing.
+fn agents(state: &State, plan: &Plan) -> Result<Vec<(String, Option<Status>)>, Error> {
+    if state.options.dataplane != Dataplane::Penstock {
+        return Ok(Vec::new());
     }
-    Ok(ExitCode::from(u8::from(broken.is_some())))
+    if !rustix::process::geteuid().is_root() {
+        let text = "agents answer only root; run it with sudo";
+        return Err(Error::Unable(text.to_owned()));
+    }
+    Ok(dataplane::agents(&state.lab, plan))
+}
+
+/// Whether a lab works.
+struct Health {
+    /// Why it does not.
+    why: Option<String>,
+    /// What makes it work again.
+    remedy: String,
+}
+
+impl Health {
+    fn of(state: &State, agents: &[(String, Option<Status>)]) -> Self {
+        let anew = format!("{} makes it anew", state.options.command(&state.lab));
+        let broken = state.broken();
+        // An agent that is there and does not answer is nothing that `up` would mend.
+        let remedy = match &broken {
+            Some(_) => anew,
+            None => format!("./lab down {}, then {anew}", state.lab),
+        };
+        Self {
+            why: broken.or_else(|| dataplane::not_taken(agents)),
+            remedy,
+        }
+    }
+
+    fn say(&self) {
+        if let Some(why) = &self.why {
+            eprintln!("unhealthy: {why}; {}", self.remedy);
+        }
+    }
 }
 
 fn check(lab: Option<String>, requests: usize, form: Form) -> Result<ExitCode, Error> {
     let interrupted = interrupts()?;
     let (state, plan) = state_of(lab)?;
+    privilege::require("requests are made inside network namespaces, which only root may enter")?;
     let folder = state::folder(&state.lab);
     let snapshot = Snapshot::read(&folder.join("snapshot.yaml"))?;
     let config = KubeProxyConfig::read(&folder.join("kube-proxy.yaml"))?;
@@ -252,9 +296,10 @@ fn check(lab: Option<String>, requests: usize, form: Form) -> Result<ExitCode, E
         Form::Json => screens::print_json(&screens::ways_json(&state, requests, &ways)),
         Form::Table => screens::print(&screens::ways_table(&ways)),
     }?;
-    Ok(ExitCode::from(u8::from(
-        !ways.iter().all(|way| way.is_fine()),
-    )))
+    let health = Health::of(&state, &agents(&state, &plan)?);
+    health.say();
+    let fine = health.why.is_none() && ways.iter().all(|way| way.is_fine());
+    Ok(ExitCode::from(u8::from(!fine)))
 }
 
 fn apply(lab: Option<String>, file: &Path, prune: bool) -> Result<ExitCode, Error> {

@@ -88,20 +88,20 @@ pub fn wait_for_tables(lab: &str, plan: &Plan, before: &[(String, Option<Status>
 
 /// Why the agents' tables are not of the objects that they were given, as far as they say so.
 pub fn require_taken(lab: &str, plan: &Plan) -> Result<(), Error> {
-    let wrong = agents(lab, plan)
-        .into_iter()
-        .filter_map(|(node, status)| match status {
-            None => Some(format!("the agent of node/{node} does not answer")),
-            Some(status) => {
-                let why = status.refused?;
-                Some(format!("node/{node} stays with its former objects: {why}"))
-            }
-        });
+    not_taken(&agents(lab, plan)).map_or(Ok(()), |why| Err(Error::NotTaken(why)))
+}
+
+/// What is wrong with agents that say so of themselves; `None` when nothing is.
+pub fn not_taken(agents: &[(String, Option<Status>)]) -> Option<String> {
+    let wrong = agents.iter().filter_map(|(node, status)| match status {
+        None => Some(format!("the agent of node/{node} does not answer")),
+        Some(status) => {
+            let why = status.refused.as_ref()?;
+            Some(format!("node/{node} stays with its former objects: {why}"))
+        }
+    });
     let wrong: Vec<String> = wrong.collect();
-    if wrong.is_empty() {
-        return Ok(());
-    }
-    Err(Error::NotTaken(wrong.join("; ")))
+    (!wrong.is_empty()).then(|| wrong.join("; "))
 }
 
 /// The same for as long as the caller says.

@@ -100,7 +100,12 @@ impl Way {
         });
         match outcomes {
             Ok(outcomes) => outcomes.into_iter().for_each(|outcome| self.count(outcome)),
-            Err(error) => self.skipped = Some(error.to_string()),
+            Err(error) => {
+                self.asked += 1;
+                let from = &self.from;
+                self.otherwise
+                    .insert(format!("{from} cannot be entered: {error}"));
+            }
         }
     }
 

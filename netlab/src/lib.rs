@@ -18,6 +18,7 @@ pub mod names;
 pub mod namespace;
 pub mod network;
 pub mod plan;
+mod privilege;
 pub mod process;
 mod screens;
 pub mod serve;

@@ -124,6 +124,13 @@ pub fn remove(name: &str) -> io::Result<()> {
     }
 }
 
+/// Whether a namespace is mounted at `/run/netns/NAME`.
+pub fn exists(name: &str) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    let found = device(&path(name));
+    found.is_some() && found == device(Path::new(OWN))
+}
+
 /// Where a namespace of that name is mounted.
 pub fn path(name: &str) -> PathBuf {
     Path::new(FOLDER).join(name)

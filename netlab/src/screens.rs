@@ -2,7 +2,6 @@
 
 use crate::bench;
 use crate::check::CheckedService;
-use crate::dataplane;
 use crate::everywhere::{Expected, Way};
 use crate::lab::{Error, Running, io_error};
 use crate::names::HostName;
@@ -291,7 +290,11 @@ pub(crate) fn labs_table(labs: &[Lab]) -> String {
 }
 
 /// A running lab's hosts and processes.
-pub(crate) fn status_table(state: &State, plan: &Plan) -> String {
+pub(crate) fn status_table(
+    state: &State,
+    plan: &Plan,
+    agents: &[(String, Option<Status>)],
+) -> String {
     let mut text = hosts_table(plan, state.options.dataplane);
     let mut table = table(&["PROCESS", "HOST", "PID", "STATE"]);
     for process in &state.processes {
@@ -310,11 +313,7 @@ pub(crate) fn status_table(state: &State, plan: &Plan) -> String {
     }
     let _ = write!(text, "\n{}", trimmed(&table));
     if state.options.dataplane == Dataplane::Penstock {
-        let _ = write!(
-            text,
-            "\n{}",
-            agents_table(&dataplane::agents(&state.lab, plan))
-        );
+        let _ = write!(text, "\n{}", agents_table(agents));
     }
     text
 }
@@ -462,7 +461,12 @@ fn agents_table(agents: &[(String, Option<Status>)]) -> String {
 }
 
 /// The same for programs.
-pub(crate) fn status_json(state: &State, plan: &Plan) -> Value {
+pub(crate) fn status_json(
+    state: &State,
+    plan: &Plan,
+    agents: &[(String, Option<Status>)],
+    unhealthy: Option<&str>,
+) -> Value {
     let process = |process: &crate::state::Process| {
         json!({
             "host": process.host,
@@ -472,24 +476,24 @@ pub(crate) fn status_json(state: &State, plan: &Plan) -> Value {
             "command": process.command,
         })
     };
-    let broken = state.broken();
-    let agents: Vec<Option<Status>> = match state.options.dataplane {
-        Dataplane::Penstock => dataplane::agents(&state.lab, plan)
-            .into_iter()
-            .map(|(_, status)| status)
-            .collect(),
-        _ => Vec::new(),
+    let agent = |(node, status): &(String, Option<Status>)| match status {
+        None => json!({ "node": node, "answers": false }),
+        Some(status) => {
+            let mut value = json!(status);
+            value["answers"] = true.into();
+            value
+        }
     };
     json!({
         "schemaVersion": 1,
         "lab": state.lab,
-        "healthy": broken.is_none(),
-        "why": broken,
+        "healthy": unhealthy.is_none(),
+        "why": unhealthy,
         "dataplane": state.options.dataplane,
         "source": state.options.source,
         "hosts": hosts(plan, state.options.dataplane),
         "processes": state.processes.iter().map(process).collect::<Vec<_>>(),
-        "agents": agents,
+        "agents": agents.iter().map(agent).collect::<Vec<_>>(),
     })
 }
 

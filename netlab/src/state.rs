@@ -3,6 +3,7 @@
 //! Whatever happens to the processes of a lab or to the command that made it, `down` finds here all that there
 //! is to remove. Nothing else is ever removed: nothing is matched by the pattern of a name.
 
+use crate::namespace;
 use crate::plan::Plan;
 use crate::process::ProcessId;
 use rustix::fs::{FlockOperation, flock};
@@ -230,6 +231,11 @@ impl State {
                 return Some("an ./lab apply was cut short".to_owned());
             }
             Phase::Up => {}
+        }
+        let hosts = self.plan.iter().flat_map(|plan| &plan.hosts);
+        let mut own = hosts.filter(|host| host.has_namespace());
+        if let Some(host) = own.find(|host| !namespace::exists(&host.namespace)) {
+            return Some(format!("the network namespace of {} is gone", host.name));
         }
         let ended: Vec<_> = self
             .processes

@@ -8,6 +8,7 @@
 mod apply;
 mod conntrack;
 mod errors;
+mod health;
 mod life;
 mod pods;
 mod programs;

@@ -44,6 +44,7 @@ fn code(error: &Error) -> u8 {
         Error::Usage(_) => 2,
         Error::Interrupted => 130,
         Error::NotUndone { error, .. } => code(error),
+        Error::Network(error) if error.source.kind() == io::ErrorKind::PermissionDenied => 3,
         Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 3,
         _ => 1,
     }

@@ -12,6 +12,7 @@ use crate::dataplane;
 use crate::lab_file::{Source, SourceError};
 use crate::network::{self, Network};
 use crate::plan::{self, Host, Plan};
+use crate::privilege;
 use crate::servers::{self, Started};
 use crate::state::{self, AgentOptions, Dataplane, Lock, Options, Phase, State};
 use control::compile::CompileError;
@@ -173,20 +174,26 @@ pub fn up(request: &Request<'_>) -> Result<Running> {
     };
     let mut state = State::new(request.name, options).map_err(io_error("the lab's state"))?;
     let made = make(request, &inputs, plan, &mut state);
-    if made.is_err() && !request.keep {
-        let lost = clear(request.name);
-        lost.map_err(|error| Error::Busy(format!("{error}; ./lab down --all removes the rest")))?;
+    made.map_err(|error| match clear_unless_kept(request) {
+        Ok(()) => error,
+        Err(left) => Error::NotUndone {
+            error: Box::new(error),
+            left: Box::new(left),
+            remedy: format!("./lab down {} removes the rest", request.name),
+        },
+    })
+}
+
+fn clear_unless_kept(request: &Request<'_>) -> Result<()> {
+    if request.keep {
+        return Ok(());
     }
-    made
+    clear(request.name)
 }
 
 /// What `up` needs of the machine, said before anything is made.
 fn check_machine(dataplane: Dataplane, plan: &Plan) -> Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        let text =
-            "a lab is made of network namespaces, which only root may make; run it with sudo";
-        return Err(Error::Unable(text.to_owned()));
-    }
+    privilege::require("a lab is made of network namespaces, which only root may make")?;
     if dataplane == Dataplane::Penstock && !Path::new("/dev/net/tun").exists() {
         let text = "/dev/net/tun is missing, and the dataplane needs it; load the kernel module (modprobe tun), \
                     or bring the lab up with --dataplane iptables";

@@ -8,6 +8,7 @@ use crate::dataplane;
 use crate::lab_file::{self, LabPod};
 use crate::network::Network;
 use crate::plan::{Host, Plan};
+use crate::privilege;
 use crate::process::{self, ProcessId};
 use crate::state::{self, Dataplane, State, write_whole};
 use control::config::KubeProxyConfig;
@@ -35,6 +36,7 @@ pub fn apply(
 ) -> Result<Applied> {
     // Before the lock, which would make the folder of a lab that is not there.
     running(lab)?;
+    privilege::require("a lab is made of network namespaces, which only root may change")?;
     let _lock = lock(lab)?;
     let mut state = running(lab)?;
     // An apply before this one may have been killed.

@@ -2,6 +2,7 @@
 
 use super::{Error, Result, io_error, lock, save};
 use crate::namespace::{self, Namespace};
+use crate::privilege;
 use crate::process::{self, ProcessId};
 use crate::state::{self, Phase, State};
 use control::agent::forget_former_sysctls;
@@ -29,6 +30,7 @@ pub fn down(lab: &str) -> Result<bool> {
         }
         return Ok(false);
     }
+    privilege::require("a lab is made of network namespaces, which only root may remove")?;
     let _lock = lock(lab)?;
     clear(lab)?;
     Ok(true)
@@ -47,19 +49,27 @@ pub(super) fn clear(lab: &str) -> Result<()> {
     };
     if let Some(mut state) = state {
         state.phase = Phase::Stopping;
-        save(&state)?;
+        // Only a second `down` would want to know, and a full disk must not keep this one from going on.
+        let _ = save(&state);
         if !state.is_of_earlier_boot() {
             end_all(&state)?;
         }
-        for name in &state.namespaces {
-            // It may be gone already.
-            let _ = Namespace::open(name).and_then(|open| open.run(forget_former_sysctls));
-            namespace::remove(name)
-                .map_err(io_error(namespace::path(name).display().to_string()))?;
-        }
+        remove_namespaces(&state)?;
     }
     fs::remove_dir_all(&folder).map_err(io_error(folder.display().to_string()))?;
     namespace::tidy().map_err(io_error(state::FOLDER))
+}
+
+/// Removes all that can be removed, then says what could not.
+fn remove_namespaces(state: &State) -> Result<()> {
+    let mut all = Ok(());
+    for name in &state.namespaces {
+        // It may be gone already.
+        let _ = Namespace::open(name).and_then(|open| open.run(forget_former_sysctls));
+        let path = namespace::path(name).display().to_string();
+        all = all.and(namespace::remove(name).map_err(io_error(path)));
+    }
+    all
 }
 
 /// Ends the lab's processes, and whatever else runs in its namespaces: a process that was started and not yet

@@ -43,6 +43,65 @@ fn root_the_folders_of_agents_are_no_labs() {
 }
 
 #[test]
+fn root_without_the_capability_nothing_is_made() {
+    let up = Command::new("setpriv")
+        .args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"])
+        .arg(program())
+        .args([
+            "up",
+            "quickstart",
+            "--name",
+            "t-incapable",
+            "--dataplane",
+            "none",
+        ])
+        .current_dir(project())
+        .output()
+        .unwrap();
+    let said = stderr(&up);
+    assert_eq!(up.status.code(), Some(3), "{said}");
+    assert!(said.contains("CAP_SYS_ADMIN"), "{said}");
+    assert_eq!(leftovers("t-incapable"), Vec::<String>::new());
+}
+
+/// Runs a script in a mount namespace where the folder of labs is a disk of its own, so that it can be full.
+fn with_disk(size: &str, script: &str) -> std::process::Output {
+    std::fs::create_dir_all("/run/penstock").unwrap();
+    let mount = format!(
+        "mount --make-rprivate / && mount -t tmpfs -o size={size} tmpfs /run/penstock && {script}"
+    );
+    Command::new("unshare")
+        .args(["--mount", "bash", "-c", &mount, "bash"])
+        .arg(program())
+        .current_dir(project())
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn root_a_full_disk_keeps_no_lab_from_going_down() {
+    let script = "\"$1\" up quickstart --name t-full --dataplane none >&2 || exit 9
+        dd if=/dev/zero of=/run/penstock/filling bs=4k 2>/dev/null
+        \"$1\" down t-full && ! test -e /run/penstock/t-full";
+    let output = with_disk("4m", script);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(leftovers("t-full"), Vec::<String>::new());
+}
+
+#[test]
+fn root_up_on_a_disk_that_is_too_small_says_so_and_leaves_nothing() {
+    let script = "\"$1\" up quickstart --name t-small --dataplane none
+        code=$?
+        test -e /run/penstock/t-small || exit $code";
+    let output = with_disk("24k", script);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("No space left on device"), "{said}");
+    assert!(!said.contains("undoing it failed"), "{said}");
+    assert_eq!(leftovers("t-small"), Vec::<String>::new());
+}
+
+#[test]
 fn root_bad_input_is_refused_whole() {
     let folder = std::env::temp_dir().join(format!("penstock-bad-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();

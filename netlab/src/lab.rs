@@ -20,7 +20,7 @@ use control::config::{ConfigError, KubeProxyConfig};
 use control::problem::Problems;
 use control::snapshot::{Snapshot, SnapshotError};
 use down::{clear, inside};
-use inputs::{Inputs, write_inputs};
+use inputs::{Inputs, running_inputs, write_inputs};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -245,7 +245,7 @@ fn lock(lab: &str) -> Result<Lock> {
     })
 }
 
-/// The same lab again: only its Services are asked.
+/// The same lab again: only its Services are asked, as they run.
 fn already_up(
     state: State,
     options: &Options,
@@ -262,14 +262,35 @@ fn already_up(
         );
         return Err(Error::Busy(text));
     }
-    let plan = state.plan.clone().unwrap_or_default();
+    let mut plan = state.plan.clone().unwrap_or_default();
     (request.progress)("up", "it is up already", Duration::ZERO);
-    let services = ask(request, inputs, &plan);
+    let config = options.config.as_deref();
+    let (own, differing) = running_inputs(request.name, request.source, config, inputs)?;
+    if !differing.is_empty() {
+        plan.notes.push(not_what_runs(request, &differing));
+    }
+    let services = ask(request, &own, &plan);
     Ok(Running {
         state,
         services,
         plan,
     })
+}
+
+/// What to do about inputs that are not those of the running lab.
+fn not_what_runs(request: &Request<'_>, differing: &[&str]) -> String {
+    let (name, snapshot) = (request.name, &request.source.snapshot);
+    let apply = if snapshot.is_file() {
+        let file = snapshot.display();
+        format!("./lab apply --lab {name} -f {file} --prune brings the objects in, and ")
+    } else {
+        String::new()
+    };
+    format!(
+        "{} is not what runs: edited since, or changed by ./lab apply. What runs is shown; {apply}./lab down \
+         {name}, then up, begins anew",
+        differing.join(" and ")
+    )
 }
 
 fn make(request: &Request<'_>, inputs: &Inputs, plan: Plan, state: &mut State) -> Result<Running> {

@@ -6,6 +6,7 @@ use crate::plan::{self, Plan};
 use crate::state::{self, Dataplane, write_whole};
 use control::config::KubeProxyConfig;
 use control::snapshot::Snapshot;
+use control::snapshot::objects::Metadata;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -51,28 +52,83 @@ impl Inputs {
     }
 }
 
+const OBJECTS: &str = "snapshot.yaml";
+const CONFIG: &str = "kube-proxy.yaml";
+const PODS: &str = "lab.yaml";
+
 /// The lab's own copies of its inputs: agents follow the objects, `apply` changes them.
 pub(super) fn write_inputs(lab: &str, source: &Source, config: Option<&Path>) -> Result<()> {
     let folder = state::folder(lab);
-    let copy = |from: &Path, to: &str| {
-        let text = fs::read(from).map_err(io_error(from.display().to_string()))?;
-        write_whole(&folder.join(to), &text).map_err(io_error(to))
-    };
     fs::create_dir_all(folder.join("logs")).map_err(io_error("the lab's logs"))?;
-    match config {
-        Some(config) => copy(config, "kube-proxy.yaml")?,
-        None => write_whole(&folder.join("kube-proxy.yaml"), DEFAULT_CONFIG.as_bytes())
-            .map_err(io_error("kube-proxy.yaml"))?,
+    for (name, text) in copies(source, config)? {
+        write_whole(&folder.join(name), &text).map_err(io_error(name))?;
     }
+    Ok(())
+}
+
+/// The inputs as they are now, by the names that the lab's own copies have.
+fn copies(source: &Source, config: Option<&Path>) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let read = |from: &Path| fs::read(from).map_err(io_error(from.display().to_string()));
+    let config = match config {
+        Some(config) => read(config)?,
+        None => DEFAULT_CONFIG.into(),
+    };
+    let objects = if source.snapshot.is_file() {
+        read(&source.snapshot)?
+    } else {
+        let joined = join_folder(&source.snapshot);
+        let joined = joined.map_err(io_error(source.snapshot.display().to_string()))?;
+        joined.into_bytes()
+    };
+    let mut copies = vec![(CONFIG, config), (OBJECTS, objects)];
     if !source.pods.is_empty() {
-        copy(&source.path, "lab.yaml")?;
+        copies.push((PODS, read(&source.path)?));
     }
-    if source.snapshot.is_file() {
-        return copy(&source.snapshot, "snapshot.yaml");
+    Ok(copies)
+}
+
+/// What a lab runs, and which of its inputs are not any more what it runs: edited since, or changed by `apply`.
+pub(super) fn running_inputs(
+    lab: &str,
+    source: &Source,
+    config: Option<&Path>,
+    now: &Inputs,
+) -> Result<(Inputs, Vec<&'static str>)> {
+    let folder = state::folder(lab);
+    let own = Inputs {
+        snapshot: Snapshot::read(&folder.join(OBJECTS))?,
+        config: KubeProxyConfig::read(&folder.join(CONFIG))?,
+        pods: Vec::new(),
+    };
+    // Not by their text: `apply` writes the same objects in another form.
+    let same_objects = in_order(&own.snapshot) == in_order(&now.snapshot);
+    let is_same = |(name, text): &(&str, Vec<u8>)| {
+        (*name == OBJECTS && same_objects)
+            || fs::read(folder.join(name)).is_ok_and(|own| own == *text)
+    };
+    let differing = copies(source, config)?.into_iter();
+    let differing = differing
+        .filter(|copy| !is_same(copy))
+        .map(|(name, _)| name);
+    Ok((own, differing.collect()))
+}
+
+/// The objects by their names, as nothing depends on their order in files.
+fn in_order(snapshot: &Snapshot) -> Snapshot {
+    fn sort<T>(objects: &mut [T], metadata: impl Fn(&T) -> &Metadata) {
+        objects.sort_by(|a, b| {
+            let key = |object| {
+                let metadata = metadata(object);
+                (&metadata.namespace, &metadata.name)
+            };
+            key(a).cmp(&key(b))
+        });
     }
-    let text =
-        join_folder(&source.snapshot).map_err(io_error(source.snapshot.display().to_string()))?;
-    write_whole(&folder.join("snapshot.yaml"), text.as_bytes()).map_err(io_error("snapshot.yaml"))
+    let mut snapshot = snapshot.clone();
+    sort(&mut snapshot.services, |object| &object.metadata);
+    sort(&mut snapshot.endpoint_slices, |object| &object.metadata);
+    sort(&mut snapshot.nodes, |object| &object.metadata);
+    snapshot
 }
 
 const DEFAULT_CONFIG: &str =

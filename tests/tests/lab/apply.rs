@@ -154,6 +154,64 @@ fn root_an_apply_that_fails_brings_back_the_pods_that_it_made_anew() {
     assert_eq!(leftovers("t-undone"), Vec::<String>::new());
 }
 
+/// What is shown is what runs, with a word that the files say something else.
+#[test]
+fn root_up_of_a_running_lab_whose_files_were_edited_says_so() {
+    let folder = std::env::temp_dir().join(format!("penstock-edited-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    for file in ["lab.yaml", "snapshot.yaml", "kube-proxy.yaml"] {
+        let from = project().join("labs/quickstart").join(file);
+        std::fs::copy(from, folder.join(file)).unwrap();
+    }
+    let source = folder.to_str().unwrap();
+    let up = || {
+        let more = ["--dataplane", "none", "--name", "t-edited"];
+        let output = lab(&[&["up", source], &more[..]].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        (stdout(&output), stderr(&output))
+    };
+    let of_test = Lab("t-edited".to_owned());
+    up();
+    let (_, said) = up();
+    assert!(
+        said.contains("up already") && !said.contains("note: "),
+        "{said}"
+    );
+
+    let objects = folder.join("snapshot.yaml");
+    let text = std::fs::read_to_string(&objects).unwrap();
+    std::fs::write(&objects, text.replace("203.0.113.10", "203.0.113.77")).unwrap();
+    let (shown, said) = up();
+    assert!(said.contains("snapshot.yaml is not what runs"), "{said}");
+    let apply = format!(
+        "./lab apply --lab t-edited -f {} --prune",
+        objects.display()
+    );
+    assert!(
+        said.contains(&apply) && said.contains("./lab down t-edited"),
+        "{said}"
+    );
+    assert!(
+        shown.contains("203.0.113.10:80") && !shown.contains("203.0.113.77"),
+        "{shown}"
+    );
+
+    // The same objects, merged into those that were there, are the same.
+    let applied = lab(&[
+        "apply",
+        "--lab",
+        "t-edited",
+        "-f",
+        objects.to_str().unwrap(),
+    ]);
+    assert!(applied.status.success(), "{}", stderr(&applied));
+    let (shown, said) = up();
+    assert!(!said.contains("note: "), "{said}");
+    assert!(shown.contains("203.0.113.77:80"), "{shown}");
+    drop(of_test);
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 #[test]
 fn root_what_a_killed_apply_left_goes_with_the_next_apply_or_with_down() {
     for milliseconds in [20, 60, 120, 250] {

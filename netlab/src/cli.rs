@@ -265,6 +265,7 @@ impl Health {
         let broken = state.broken();
         // An agent that is there and does not answer is nothing that `up` would mend.
         let remedy = match &broken {
+            Some(_) if state.is_in_hand() => "wait for the command that does so".to_owned(),
             Some(_) => anew,
             None => format!("./lab down {}, then {anew}", state.lab),
         };

@@ -40,7 +40,7 @@ pub enum Error {
         source: io::Error,
     },
     /// It ended, or did not become ready.
-    #[error("{host}: the {role} {what}; its log {}:\n{log}", path.display())]
+    #[error("{host}: the {role} {what}; its log ends so:\n{log}")]
     NotReady {
         /// Where.
         host: String,
@@ -48,9 +48,7 @@ pub enum Error {
         role: String,
         /// What happened.
         what: &'static str,
-        /// Its log.
-        path: PathBuf,
-        /// The last lines of it.
+        /// The last lines of its log, which may go with the lab.
         log: String,
     },
     /// Somebody pressed Ctrl-C.
@@ -204,7 +202,7 @@ impl Started {
     }
 
     fn not_ready(&self, what: &'static str) -> Error {
-        const LINES: usize = 10;
+        const LINES: usize = 20;
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         let last = lines[lines.len().saturating_sub(LINES)..].join("\n");
@@ -212,7 +210,6 @@ impl Started {
             host: self.process.host.clone(),
             role: self.process.role.clone(),
             what,
-            path: self.log.clone(),
             log: if last.is_empty() {
                 "(empty)".to_owned()
             } else {

@@ -218,6 +218,11 @@ impl State {
         boot_id().is_ok_and(|boot_id| boot_id != self.boot_id)
     }
 
+    /// Whether a command that still runs makes it or removes it.
+    pub fn is_in_hand(&self) -> bool {
+        !self.is_of_earlier_boot() && self.phase != Phase::Up && self.owner.is_alive()
+    }
+
     /// Why it does not work as it was made; `None` when it does.
     pub fn broken(&self) -> Option<String> {
         if self.is_of_earlier_boot() {
@@ -226,6 +231,9 @@ impl State {
         match self.phase {
             Phase::Starting if self.owner.is_alive() => return Some("it is being made".to_owned()),
             Phase::Starting => return Some("making it was cut short".to_owned()),
+            Phase::Stopping if self.owner.is_alive() => {
+                return Some("it is being removed".to_owned());
+            }
             Phase::Stopping => return Some("removing it was cut short".to_owned()),
             Phase::Up if self.unsettled.is_some() && !self.owner.is_alive() => {
                 return Some("an ./lab apply was cut short".to_owned());

@@ -14,6 +14,9 @@ pub fn running(lab: &str) -> Result<State> {
     let state = State::read(lab).map_err(io_error("the lab's state"))?;
     let state = state.ok_or_else(|| Error::NotUp(format!("{lab} is not up")))?;
     match state.broken() {
+        Some(why) if state.is_in_hand() => Err(Error::Busy(format!(
+            "{lab}: {why}; wait for the command that does so"
+        ))),
         Some(why) if state.phase != Phase::Up || state.is_of_earlier_boot() => Err(Error::Busy(
             format!("{lab} is not whole: {why}; ./lab up makes it anew"),
         )),
@@ -49,6 +52,7 @@ pub(super) fn clear(lab: &str) -> Result<()> {
     };
     if let Some(mut state) = state {
         state.phase = Phase::Stopping;
+        state.take_over().map_err(io_error("/proc"))?;
         // Only a second `down` would want to know, and a full disk must not keep this one from going on.
         let _ = save(&state);
         if !state.is_of_earlier_boot() {

@@ -2,6 +2,7 @@
 
 use super::{Lab, lab, leftovers, pids, program, project, stderr, stdout};
 use serde_json::Value;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -210,6 +211,41 @@ fn root_up_of_a_running_lab_whose_files_were_edited_says_so() {
     assert!(shown.contains("203.0.113.77:80"), "{shown}");
     drop(of_test);
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Something in the lab does not end by itself, so that `down` takes two seconds.
+#[test]
+fn root_an_apply_while_the_lab_goes_down_says_so() {
+    let (of_test, _) = Lab::up("t-going", "quickstart", &["--dataplane", "none"]);
+    let stubborn = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut stays = Command::new(program())
+        .args([
+            "exec", "--lab", "t-going", "client", "--", "sh", "-c", stubborn,
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0];
+    stays
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut ready)
+        .unwrap();
+    let mut down = Command::new(program())
+        .args(["down", "t-going"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let output = Slice::new("going", &[WEB_1]).apply("t-going");
+    let said = stderr(&output);
+    assert!(down.try_wait().unwrap().is_none(), "it went too early");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("it is being removed; wait"), "{said}");
+    assert!(down.wait().unwrap().success());
+    stays.wait().unwrap();
+    drop(of_test);
 }
 
 #[test]

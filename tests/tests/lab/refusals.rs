@@ -101,6 +101,28 @@ fn root_up_on_a_disk_that_is_too_small_says_so_and_leaves_nothing() {
     assert_eq!(leftovers("t-small"), Vec::<String>::new());
 }
 
+/// Its log goes with the lab, so what it says is in the message.
+#[test]
+fn root_a_program_that_does_not_come_up_is_quoted() {
+    let folder = std::env::temp_dir().join(format!("penstock-quoted-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let text = "snapshot: snapshot.yaml\npods:\n- {name: default/web-1, run: [sh, -c, 'echo I cannot; exit 3']}\n";
+    std::fs::write(folder.join("lab.yaml"), text).unwrap();
+    let objects = project().join("labs/quickstart/snapshot.yaml");
+    std::fs::copy(objects, folder.join("snapshot.yaml")).unwrap();
+    let source = folder.to_str().unwrap();
+    let up = lab(&["up", source, "--name", "t-quoted", "--dataplane", "none"]);
+    let said = stderr(&up);
+    assert_eq!(up.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("pod/default/web-1: ") && said.contains("I cannot"),
+        "{said}"
+    );
+    assert!(!said.contains("/run/penstock/"), "{said}");
+    assert_eq!(leftovers("t-quoted"), Vec::<String>::new());
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 #[test]
 fn root_bad_input_is_refused_whole() {
     let folder = std::env::temp_dir().join(format!("penstock-bad-{}", std::process::id()));

@@ -40,7 +40,7 @@ fn code(error: &Error) -> u8 {
     match error {
         Error::Source(SourceError::NotFound(_)) | Error::NotUp(_) => 4,
         Error::Unable(_) | Error::Server(servers::Error::Missing { .. }) => 3,
-        Error::Dataplane(crate::dataplane::Error::Agent(servers::Error::Missing { .. })) => 3,
+        Error::Dataplane(dataplane::Error::Agent(servers::Error::Missing { .. })) => 3,
         Error::Usage(_) => 2,
         Error::Interrupted => 130,
         Error::NotUndone { error, .. } => code(error),

@@ -106,7 +106,7 @@ pub(super) fn node_facts(
     }
 }
 
-/// The address that the node sends from, per family: its InternalIP if it has it, else its first global address.
+/// The address that the node sends from, per family: that of its Node if it has it, else its first global address.
 pub(super) fn sources(network: &NodeNetwork, snapshot: &Snapshot, node: &str) -> Vec<IpAddr> {
     let own = |family: Family| {
         network
@@ -116,15 +116,15 @@ pub(super) fn sources(network: &NodeNetwork, snapshot: &Snapshot, node: &str) ->
             .map(|own| own.network.addr())
             .filter(move |address| Family::of(*address) == family)
     };
-    let internal: Vec<IpAddr> = snapshot
+    let named: Vec<IpAddr> = snapshot
         .node(node)
-        .map(|node| node.internal_ips().collect())
+        .map(|node| node.host_ips().collect())
         .unwrap_or_default();
     [Family::V4, Family::V6]
         .into_iter()
         .filter_map(|family| {
             own(family)
-                .find(|address| internal.contains(address))
+                .find(|address| named.contains(address))
                 .or_else(|| own(family).next())
         })
         .collect()

@@ -339,8 +339,8 @@ impl Steering {
     /// no error, so the same call may be tried again.
     ///
     /// # Errors
-    /// Those of netlink; the kernel then follows some of this plan and some of the one before. The next plan that it takes
-    /// leaves nothing of either.
+    /// Those of netlink; the kernel then follows some of this plan and some of the one before. What the next one does not want
+    /// of either goes with that.
     pub fn follow(&mut self, plan: Plan) -> Result<()> {
         for (at, family) in FAMILIES.into_iter().enumerate() {
             let routes = plan.routes(family, self.nexthops[at]);

@@ -368,7 +368,7 @@ mod tests {
             ["plain", "nftables", "penstock", "tun-copy", "iptables"]
         );
         assert!(names.is_sorted_by(|one, next| one.1 + 11.0 <= next.1));
-        assert!(page.contains(">Services, by factors</text>"));
+        assert!(page.contains(">Services (logarithmic)</text>"));
     }
 
     #[test]

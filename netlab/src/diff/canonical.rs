@@ -26,7 +26,9 @@ pub(super) fn outputs(
     for output in &mut canonical {
         quotes::forget_ports(&mut output.bytes, sent);
         forget_part_of_ports(&mut output.bytes);
+        let has_checksum = quotes::has_sctp_checksum(&output.bytes);
         ports.replace(&mut output.bytes);
+        quotes::renew_sctp_checksum(&mut output.bytes, has_checksum);
         // The node may choose the same identification for what it makes, but makes other kinds of packets.
         let is_kind = || sent.iter().any(|sent| kind(sent) == kind(&output.bytes));
         let is_sent = Ip::parse(&output.bytes).is_some_and(|ip| ip.tag == tag && is_kind());
@@ -36,7 +38,6 @@ pub(super) fn outputs(
         if tag == wire::ANY_TAG {
             forget_partial_checksum(&mut output.bytes);
         }
-        quotes::forget_sctp_checksum(&mut output.bytes);
         quotes::forget_identification(&mut output.bytes);
         one_zero(&mut output.bytes);
     }

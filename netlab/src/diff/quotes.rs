@@ -25,15 +25,22 @@ pub(super) fn forget_ports(bytes: &mut [u8], sent: &[Vec<u8>]) {
     }
 }
 
-/// NAT leaves the checksum in a quote of SCTP as it was on the other side, where it covered a port of that side's own.
-pub(super) fn forget_sctp_checksum(bytes: &mut [u8]) {
+/// Whether the checksum in a quote of SCTP is there, and that of what is quoted, as NAT makes it.
+pub(super) fn has_sctp_checksum(bytes: &[u8]) -> bool {
+    quote(bytes).is_some_and(|(_, at, quoted)| wire::sctp_is_right(&bytes[at..], &quoted))
+}
+
+/// After ports were replaced: makes it that of what is quoted if it was so before. It covers a port that each side may have
+/// drawn for itself, so where it was not it says nothing.
+pub(super) fn renew_sctp_checksum(bytes: &mut [u8], was_right: bool) {
     let Some((ip, _, quoted)) = quote(bytes).filter(|(.., quoted)| quoted.protocol == SCTP) else {
         return;
     };
     change(bytes, &ip, |quote| {
-        let field = quoted.transport + 8;
-        let end = (field + 4).min(quote.len());
-        if let Some(checksum) = quote.get_mut(field..end) {
+        let field = quote.get_mut(quoted.transport + 8..quoted.transport + 12);
+        if was_right {
+            wire::mend_sctp(quote, &quoted);
+        } else if let Some(checksum) = field {
             checksum.fill(0);
         }
     });

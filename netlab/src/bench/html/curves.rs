@@ -90,7 +90,7 @@ fn axes(scale: &Scale, rows: &[&Row]) -> String {
     }
     let _ = writeln!(
         text,
-        "<text x='{:.1}' y='{}' text-anchor=middle>Services, by factors</text>",
+        "<text x='{:.1}' y='{}' text-anchor=middle>Services (logarithmic)</text>",
         f64::midpoint(LEFT, WIDTH - RIGHT),
         HEIGHT - 6.0
     );

@@ -313,7 +313,7 @@ fn apply(lab: Option<String>, file: &Path, prune: bool) -> Result<ExitCode, Erro
             eprintln!("{sign} {host}");
         }
     }
-    eprintln!("{lab}: applied {}", file.display());
+    eprintln!("{lab}: applied {}", lab::name_of_objects(file));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -25,7 +25,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use apply::{Applied, apply};
+pub use apply::{Applied, apply, name_of_objects};
 pub use down::{down, running};
 
 /// Why a command on a lab did not do it.
@@ -85,9 +85,9 @@ pub enum Error {
     #[error("{error}\nundoing it failed, too: {left}; {remedy}")]
     NotUndone {
         /// Why it failed.
-        error: Box<Error>,
+        error: Box<Self>,
         /// Why it is not undone.
-        left: Box<Error>,
+        left: Box<Self>,
         /// What to do.
         remedy: String,
     },

@@ -10,6 +10,9 @@ use std::net::IpAddr;
 pub const INTERFACE_LENGTH: usize = 15;
 /// The longest file name under `/run/netns` that we make; tools cut longer ones off.
 const NAMESPACE_LENGTH: usize = 200;
+/// The longest name of a host's files that we make: with an ending they have 255 bytes at most, and Kubernetes allows
+/// 253 for a pod and 63 for its namespace.
+const FILE_LENGTH: usize = 200;
 
 /// A host of a lab, as people name it: `client`, `node/node-a`, `pod/default/web-1`, `outside/192.0.2.10`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -44,14 +47,18 @@ impl fmt::Display for HostName {
 }
 
 impl HostName {
-    /// A name for files: no `/`, no `:`.
+    /// A name for files: no `/`, no `:`, and not too long.
     pub fn file_name(&self) -> String {
-        match self {
+        let name = match self {
             Self::Fabric | Self::Client => self.to_string(),
             Self::Node(name) => name.clone(),
             Self::Pod { namespace, name } => format!("{namespace}-{name}"),
             Self::Outside(address) => format!("outside-{address}").replace(':', "-"),
+        };
+        if name.len() > FILE_LENGTH {
+            return shortened(name, FILE_LENGTH, self);
         }
+        name
     }
 
     /// What people may leave out at the front: `web-1` and `default/web-1` for `pod/default/web-1`.
@@ -67,12 +74,17 @@ impl HostName {
 
 /// Network namespace of a host: `quickstart.default-web-1`. `taken` are those of other hosts.
 pub fn namespace(lab: &str, host: &HostName, taken: impl Fn(&str) -> bool) -> String {
-    let mut name = format!("{lab}.{}", host.file_name());
+    let name = format!("{lab}.{}", host.file_name());
     if name.len() > NAMESPACE_LENGTH || taken(&name) {
-        name.truncate(NAMESPACE_LENGTH);
-        name = format!("{name}-{}", short_hash(&host.to_string()));
+        return shortened(name, NAMESPACE_LENGTH, host);
     }
     name
+}
+
+/// What fits of `name`, and a hash of the host in place of the rest.
+fn shortened(mut name: String, length: usize, host: &HostName) -> String {
+    name.truncate(name.floor_char_boundary(length));
+    format!("{name}-{}", short_hash(&host.to_string()))
 }
 
 /// An interface name: `prefix` and a hash of `what`, cut to the kernel's length.
@@ -116,6 +128,24 @@ mod tests {
         let distinct: std::collections::BTreeSet<_> = names.iter().collect();
         assert_eq!(distinct.len(), names.len());
         assert_eq!(interface("averylongprefix", "x"), "averylongprefix");
+    }
+
+    #[test]
+    fn files_of_the_longest_names_fit_and_differ() {
+        let pod = |last: &str| HostName::Pod {
+            namespace: "n".repeat(63),
+            name: "p".repeat(252) + last,
+        };
+        let (one, other) = (pod("1").file_name(), pod("2").file_name());
+        assert!(one.len() + ".log.new".len() <= 255, "{one}");
+        assert_ne!(one, other);
+        let taken = |name: &str| name == namespace("lab", &pod("1"), |_| false);
+        assert_ne!(
+            namespace("lab", &pod("2"), taken),
+            namespace("lab", &pod("1"), |_| false)
+        );
+        // No name in Kubernetes has such letters, but objects are files that anybody may write.
+        assert!(HostName::Node("ü".repeat(150)).file_name().starts_with("ü"));
     }
 
     #[test]

@@ -163,15 +163,13 @@ pub fn tidy() -> io::Result<()> {
         let _ = fs::remove_dir(FOLDER);
         fs::remove_file(OURS)?;
     }
+    // Agents may have theirs in it, and it may be a disk of its own.
+    let stays = |kind| {
+        use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
+        matches!(kind, NotFound | DirectoryNotEmpty | ResourceBusy)
+    };
     match fs::remove_dir(crate::state::FOLDER) {
-        Err(error)
-            if !matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
-            ) =>
-        {
-            Err(error)
-        }
+        Err(error) if !stays(error.kind()) => Err(error),
         _ => Ok(()),
     }
 }

@@ -202,20 +202,24 @@ impl Started {
     }
 
     fn not_ready(&self, what: &'static str) -> Error {
-        const LINES: usize = 20;
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<_> = log.lines().collect();
-        let last = lines[lines.len().saturating_sub(LINES)..].join("\n");
-        Error::NotReady {
-            host: self.process.host.clone(),
-            role: self.process.role.clone(),
-            what,
-            log: if last.is_empty() {
-                "(empty)".to_owned()
-            } else {
-                last
-            },
-        }
+        not_ready(&self.process.host, &self.process.role, what, &self.log)
+    }
+}
+
+fn not_ready(host: &str, role: &str, what: &'static str, log: &Path) -> Error {
+    const LINES: usize = 20;
+    let log = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<_> = log.lines().collect();
+    let last = lines[lines.len().saturating_sub(LINES)..].join("\n");
+    Error::NotReady {
+        host: host.to_owned(),
+        role: role.to_owned(),
+        what,
+        log: if last.is_empty() {
+            "(empty)".to_owned()
+        } else {
+            last
+        },
     }
 }
 
@@ -237,11 +241,11 @@ fn start(
             .stdout(file.try_clone()?)
             .stderr(file)
             .process_group(0);
-        let child = namespace.spawn(&mut command)?;
-        let ended = || io::Error::other("it ended at once");
-        ProcessId::of(child.id()).ok_or_else(ended)
+        namespace.spawn(&mut command)
     };
-    let id = spawn().map_err(|source| start_error(host, &program, source))?;
+    let child = spawn().map_err(|source| start_error(host, &program, source))?;
+    let id = ProcessId::of(child.id());
+    let id = id.ok_or_else(|| not_ready(&host.name.to_string(), role, "ended at once", &log))?;
     let arguments = command
         .get_args()
         .map(|word| word.to_string_lossy().into_owned());

@@ -113,7 +113,7 @@ pub(super) enum Verb {
     },
     /// Change the objects of a running lab: pods come and go, established connections stay
     Apply {
-        /// Objects; those of the same kind and name are replaced, others stay
+        /// Objects, `-` for standard input; those of the same kind and name are replaced, others stay
         #[arg(short, long, value_name = "FILE")]
         filename: PathBuf,
         /// Remove the objects that are not in the file

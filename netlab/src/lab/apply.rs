@@ -15,6 +15,7 @@ use control::config::KubeProxyConfig;
 use control::snapshot::Snapshot;
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io;
 use std::path::Path;
 
 /// What `apply` did.
@@ -37,12 +38,14 @@ pub fn apply(
     // Before the lock, which would make the folder of a lab that is not there.
     running(lab)?;
     privilege::require("a lab is made of network namespaces, which only root may change")?;
+    // Before the lock as well: what comes by a pipe may be long in coming.
+    let change = read_objects(file).map_err(io_error(name_of_objects(file)))?;
     let _lock = lock(lab)?;
     let mut state = running(lab)?;
     // An apply before this one may have been killed.
     settle(&mut state)?;
     let former = read_own(lab, "snapshot.yaml")?;
-    let (snapshot, objects) = wanted(lab, file, prune, &former)?;
+    let (snapshot, objects) = wanted(lab, (&name_of_objects(file), change), prune, &former)?;
     let mut pods = lab_file::pods(&state::folder(lab).join("lab.yaml"))?;
     // What the lab file says of a pod that no slice has any more goes with the pod.
     pods.retain(|pod| pod.node.is_some() || is_endpoint(&snapshot, pod));
@@ -73,23 +76,46 @@ pub fn apply(
     Ok(applied)
 }
 
+/// How messages call a file of objects.
+pub fn name_of_objects(file: &Path) -> String {
+    if is_standard_input(file) {
+        return "standard input".to_owned();
+    }
+    file.display().to_string()
+}
+
+fn read_objects(file: &Path) -> io::Result<String> {
+    if is_standard_input(file) {
+        return io::read_to_string(io::stdin());
+    }
+    control::text::read(file)
+}
+
+/// As kubectl has it.
+fn is_standard_input(file: &Path) -> bool {
+    file == Path::new("-")
+}
+
 /// The lab's own copy of one of its inputs.
 fn read_own(lab: &str, name: &str) -> Result<String> {
     let path = state::folder(lab).join(name);
     fs::read_to_string(&path).map_err(io_error(path.display().to_string()))
 }
 
-/// The objects that the lab is to have, and their text.
-fn wanted(lab: &str, file: &Path, prune: bool, former: &str) -> Result<(Snapshot, String)> {
-    let name = file.display().to_string();
-    let change = control::text::read(file).map_err(io_error(name.clone()))?;
-    let changed = Snapshot::parse(&name, &change)?;
+/// The objects that the lab is to have, and their text; `change` is the name and the text of what is applied.
+fn wanted(
+    lab: &str,
+    (name, change): (&str, String),
+    prune: bool,
+    former: &str,
+) -> Result<(Snapshot, String)> {
+    let changed = Snapshot::parse(name, &change)?;
     if prune {
         return Ok((changed, change));
     }
     let path = state::folder(lab).join("snapshot.yaml");
     let base_name = path.display().to_string();
-    let text = control::snapshot::merge((&base_name, former), (&name, &change))?;
+    let text = control::snapshot::merge((&base_name, former), (name, &change))?;
     // Lines of what both make together are of no file; who reads them needs to know.
     let together = || format!("{base_name} with {name} applied");
     let parsed = Snapshot::parse(&base_name, &text);
@@ -320,4 +346,65 @@ fn excludes_any(host: &Host, others: &[&Host]) -> bool {
     };
     let mut others = others.iter();
     others.any(|other| other.name == host.name || is_same_namespace(other))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::HostName;
+    use crate::plan::Link;
+
+    fn pod(namespace: &str, name: &str, address: &str) -> Host {
+        let of_node = Link::ToNode {
+            namespace: "lab.node-a".to_owned(),
+            interface: "pod1".to_owned(),
+            bridge: None,
+        };
+        Host {
+            name: HostName::Pod {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            },
+            namespace: format!("lab.{namespace}-{name}"),
+            link: of_node,
+            addresses: vec![address.parse().unwrap()],
+            bridge: None,
+            routes: Vec::new(),
+            neighbours: Vec::new(),
+            forwards: false,
+            server: None,
+            node: None,
+        }
+    }
+
+    fn plan(hosts: [Host; 3]) -> Plan {
+        Plan {
+            hosts: hosts.into(),
+            ..Plan::default()
+        }
+    }
+
+    /// Two pods whose namespaces have one name cannot be there at once, no more than a pod and its new self.
+    #[test]
+    fn only_what_is_in_the_way_goes_first() {
+        let old = plan([
+            pod("shop", "moves", "10.244.1.1/32"),
+            pod("a-b", "c", "10.244.1.2/32"),
+            pod("shop", "goes", "10.244.1.3/32"),
+        ]);
+        let new = plan([
+            pod("shop", "moves", "10.244.1.11/32"),
+            pod("a", "b-c", "10.244.1.2/32"),
+            pod("shop", "comes", "10.244.1.4/32"),
+        ]);
+        let names = |hosts: &mut dyn Iterator<Item = &Host>| {
+            hosts.map(|host| host.name.to_string()).collect::<Vec<_>>()
+        };
+        let change = Change::between(&old, &new).unwrap();
+        let first = names(&mut change.giving_way());
+        assert_eq!(first, ["pod/shop/moves", "pod/a-b/c"]);
+        assert_eq!(names(&mut change.gone()), ["pod/shop/goes"]);
+        let instead = names(&mut change.taking_over());
+        assert_eq!(instead, ["pod/shop/moves", "pod/a/b-c"]);
+    }
 }

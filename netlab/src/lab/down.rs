@@ -71,7 +71,8 @@ fn remove_namespaces(state: &State) -> Result<()> {
         // It may be gone already.
         let _ = Namespace::open(name).and_then(|open| open.run(forget_former_sysctls));
         let path = namespace::path(name).display().to_string();
-        all = all.and(namespace::remove(name).map_err(io_error(path)));
+        let removed = namespace::remove(name).map_err(io_error(path));
+        all = all.and(removed);
     }
     all
 }

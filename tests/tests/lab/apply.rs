@@ -93,6 +93,7 @@ fn assert_is_as_it_was(of_test: &Lab) {
             "node-a",
             "node-b",
             "default-client",
+            "default-echo-1",
             "default-web-1",
             "default-web-2",
         ];
@@ -211,6 +212,25 @@ fn root_up_of_a_running_lab_whose_files_were_edited_says_so() {
     assert!(shown.contains("203.0.113.77:80"), "{shown}");
     drop(of_test);
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn root_objects_come_by_standard_input_too() {
+    let (of_test, _) = Lab::up("t-piped", "quickstart", &["--dataplane", "none"]);
+    let slice = Slice::new("piped", &[WEB_1, WEB_2, ("10.244.2.30", "node-b", "web-3")]);
+    let output = Command::new(program())
+        .args(["apply", "--lab", "t-piped", "-f", "-"])
+        .stdin(std::fs::File::open(&slice.0).unwrap())
+        .output()
+        .unwrap();
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(
+        said,
+        "+ pod/default/web-3\nt-piped: applied standard input\n"
+    );
+    assert!(has_pod("t-piped", "web-3"));
+    drop(of_test);
 }
 
 /// Something in the lab does not end by itself, so that `down` takes two seconds.

@@ -1,6 +1,6 @@
 //! Pods without a dataplane: their routes, their servers, and how `apply` changes them.
 
-use super::{Lab, lab, pids, stderr, stdout};
+use super::{Lab, lab, leftovers, pids, stderr, stdout};
 use serde_json::Value;
 use std::path::Path;
 
@@ -84,6 +84,41 @@ fn root_apply_adds_and_removes_pods() {
     assert!(said.contains(&place) && said.contains("node-z"), "{said}");
     let answer = quick.exec("pod/default/client", &["curl", "-s", "http://10.244.1.10/"]);
     assert_eq!(stdout(&answer), "web-1 on node-a\n");
+    std::fs::remove_file(&file).unwrap();
+}
+
+/// Kubernetes allows names that are longer than those of files, with an ending, may be.
+#[test]
+fn root_pods_and_nodes_of_the_longest_names_come_up() {
+    let node = vec!["n".repeat(62); 4].join(".");
+    let pod = |last: char| format!("{}{last}", "p".repeat(252));
+    let endpoint = |address: &str, last: char| {
+        format!(
+            "- {{addresses: [{address}], nodeName: {node}, targetRef: {{kind: Pod, namespace: default, name: \
+             {}}}}}\n",
+            pod(last)
+        )
+    };
+    let objects = format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: {node}}}\nspec: {{podCIDR: 10.244.1.0/24}}\nstatus: \
+         {{addresses: [{{type: InternalIP, address: 172.18.0.2}}]}}\n---\napiVersion: v1\nkind: Service\n\
+         metadata: {{name: web}}\nspec: {{clusterIP: 10.96.0.10, ports: [{{port: 80}}]}}\n---\napiVersion: \
+         discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web-1, labels: \
+         {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\nports: [{{port: 80}}]\nendpoints:\n{}{}",
+        endpoint("10.244.1.10", '1'),
+        endpoint("10.244.1.11", '2')
+    );
+    let file = std::env::temp_dir().join(format!("penstock-longest-{}.yaml", std::process::id()));
+    std::fs::write(&file, objects).unwrap();
+    let (of_test, _) = Lab::up("t-longest", file.to_str().unwrap(), &[]);
+    for (address, last) in [("10.244.1.10", '1'), ("10.244.1.11", '2')] {
+        let url = format!("http://{address}/");
+        let answer = of_test.exec(&format!("node/{node}"), &["curl", "-s", &url]);
+        let facts: Value = serde_json::from_slice(&answer.stdout).unwrap();
+        assert_eq!(facts["pod"], pod(last).as_str());
+    }
+    drop(of_test);
+    assert_eq!(leftovers("t-longest"), Vec::<String>::new());
     std::fs::remove_file(&file).unwrap();
 }
 

@@ -18,7 +18,6 @@ pub(crate) fn reason(error: &Error) -> String {
         ("i32", ""),
         ("u64", " from 0 on"),
         ("u32", " from 0 on"),
-        ("u8", " from 0 to 255"),
     ];
     let words = |message: String, (name, range): (&str, &str)| {
         message.replace(

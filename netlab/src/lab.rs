@@ -280,7 +280,7 @@ fn already_up(
 /// What to do about inputs that are not those of the running lab.
 fn not_what_runs(request: &Request<'_>, differing: &[&str]) -> String {
     let (name, snapshot) = (request.name, &request.source.snapshot);
-    let apply = if snapshot.is_file() {
+    let apply = if differing.contains(&inputs::OBJECTS) && snapshot.is_file() {
         let file = snapshot.display();
         format!("./lab apply --lab {name} -f {file} --prune brings the objects in, and ")
     } else {

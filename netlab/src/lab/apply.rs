@@ -171,15 +171,8 @@ fn go_back(state: &mut State, change: &Change<'_>, former: &str, error: Error) -
     state.plan = Some(change.from.clone());
     state.unsettled = Some(change.to.clone());
     let lab = state.lab.clone();
-    let is_written = read_own(&lab, "snapshot.yaml").is_ok_and(|objects| objects != former);
-    let undone = settle(state).and_then(|()| {
-        if !is_written {
-            return Ok(());
-        }
-        write_objects(&lab, former)?;
-        let network = Network::open(change.from.hosts.iter())?;
-        load_rules(state, change.from, &network)
-    });
+    // Rules first: as long as they are not the former ones the lab is not settled, and `status` says so.
+    let undone = hide_objects(state, change.from, former).and_then(|()| settle(state));
     match undone {
         Ok(()) => error,
         Err(left) => Error::NotUndone {
@@ -188,6 +181,16 @@ fn go_back(state: &mut State, change: &Change<'_>, former: &str, error: Error) -
             remedy: format!("./lab apply tries it again, ./lab down {lab} removes all"),
         },
     }
+}
+
+/// Undoes what [`publish`] has shown.
+fn hide_objects(state: &State, from: &Plan, former: &str) -> Result<()> {
+    if read_own(&state.lab, "snapshot.yaml").is_ok_and(|objects| objects == former) {
+        return Ok(());
+    }
+    write_objects(&state.lab, former)?;
+    let nodes = Network::open(from.nodes().map(|(_, host)| host))?;
+    load_rules(state, from, &nodes)
 }
 
 fn write_objects(lab: &str, objects: &str) -> Result<()> {

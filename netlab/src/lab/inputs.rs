@@ -52,7 +52,8 @@ impl Inputs {
     }
 }
 
-const OBJECTS: &str = "snapshot.yaml";
+/// The lab's own copy of its objects.
+pub(super) const OBJECTS: &str = "snapshot.yaml";
 const CONFIG: &str = "kube-proxy.yaml";
 const PODS: &str = "lab.yaml";
 

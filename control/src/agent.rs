@@ -89,21 +89,15 @@ pub struct Settings {
     pub work: Work,
 }
 
-/// Runs the agent until SIGTERM or SIGINT. `ready` is called once packets flow, and says
-/// whether to go on.
+/// Runs the agent until SIGTERM, SIGINT or a hangup. `ready` is called once packets flow; its error ends the agent.
 ///
 /// # Errors
 /// What kept it from starting, or made it stop. Devices, rules and routes are removed in either case.
-pub fn run(settings: Settings, ready: impl FnOnce() -> bool) -> Result<()> {
+pub fn run(settings: Settings, ready: impl FnOnce() -> Result<()>) -> Result<()> {
     let (events, received) = channel();
     events::listen_to_signals(events.clone())?;
     let mut agent = Agent::start(settings, &events)?;
-    // Who does not listen any more to `ready` has ended, so the agent is not needed.
-    let result = if ready() {
-        agent.run(Inbox::new(received))
-    } else {
-        Ok(())
-    };
+    let result = ready().and_then(|()| agent.run(Inbox::new(received)));
     agent.stop()?;
     result
 }
@@ -136,6 +130,8 @@ struct Agent {
     surroundings: Surroundings,
     /// Whether table or routing do not follow the links yet.
     is_behind: bool,
+    /// Whether a link has changed since it was looked whether the kernel has all of our routing.
+    must_look: bool,
     has_socket: bool,
     /// Ports that the node listens on.
     reserved_ports: Arc<ReservedPorts>,
@@ -146,6 +142,8 @@ struct Agent {
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(200);
 /// Rounds of that between looks at the clients with affinity.
 const AFFINITY_ROUNDS: usize = 50;
+/// Rounds of that between looks whether the kernel has all of our routing: 30 seconds, as kube-proxy's `syncPeriod`.
+const ROUTING_ROUNDS: usize = 150;
 /// Rounds between looks at objects that could not be taken, by no fault of theirs.
 const REREAD_ROUNDS: usize = 5;
 /// Entries looked at in one go.
@@ -196,6 +194,7 @@ impl Agent {
             refused: None,
             surroundings: Surroundings::default(),
             is_behind: false,
+            must_look: false,
             has_socket: false,
             reserved_ports: Arc::new(ports),
             without_local: WithoutLocal::default(),
@@ -285,8 +284,27 @@ impl Agent {
         Ok(())
     }
 
+    /// Puts back what somebody has removed of our rules and routes, as kube-proxy does from time to time; a device that was down
+    /// has lost its own.
+    fn look_at_routing(&mut self) {
+        self.must_look = false;
+        let Some(steering) = &mut self.steering else {
+            return;
+        };
+        match steering.is_whole() {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!("rules or routes of this node have been removed; they are put back");
+                let steered = self.steer();
+                self.catch_up_later(steered);
+            }
+            Err(error) => tracing::warn!("cannot look at rules and routes: {error}"),
+        }
+    }
+
     /// Links, addresses or routes changed: masquerade addresses, local addresses and rules depend on them.
     fn relink(&mut self) {
+        self.must_look = true;
         let relinked = self.try_relink();
         self.catch_up_later(relinked);
     }
@@ -383,6 +401,7 @@ impl Agent {
             devices: self.devices,
             uplinks: names(&at.uplinks),
             pods: names(&at.pods),
+            broadcasts: facts::broadcasts(&at.network),
             ..facts::addressed(&services, sources)
         }
     }
@@ -399,6 +418,9 @@ impl Agent {
         self.recount(now);
         self.servers.retry();
         self.rounds = self.rounds.wrapping_add(1);
+        if self.must_look || self.rounds.is_multiple_of(ROUTING_ROUNDS) {
+            self.look_at_routing();
+        }
         if self.rounds.is_multiple_of(AFFINITY_ROUNDS) {
             self.shared.affinity.expire(now);
         }

@@ -2,7 +2,6 @@
 //!
 //! Uniqueness is of the whole reply tuple, so one port serves any number of destinations. A free port is found while
 //! there is one: by probing at random while that works, by a bitmap of the destination's ports once it does not.
-//! (Where all ports of a destination are in use, one whose flow has just expired is found 200 ms later at the latest.)
 //!
 //! Nothing is held between the choice and `Conntrack::confirm`, so no path can leak a port: a port is in use while a live
 //! entry has it in its reply tuple, and `confirm` alone decides. So the first try is [`draw`], which does not look whether
@@ -10,6 +9,8 @@
 //!
 //! Measure: Linux `nf_nat_core.c` (`get_unique_tuple`, `nf_nat_l4proto_unique_tuple`).
 //! DIFFERS: the kernel gives up after 248 probes and drops the packet although ports are free; we look at all of them.
+//! DIFFERS: where all ports towards a destination are in use, one whose flow has just expired is found 200 ms later at the
+//! latest.
 //! DIFFERS: the kernel may choose a port that the node itself listens on; we do not ([`ReservedPorts`]), from the time on
 //! that it is noticed. Nothing tells of a socket that begins to listen: the agent looks once a second.
 //! DIFFERS: without `--random-fully` the kernel prefers the port that the same client got towards another server, and

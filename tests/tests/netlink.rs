@@ -410,6 +410,69 @@ fn root_nothing_of_a_refused_plan_outlives_the_next_one() {
     });
 }
 
+/// A device that goes down loses its routes, and whoever tidies up may take rules for his.
+#[test]
+fn root_what_others_remove_is_noticed_and_put_back() {
+    in_fresh_namespace(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let plan = plan(&mut netlink);
+        let node_device = plan.devices[2];
+        let mut steering = Steering::start(Netlink::open().unwrap(), node_device).unwrap();
+        steering.follow(plan.clone()).unwrap();
+        assert!(steering.is_whole().unwrap());
+        let before = led_here(&mut netlink);
+        for removal in [
+            "-4 rule del pref 700",
+            "-6 rule del pref 1000",
+            "-4 route flush table 8303",
+            "-4 rule add pref 0 lookup local",
+            "link set pen-out down",
+        ] {
+            ip(removal);
+            if removal.starts_with("link") {
+                ip("link set pen-out up");
+            }
+            assert!(!steering.is_whole().unwrap(), "{removal}");
+            steering.follow(plan.clone()).unwrap();
+            assert!(steering.is_whole().unwrap(), "{removal}");
+            let mut now = led_here(&mut netlink);
+            let mut before = before.clone();
+            // Rules of one priority may stand in another order.
+            now.sort();
+            before.sort();
+            assert_eq!(now, before, "{removal}");
+        }
+    });
+}
+
+/// What is for the node itself does not go by the devices, whatever rule takes it.
+#[test]
+fn root_broadcasts_and_loopback_are_the_nodes_own() {
+    in_fresh_namespace(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let mut plan = plan(&mut netlink);
+        plan.broadcasts = [[10, 0, 0, 255].into(), [255; 4].into()].into();
+        plan.host_ports = [(Transport::Udp, 9090)].into();
+        let node_device = plan.devices[2];
+        let mut steering = Steering::start(Netlink::open().unwrap(), node_device).unwrap();
+        steering.follow(plan).unwrap();
+        let way = |to: &str| {
+            let arguments = format!("route get {to} ipproto udp sport 9090");
+            let output = Command::new("ip")
+                .args(arguments.split(' '))
+                .output()
+                .unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let by_the_device = |to: &str| way(to).contains("table 8303");
+        assert!(by_the_device("192.0.2.9"), "{}", way("192.0.2.9"));
+        for own in ["127.0.0.1", "::1", "10.0.0.255", "255.255.255.255"] {
+            assert!(!by_the_device(own), "{}", way(own));
+        }
+        steering.stop().unwrap();
+    });
+}
+
 /// Rules of others that lead some packets to the local table.
 const NARROW: [&str; 9] = [
     "iif other",

@@ -12,15 +12,18 @@ use dataplane::service::{FrontendKind, ServiceTable};
 use dataplane::sys::netns;
 use dataplane::tuple::{Address, Protocol};
 use dataplane::worker::NodeFacts;
+use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Addresses and routes of this network namespace, those of our own devices apart. An address of which it is not known yet
 /// whether another machine has it (duplicate address detection) is none: the kernel takes it for no source.
+///
+/// DIFFERS: addresses that only a `local` route makes the node's own are not, so that no NodePort answers there.
 ///
 /// # Errors
 /// Those of netlink.
@@ -128,6 +131,18 @@ pub(super) fn sources(network: &NodeNetwork, snapshot: &Snapshot, node: &str) ->
                 .or_else(|| own(family).next())
         })
         .collect()
+}
+
+/// Where everybody on a link of the node's is addressed.
+pub(super) fn broadcasts(network: &NodeNetwork) -> BTreeSet<IpAddr> {
+    let own = network
+        .addresses
+        .iter()
+        .filter_map(|own| match own.network {
+            IpNet::V4(network) if network.prefix_len() < 31 => Some(network.broadcast().into()),
+            _ => None,
+        });
+    own.chain([Ipv4Addr::BROADCAST.into()]).collect()
 }
 
 /// The parts of the plan that follow from the table.

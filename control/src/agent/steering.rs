@@ -19,22 +19,25 @@
 //! - what the node answers to others comes by only from endpoints on its own network
 //! - what the node says of errors goes by `pen-node`, whose routes name the node's address as the source
 //! - the MTU that the kernel learns of a path is of another route than the one that leads to `pen-node`
+//! - what has come through a device comes from it, not from the link it came by: sockets bound to that link, rules of a
+//!   firewall that name it, and marks do not find it; nor do frames to everybody, whose packet is for one address
+//! - policy rules of others between ours are not asked
 //! - the devices come before the next link's MTU does: what is turned away there is not told that it is too large, and what
 //!   is too large has opened its connection
 //!
 //! Invariants: each of our rules names its protocol before the local table is reached, because one that takes everything
 //! hides the node's own addresses from ARP and neighbour discovery; each carries [`PROTOCOL`], so that the next start
 //! finds what a crash left; the routes lie in tables of their own and go with the devices, as do the nexthops that they
-//! lead to.
+//! lead to. (Those that lead past the devices are found as the rules are.)
 
 mod installed;
 
 use crate::model::{Family, Transport};
-use crate::netlink::{Netlink, Nexthop, Result, Route, Rule, RuleAction};
+use crate::netlink::{Netlink, Nexthop, Result, Route, RouteKind, Rule, RuleAction};
 use installed::{Installed, Routes};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 /// `FRA_PROTOCOL` and `rtm_protocol` of what is ours: an unassigned number.
@@ -85,6 +88,8 @@ pub struct Plan {
     pub node_ports: Vec<(Transport, RangeInclusive<u16>)>,
     /// Ports that pods on the node's own network answer from.
     pub host_ports: BTreeSet<(Transport, u16)>,
+    /// Addresses of everybody on a link of the node's.
+    pub broadcasts: BTreeSet<IpAddr>,
 }
 
 impl Plan {
@@ -162,6 +167,7 @@ impl Plan {
             routes.push(route(everything(family), table, device, None));
         }
         routes.push(route(everything(family), TABLE_NODE, node, Some(source)));
+        routes.extend(self.routes_past_the_devices(family));
         // Packets to a link's own fe80:: address cannot leave by another link, our device.
         for address in self
             .node_addresses
@@ -172,9 +178,8 @@ impl Plan {
             routes.push(route(IpNet::from(*address), TABLE_NODE_PORTS, node, itself));
         }
         if family == Family::V4 {
-            let loopback = IpAddr::from([127, 0, 0, 1]);
-            let network = IpNet::new_assert(IpAddr::from([127, 0, 0, 0]), 8);
-            routes.push(route(network, TABLE_NODE_PORTS, node, Some(loopback)));
+            let itself = Some(IpAddr::from([127, 0, 0, 1]));
+            routes.push(route(loopback(family), TABLE_NODE_PORTS, node, itself));
         }
         for address in self
             .virtual_addresses
@@ -192,6 +197,29 @@ impl Plan {
             .into_iter()
             .map(|route| ((route.table, route.destination), route))
             .collect()
+    }
+
+    /// What is for the node itself although a rule takes it: broadcasts, and what a server of the node that has an endpoint's
+    /// port says to one on the node, or an error about that. (Nothing that was translated comes from or goes to loopback
+    /// here: its source is masqueraded.)
+    fn routes_past_the_devices(&self, family: Family) -> Vec<Route> {
+        let mut routes = vec![past(loopback(family), TABLE_NODE)];
+        let broadcasts = self.broadcasts.iter().copied();
+        for address in broadcasts.filter(|address| is_of(*address, family)) {
+            let tables = [TABLE_POD, TABLE_OUT, TABLE_NODE];
+            routes.extend(tables.map(|table| past(IpNet::from(address), table)));
+        }
+        routes
+    }
+}
+
+/// What goes where it would without us: the rules behind ours are asked.
+fn past(destination: IpNet, table: u32) -> Route {
+    Route {
+        table,
+        kind: RouteKind::Throw,
+        protocol: PROTOCOL,
+        ..Route::new(destination)
     }
 }
 
@@ -272,6 +300,13 @@ const fn number(transport: Transport) -> u8 {
     }
 }
 
+fn loopback(family: Family) -> IpNet {
+    match family {
+        Family::V4 => IpNet::new_assert(IpAddr::from([127, 0, 0, 0]), 8),
+        Family::V6 => IpNet::from(IpAddr::V6(Ipv6Addr::LOCALHOST)),
+    }
+}
+
 /// What is installed.
 pub struct Steering {
     netlink: Netlink,
@@ -314,6 +349,8 @@ impl Steering {
     pub fn lay(&mut self, plan: &Plan) -> Result<()> {
         for (at, family) in FAMILIES.into_iter().enumerate() {
             let mut routes = plan.routes(family, self.nexthops[at]);
+            // Those would stay if the devices went before there are rules.
+            routes.retain(|_, route| route.kind != RouteKind::Throw);
             self.add_missing(at, &routes)
                 .inspect_err(|_| self.installed[at].doubt_routes(&routes))?;
             self.installed[at].routes.append(&mut routes);
@@ -354,6 +391,32 @@ impl Steering {
         }
         self.plan = plan;
         Ok(())
+    }
+
+    /// Whether the kernel has still what leads packets here. If not, somebody has taken a device down, or removed rules that are
+    /// not his, or put the local table's own before them: the next [`Self::follow`] makes sure of everything.
+    ///
+    /// Routes to virtual addresses are not looked at. They may be many, and go with a device as the others do.
+    ///
+    /// # Errors
+    /// Those of netlink.
+    pub fn is_whole(&mut self) -> Result<bool> {
+        let mut is_whole = true;
+        for (at, family) in FAMILIES.into_iter().enumerate() {
+            let rules = self.netlink.rules(family)?;
+            let mut routes = Vec::new();
+            for table in [TABLE_POD, TABLE_OUT, TABLE_NODE, TABLE_NODE_PORTS] {
+                routes.extend(self.netlink.routes_in(table, family)?);
+            }
+            let installed = &mut self.installed[at];
+            let is_first = |rule: &Rule| rule.priority == 0 && is_local_rule(rule);
+            let is_bypassed = !installed.rules.is_empty() && rules.iter().any(is_first);
+            if is_bypassed || !installed.are_among(&rules, &routes, TABLE_VIRTUAL) {
+                installed.doubt(&Installed::default());
+                is_whole = false;
+            }
+        }
+        Ok(is_whole)
     }
 
     fn install(&mut self, at: usize, wanted: &Installed) -> Result<()> {
@@ -408,13 +471,20 @@ fn nexthop(netlink: &mut Netlink, at: usize, device: u32) -> Option<Nexthop> {
         .map(|()| nexthop)
 }
 
-/// The rule of the local table at its usual place, and none of ours.
+/// The rule of the local table at its usual place, none of ours, and no route that leads past the devices.
 fn restore(netlink: &mut Netlink) -> Result<()> {
     for family in FAMILIES {
         put_back_local_rule(netlink, family)?;
         let rules = netlink.rules(family)?;
         for rule in rules.iter().filter(|rule| rule.protocol == PROTOCOL) {
             delete(netlink, rule)?;
+        }
+        // The others go with the devices.
+        let is_past = |route: &Route| route.protocol == PROTOCOL && route.kind == RouteKind::Throw;
+        for table in [TABLE_POD, TABLE_OUT, TABLE_NODE] {
+            let mut routes = netlink.routes_in(table, family)?;
+            routes.retain(is_past);
+            netlink.delete_routes(&routes)?;
         }
     }
     Ok(())

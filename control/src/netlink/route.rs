@@ -61,6 +61,8 @@ pub enum RouteKind {
     Unicast,
     /// Delivers to this machine.
     Local,
+    /// Says that this table has none: the next rule is asked.
+    Throw,
     /// Another one, by number (`RTN_BROADCAST`, …).
     Other(u8),
 }
@@ -72,7 +74,7 @@ pub struct Route {
     pub destination: IpNet,
     /// Table, [`TABLE_MAIN`] and others.
     pub table: u32,
-    /// Interface index to send on.
+    /// Interface index to send on; of a route with several next hops, as the kernel lists it, that of the first.
     pub oif: Option<u32>,
     /// Number of the nexthop that says where to send, instead of a link and gateway here.
     pub nexthop: Option<u32>,
@@ -132,8 +134,10 @@ impl Route {
 impl fmt::Display for Route {
     /// As in `ip route`, links by index.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.kind == RouteKind::Local {
-            f.write_str("local ")?;
+        match self.kind {
+            RouteKind::Local => f.write_str("local ")?,
+            RouteKind::Throw => f.write_str("throw ")?,
+            RouteKind::Unicast | RouteKind::Other(_) => {}
         }
         write!(f, "{}", self.destination)?;
         if let Some(gateway) = self.gateway {
@@ -295,6 +299,7 @@ const fn wire_kind(kind: RouteKind) -> RouteType {
     match kind {
         RouteKind::Unicast => RouteType::Unicast,
         RouteKind::Local => RouteType::Local,
+        RouteKind::Throw => RouteType::Throw,
         RouteKind::Other(other) => RouteType::Other(other),
     }
 }
@@ -313,6 +318,7 @@ fn parse(message: RouteMessage) -> Option<Route> {
     route.kind = match header.kind {
         RouteType::Unicast => RouteKind::Unicast,
         RouteType::Local => RouteKind::Local,
+        RouteType::Throw => RouteKind::Throw,
         other => RouteKind::Other(u8::from(other)),
     };
     for attribute in message.attributes {
@@ -334,6 +340,14 @@ fn read_attribute(route: &mut Route, attribute: RouteAttribute) {
         RouteAttribute::NhId(id) => route.nexthop = Some(id),
         RouteAttribute::Gateway(address) => route.gateway = ip(&address),
         RouteAttribute::PrefSource(address) => route.preferred_source = ip(&address),
+        RouteAttribute::MultiPath(hops) => {
+            if let Some(first) = hops.into_iter().next() {
+                route.oif = Some(first.interface_index);
+                for attribute in first.attributes {
+                    read_attribute(route, attribute);
+                }
+            }
+        }
         RouteAttribute::Priority(metric) => route.metric = Some(metric),
         RouteAttribute::Metrics(metrics) => {
             route.mtu = metrics.into_iter().find_map(|metric| match metric {

@@ -6,7 +6,7 @@
 use super::PROTOCOL;
 use crate::netlink::{Route, Rule};
 use ipnet::IpNet;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Routes by table and destination.
 pub(super) type Routes = BTreeMap<(u32, IpNet), Route>;
@@ -56,6 +56,16 @@ impl Installed {
         let mut gone = beyond(&self.routes, wanted, |_, _| true);
         gone.extend(beyond(&self.doubtful_routes, wanted, |_, _| true));
         gone
+    }
+
+    /// Whether all of it is among what the kernel has, but for the routes of one table.
+    pub(super) fn are_among(&self, rules: &[Rule], routes: &[Route], but: u32) -> bool {
+        let keys: BTreeSet<_> = routes
+            .iter()
+            .map(|route| (route.table, route.destination))
+            .collect();
+        let mut own = self.routes.keys().filter(|(table, _)| *table != but);
+        own.all(|key| keys.contains(key)) && without(&self.rules, rules).is_empty()
     }
 
     /// The kernel has refused something of `wanted`.

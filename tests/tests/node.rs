@@ -334,6 +334,40 @@ fn root_packets_and_bytes_are_counted() {
     );
 }
 
+/// Who takes a device down and up, or removes rules, does not end Services; a hangup ends the node as cleanly as SIGTERM.
+#[test]
+fn root_routing_that_others_took_away_comes_back() {
+    let network = Network::build("pen-mend", VETHS);
+    let _servers = network.serve();
+    let before = network.routing();
+    let agent = network.agent("prefix.yaml", &[]);
+    network.answers("client", "203.0.113.1");
+    for removal in ["ip rule del pref 700", "true"] {
+        let toggled = "ip link set pen-out down; ip link set pen-out up";
+        network.sh("node", &format!("{removal}; {toggled}"));
+        let patient = "for i in $(seq 50); do
+                if curl -s -m 1 -o /dev/null http://203.0.113.1/; then exit 0; fi; sleep 0.1
+            done; exit 1";
+        network.sh("client", patient);
+        network.answers("client", "203.0.113.1");
+    }
+    assert!(agent.end("-HUP").success());
+    assert_eq!(network.routing(), before);
+}
+
+#[test]
+fn root_a_file_where_the_control_socket_should_be_is_left_alone() {
+    let network = Network::build("pen-file", VETHS);
+    let file = std::env::temp_dir().join(format!("pen-file-{}", std::process::id()));
+    std::fs::write(&file, "precious").unwrap();
+    let arguments = ["--node", "solo", "--control-socket", file.to_str().unwrap()];
+    let said = refusal(&network, 1, &arguments);
+    let kept = std::fs::read_to_string(&file);
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(kept.unwrap(), "precious");
+    assert!(said.contains("--control-socket"), "{said}");
+}
+
 /// What an agent says that does not start; nothing is changed by then.
 fn refusal(network: &Network, code: i32, arguments: &[&str]) -> String {
     let before = network.routing();

@@ -7,11 +7,12 @@ use crate::conntrack::{self, Responder};
 use crate::netlink::{Changes, Monitor};
 use anyhow::{Context as _, Result, bail};
 use dataplane::ports::ReservedPorts;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -156,7 +157,11 @@ pub(super) fn follow_listening_ports(ports: &Arc<ReservedPorts>) -> Result<()> {
 /// # Errors
 /// When the process cannot listen to signals.
 pub(super) fn listen_to_signals(events: Sender<Event>) -> Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot listen to signals")?;
+    let mut ends = vec![SIGTERM, SIGINT];
+    if !is_ignored(SIGHUP) {
+        ends.push(SIGHUP);
+    }
+    let mut signals = Signals::new(ends).context("cannot listen to signals")?;
     spawn("signals", move || {
         for _ in signals.forever() {
             if events.send(Event::Stop).is_err() {
@@ -164,6 +169,28 @@ pub(super) fn listen_to_signals(events: Sender<Event>) -> Result<()> {
             }
         }
     })
+}
+
+/// Removes what a crashed predecessor left; what is no socket is somebody else's.
+fn remove_left_socket(path: &Path) -> Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => bail!(
+            "{} is there, and no socket; give this agent another --control-socket",
+            path.display()
+        ),
+        // Whether it could be removed is seen when the new one is made.
+        Ok(_) => std::fs::remove_file(path).or(Ok(())),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Whether whoever started this process wants it to go on when such a signal comes, as `nohup` does.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    let mask = lines.find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 != 0)
 }
 
 fn listen_to_links(events: Sender<Event>) -> Result<()> {
@@ -206,8 +233,7 @@ fn listen_to_questions(path: &Path, responder: Responder, events: Sender<Event>)
             path.display()
         );
     }
-    // What a crashed predecessor left.
-    let _ = std::fs::remove_file(path);
+    remove_left_socket(path)?;
     let listener =
         UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     spawn("questions", move || {

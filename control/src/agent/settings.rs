@@ -70,9 +70,10 @@ fn conntrack_settings(config: &KubeProxyConfig, processors: usize) -> conntrack:
     let limits = &config.conntrack;
     let mut settings = conntrack::Settings::kernel(capacity(limits, processors));
     let set = |timeout: &mut Duration, wanted: Option<Duration>| {
+        // Whole seconds: the sysctls have no others.
         *timeout = wanted
             .filter(|wanted| !wanted.is_zero())
-            .unwrap_or(*timeout);
+            .map_or(*timeout, |wanted| Duration::from_secs(wanted.as_secs()));
     };
     set(
         &mut settings.tcp.timeouts.established,

@@ -86,7 +86,7 @@ pub struct Request {
 }
 
 /// How long either side may keep the other waiting.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// How long one may take to ask. Less than that: whoever asks next waits as long, and then for the answer.
 const TIME_TO_ASK: Duration = Duration::from_secs(1);
 /// The longest question, in bytes; one with every filter there is has a few hundred.

@@ -9,7 +9,7 @@ mod usage;
 pub(crate) use arguments::Arguments;
 
 use super::{Failure, print};
-use anyhow::Context as _;
+use anyhow::anyhow;
 use arguments::Action;
 use control::conntrack::{Answer, Answers, Question, WorkerStatistics, ask};
 use line::{Form, Style};
@@ -66,18 +66,25 @@ fn summary(text: &str) {
 
 fn connect(arguments: &Arguments, question: &Question) -> Result<Answers, Failure> {
     let path = arguments.control_socket()?;
-    let answers = ask(&path, question).with_context(|| {
-        format!(
-            "no agent answers on {}; is `penstock node` running for this node?",
-            path.display()
-        )
-    })?;
-    Ok(answers)
+    ask(&path, question).map_err(|error| {
+        let path = path.display();
+        if error.kind() == ErrorKind::PermissionDenied {
+            return Failure::Unavailable(format!("{path}: {error}; ask as root"));
+        }
+        let question = "is `penstock node` running for this node?";
+        Failure::Failed(anyhow!(error).context(format!("no agent answers on {path}; {question}")))
+    })
 }
 
 fn next(arguments: &Arguments, answers: &mut Answers) -> Result<Option<Answer>, Failure> {
-    let ended = || format!("the agent of {} ended before all was said", arguments.node);
-    Ok(answers.next().transpose().with_context(ended)?)
+    let node = &arguments.node;
+    answers.next().transpose().map_err(|error| {
+        let what = match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => "does not answer",
+            _ => "ended before all was said",
+        };
+        Failure::Failed(anyhow!(error).context(format!("the agent of {node} {what}")))
+    })
 }
 
 /// Prints the connections of an answer; says how many.

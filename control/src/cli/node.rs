@@ -87,7 +87,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Failure> {
             (false, false) => Work::Services(Waiting::Asleep),
         },
     };
-    agent::run(settings, || print("ready\n").is_ok()).map_err(failure)
+    let ready = || match print("ready\n") {
+        Err(Failure::Failed(error)) => Err(error.context("cannot print that it is ready")),
+        _ => Ok(()),
+    };
+    agent::run(settings, ready).map_err(failure)
 }
 
 /// A name that no Node has is wrong usage, as it is to the other commands. Root may lack the privilege, too.

@@ -23,6 +23,9 @@ pub fn ask(path: &Path, question: &Question) -> io::Result<Answers> {
         path,
         &socket::Question::Conntrack(Box::new(question.clone())),
     )?;
+    // Only events may come when they come.
+    let awaits_events = matches!(question, Question::Events(..));
+    stream.set_read_timeout((!awaits_events).then_some(socket::PATIENCE))?;
     Ok(Answers {
         stream: BufReader::with_capacity(1 << 17, stream),
         line: String::new(),

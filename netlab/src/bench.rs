@@ -140,7 +140,7 @@ pub fn run(arguments: &Arguments, interrupted: &(dyn Fn() -> bool + Sync)) -> Re
     let machine = machine::Machine::describe();
     if machine.is_busy() && !arguments.busy_is_fine {
         let text = format!(
-            "the load of this machine is {}: what is measured now says little; wait, or add --busy-is-fine",
+            "the load of this machine is {}, so figures taken now would say little; wait, or add --busy-is-fine",
             machine.load
         );
         return Err(Error::Busy(text));

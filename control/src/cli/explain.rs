@@ -84,6 +84,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let message = "the snapshot has no Node; add those of `kubectl get nodes -o yaml`";
         return Err(Failure::Usage(message.to_owned()));
     }
+    if arguments.inputs.have_no_config() {
+        eprintln!(
+            "note: without --config kube-proxy's defaults hold, which cannot tell pods from others (detectLocalMode, \
+             clusterCIDR)"
+        );
+    }
     let nodes = names
         .iter()
         .map(|name| Explainer::new(&snapshot, &config, name))
@@ -223,6 +229,13 @@ fn overview_text(overview: &Overview) -> String {
             let _ = writeln!(text, "\n{node}");
         }
         let _ = writeln!(text, "  {}", way_text(way));
+    }
+    let mut candidates = overview
+        .ways
+        .iter()
+        .flat_map(|way| &way.explanation.endpoints);
+    if candidates.any(|candidate| candidate.masquerade) {
+        text.push_str("\n* the source is masqueraded: the endpoint sees an address of the node\n");
     }
     text
 }

@@ -19,6 +19,11 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
+    /// Whether kube-proxy's defaults hold.
+    pub(crate) const fn have_no_config(&self) -> bool {
+        self.config.is_none()
+    }
+
     /// Reads both; warnings and notes go to stderr.
     pub(crate) fn read(&self) -> Result<(Snapshot, KubeProxyConfig), Failure> {
         let snapshot = Snapshot::read(&self.snapshot)?;

@@ -91,7 +91,10 @@ fn compare(arguments: &Arguments, path: &Path) -> Result<(), Failure> {
         Output::Json => as_json(&differences),
     })?;
     match differences.len() {
-        0 => Ok(()),
+        0 => {
+            eprintln!("{} has the rules of the snapshot", arguments.node);
+            Ok(())
+        }
         count => Err(Failure::Failed(anyhow!(
             "{} differs from the snapshot in {count} {}",
             arguments.node,

@@ -243,7 +243,7 @@ fn the_overview_warns_about_what_goes_wrong() {
             "no EndpointSlice has its port `metrics` (9000/TCP) (no pod has a port called prom): connections to it are refused",
             "1 of 2 endpoints of demo/web:http (IPv4) are not ready",
             "externalTrafficPolicy is Local and there is no ready endpoint of demo/web:http (IPv4) on node-b: what comes from outside there is dropped",
-            "loadBalancerSourceRanges do not hold the nodes node-b (172.18.0.3): they cannot reach the load balancer IP",
+            "loadBalancerSourceRanges do not include the nodes node-b (172.18.0.3): they cannot reach the load balancer IP",
             "loadBalancerSourceRanges has no IPv6 range: over IPv6 everyone is let in",
             "192.0.2.1 port 80 is claimed by demo/other too: which of the two answers is not defined",
         ]

@@ -66,15 +66,13 @@ fn no_endpoints(service: &Service, slices: &[&EndpointSlice]) -> Option<String> 
         .iter()
         .map(|(key, value)| format!("{key}={value}"))
         .collect();
-    if selector.is_empty() {
-        return Some(
-            "it has no selector, and nobody has written an EndpointSlice for it".to_owned(),
-        );
-    }
-    Some(format!(
-        "its selector {} matched no pod",
-        selector.join(",")
-    ))
+    Some(match (selector.is_empty(), slices.is_empty()) {
+        (false, _) => format!("its selector {} matched no pod", selector.join(",")),
+        (true, true) => {
+            "it has no selector, and nobody has written an EndpointSlice for it".to_owned()
+        }
+        (true, false) => "it has no selector, and its EndpointSlices have no endpoints".to_owned(),
+    })
 }
 
 /// kube-proxy ties ports together by name: a Service port that no slice names leads nowhere.
@@ -227,7 +225,7 @@ fn locked_out_nodes(service: &Service, nodes: &[Explainer<'_>]) -> Vec<String> {
             .is_some_and(|first| has_vip(first, service, family));
         if has_vip && !ranges.is_empty() && !locked_out.is_empty() {
             warnings.push(format!(
-                "loadBalancerSourceRanges do not hold the nodes {}: they cannot reach the load balancer IP",
+                "loadBalancerSourceRanges do not include the nodes {}: they cannot reach the load balancer IP",
                 locked_out.join(", ")
             ));
         }

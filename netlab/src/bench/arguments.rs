@@ -14,17 +14,17 @@ use std::time::Duration;
 pub struct Arguments {
     /// What is measured
     pub(super) benchmark: Benchmark,
-    /// Numbers of Services; 1,10000 when absent, and 1 in `attack`: of many, the kernel's rules alone take all the time of a flood
+    /// Numbers of Services; 1,10000 when absent, but 1 in `attack`, where the kernel's rules for many would take all the time
     #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=60_000))]
     services: Option<Vec<u32>>,
     /// Endpoints of each Service but the probed one, in `update`; 10 when absent
     #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=20))]
     endpoints: Option<Vec<u32>>,
-    /// Where the probed Service stands among the others, in those that ask through one; all places that there are when absent
+    /// Where the probed Service stands among the others, in benchmarks that ask through one Service; all places when absent
     #[arg(long, value_name = "PLACE,PLACE", value_delimiter = ',')]
     probed: Option<Vec<Position>>,
-    /// What Penstock is held against; iptables, nftables, and in those that ask through one Service plain and tun-copy when
-    /// absent
+    /// What Penstock is compared with; when absent iptables and nftables, and also plain and tun-copy in benchmarks that
+    /// ask through one Service
     #[arg(long, value_name = "PEER,PEER", value_delimiter = ',')]
     against: Option<Vec<Subject>>,
     /// Rounds in which all take turns; 15 when absent, and 5 in `update`, `snat` and `attack`
@@ -36,7 +36,7 @@ pub struct Arguments {
     /// When a cold load of rules is given up, in `update`; 240 when absent
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
     patience: Option<u32>,
-    /// Packets of an attack by 1,000; as many as are ten tables when absent, for the scan, and two for others
+    /// Thousands of packets per attack; when absent as many as fill the table ten times for the scan, twice for the others
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(super) thousands: Option<u32>,
     /// Measure although other programs use the processors

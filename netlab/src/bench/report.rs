@@ -282,7 +282,7 @@ impl Report {
                 );
             }
         }
-        text.push_str("\nMedian, least and most of all rounds; penstock by this one; bar.\n");
+        text.push_str("\nColumns: median; least .. most of all rounds; the median of penstock divided by this one; bar of the median.\n");
         text
     }
 }

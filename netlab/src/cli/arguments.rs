@@ -167,7 +167,7 @@ pub(super) struct Up {
     /// What makes Services work
     #[arg(long, default_value = "penstock")]
     pub(super) dataplane: Dataplane,
-    /// Node that the client reaches load balancer and external IPs by
+    /// Node through which the client reaches load balancer and external IPs
     #[arg(long, value_name = "NODE")]
     pub(super) via: Option<String>,
     #[command(flatten)]
@@ -175,7 +175,7 @@ pub(super) struct Up {
     /// Name of the lab, when it is not to be that of its file
     #[arg(long)]
     pub(super) name: Option<String>,
-    /// Leave what was made when it does not come up, to look at it
+    /// If the lab does not come up, leave in place what was made, so that one can look at it
     #[arg(long)]
     pub(super) keep: bool,
     #[command(flatten)]

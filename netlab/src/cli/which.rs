@@ -120,7 +120,7 @@ pub(super) fn find_host<'a>(plan: &'a Plan, wanted: &str) -> Result<&'a Host, Er
             many => {
                 let names: Vec<_> = many.iter().map(|host| host.name.to_string()).collect();
                 let text = format!(
-                    "{wanted}: more than one host begins so: {}",
+                    "{wanted}: more than one host has this prefix; name one of: {}",
                     names.join(", ")
                 );
                 return Err(Error::Usage(text));

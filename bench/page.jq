@@ -179,7 +179,7 @@ $fastpath[0] as $f | $attack[0] as $a | $connections[0] as $c | $update[0] as $u
     "## Where the probed Service stands",
     "",
     "TCP connections per second, the probed Service in the middle / at the end of all Services; kube-proxy puts them in another",
-    "order at every sync, so the middle is what one gets on the mean.",
+    "order at every sync, so on average a Service stands in the middle.",
     "",
     "| Services | placement | penstock | iptables | nftables |",
     "| --- | --- | --- | --- | --- |",

@@ -355,6 +355,23 @@ fn root_routing_that_others_took_away_comes_back() {
     assert_eq!(network.routing(), before);
 }
 
+/// Forwarding of a family takes other settings along when it is switched on, and again when it is switched off.
+#[test]
+fn root_settings_that_change_with_forwarding_are_put_back() {
+    let network = Network::build("pen-forward", VETHS);
+    network.sh(
+        "node",
+        "sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0
+        sysctl -qw net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.up0.forwarding=1
+        sysctl -qw net.ipv6.conf.up0.forwarding=1",
+    );
+    let before = network.routing();
+    let agent = network.agent("prefix.yaml", &[]);
+    assert_ne!(network.routing(), before);
+    assert!(agent.end("-TERM").success());
+    assert_eq!(network.routing(), before);
+}
+
 #[test]
 fn root_a_file_where_the_control_socket_should_be_is_left_alone() {
     let network = Network::build("pen-file", VETHS);

@@ -1,6 +1,6 @@
 //! What the agent reads from the kernel and from the table, and what it sets on its devices.
 
-use super::steering::{Plan, is_link_local};
+use super::steering::{DEVICES, Plan, is_link_local};
 use crate::model::{Family, Transport};
 use crate::netlink::{self, Netlink, RouteKind, Sockets, TABLE_MAIN, read_sysctl, write_sysctl};
 use crate::node_network::{InterfaceAddress, NodeNetwork, Route, Scope};
@@ -278,7 +278,8 @@ pub(super) fn cannot_create(name: &str, error: io::Error) -> anyhow::Error {
 /// agent can put back what one that crashed has changed.
 #[derive(Debug, Default)]
 pub(super) struct Sysctls {
-    changed: Vec<(&'static str, String)>,
+    /// In the order in which they are put back.
+    changed: Vec<(String, String)>,
     is_written_down: bool,
 }
 
@@ -294,11 +295,27 @@ impl Sysctls {
     /// When the kernel refuses.
     pub(super) fn prepare_node(&mut self) -> netlink::Result<()> {
         let left = read_former().unwrap_or_default();
-        self.change(&left, "ipv4/ip_forward", "1", |_| true)?;
+        self.forward(&left, "ipv4/ip_forward", "ipv4")?;
         self.change(&left, "ipv4/conf/all/rp_filter", "0", |old| old == "1")?;
         self.change(&left, "ipv4/ip_early_demux", "0", |_| true)?;
         if read_sysctl("ipv6/conf/all/disable_ipv6").is_ok_and(|disabled| disabled == "0") {
-            self.change(&left, "ipv6/conf/all/forwarding", "1", |_| true)?;
+            self.forward(&left, "ipv6/conf/all/forwarding", "ipv6")?;
+        }
+        Ok(())
+    }
+
+    /// Switches forwarding of a family on. The kernel changes other settings with it, in either direction, which are put back
+    /// after it (`inet_forward_change`, `addrconf_fixup_forwarding`).
+    fn forward(&mut self, left: &Former, name: &str, family: &str) -> netlink::Result<()> {
+        let with_it = changed_with_forwarding(family);
+        let switched_before = self.changed.len();
+        self.change(left, name, "1", |_| true)?;
+        if self.changed.len() > switched_before {
+            let former = |(name, now): (String, String)| {
+                let old = left.get(&name).cloned();
+                (name, old.unwrap_or(now))
+            };
+            self.changed.extend(with_it.into_iter().map(former));
         }
         Ok(())
     }
@@ -306,17 +323,19 @@ impl Sysctls {
     fn change(
         &mut self,
         left: &Former,
-        name: &'static str,
+        name: &str,
         value: &str,
         is_wrong: impl Fn(&str) -> bool,
     ) -> netlink::Result<()> {
         let old = read_sysctl(name)?;
         if old == value {
-            self.changed
-                .extend(left.get(name).map(|former| (name, former.clone())));
+            self.changed.extend(
+                left.get(name)
+                    .map(|former| (name.to_owned(), former.clone())),
+            );
         } else if is_wrong(&old) {
             write_sysctl(name, value)?;
-            self.changed.push((name, old));
+            self.changed.push((name.to_owned(), old));
         }
         Ok(())
     }
@@ -332,11 +351,7 @@ impl Sysctls {
     }
 
     fn write(&self) -> io::Result<()> {
-        let former: Former = self
-            .changed
-            .iter()
-            .map(|(name, old)| ((*name).to_owned(), old.clone()))
-            .collect();
+        let former: Former = self.changed.iter().cloned().collect();
         let path = place_of_former()?;
         std::fs::create_dir_all(FORMER_SYSCTLS)?;
         std::fs::write(path, serde_json::to_string(&former)?)
@@ -345,8 +360,11 @@ impl Sysctls {
     /// Puts back what was there.
     pub(super) fn restore(&mut self) {
         for (name, old) in self.changed.drain(..) {
-            if let Err(error) = write_sysctl(name, &old) {
-                tracing::warn!("{error}");
+            match write_sysctl(&name, &old) {
+                // Of a link that has gone.
+                Err(error) if error.is_missing() => {}
+                Err(error) => tracing::warn!("{error}"),
+                Ok(()) => {}
             }
         }
         // What another agent wrote is not ours.
@@ -356,6 +374,22 @@ impl Sysctls {
             remove_former(&place);
         }
     }
+}
+
+/// What the kernel changes with a family's forwarding, and what it is now: whether each link forwards, and for IPv4 whether
+/// redirects count.
+fn changed_with_forwarding(family: &str) -> Vec<(String, String)> {
+    let links = std::fs::read_dir(format!("/proc/sys/net/{family}/conf"));
+    let names = links.into_iter().flatten().flatten();
+    let names = names.filter_map(|link| link.file_name().into_string().ok());
+    let of_links = names
+        .filter(|link| link != "all" && !DEVICES.contains(&link.as_str()))
+        .map(|link| format!("{family}/conf/{link}/forwarding"));
+    let redirects = (family == "ipv4").then(|| "ipv4/conf/all/accept_redirects".to_owned());
+    let settings = of_links.chain(redirects);
+    settings
+        .filter_map(|name| read_sysctl(&name).ok().map(|value| (name, value)))
+        .collect()
 }
 
 const FORMER_SYSCTLS: &str = "/run/penstock/sysctls";

@@ -464,7 +464,7 @@ fn root_broadcasts_and_loopback_are_the_nodes_own() {
                 .unwrap();
             String::from_utf8(output.stdout).unwrap()
         };
-        let by_the_device = |to: &str| way(to).contains("table 8303");
+        let by_the_device = |to: &str| way(to).contains("table 8306");
         assert!(by_the_device("192.0.2.9"), "{}", way("192.0.2.9"));
         for own in ["127.0.0.1", "::1", "10.0.0.255", "255.255.255.255"] {
             assert!(!by_the_device(own), "{}", way(own));

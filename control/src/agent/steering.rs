@@ -49,6 +49,7 @@ const TABLE_OUT: u32 = 8302;
 const TABLE_NODE: u32 = 8303;
 const TABLE_NODE_PORTS: u32 = 8304;
 const TABLE_VIRTUAL: u32 = 8305;
+const TABLE_ANSWERS: u32 = 8306;
 
 /// Nexthops of the routes to virtual addresses, per family of [`FAMILIES`]. As the tables, they are numbers of our own.
 const NEXTHOPS: [u32; 2] = [8305, 8306];
@@ -138,7 +139,7 @@ impl Plan {
             rules.push(Rule {
                 ip_protocol: Some(number(*transport)),
                 source_ports: Some(*port..=*port),
-                ..lookup(TABLE_NODE)
+                ..lookup(TABLE_ANSWERS)
             });
         }
         for kinds in icmp_errors(family) {
@@ -166,7 +167,9 @@ impl Plan {
         for (table, device) in [(TABLE_POD, pod), (TABLE_OUT, out)] {
             routes.push(route(everything(family), table, device, None));
         }
-        routes.push(route(everything(family), TABLE_NODE, node, Some(source)));
+        for table in [TABLE_NODE, TABLE_ANSWERS] {
+            routes.push(route(everything(family), table, node, Some(source)));
+        }
         routes.extend(self.routes_past_the_devices(family));
         // Packets to a link's own fe80:: address cannot leave by another link, our device.
         for address in self
@@ -199,14 +202,17 @@ impl Plan {
             .collect()
     }
 
-    /// What is for the node itself although a rule takes it: broadcasts, and what a server of the node that has an endpoint's
-    /// port says to one on the node, or an error about that. (Nothing that was translated comes from or goes to loopback
-    /// here: its source is masqueraded.)
+    /// What is for the node itself although a rule takes it: broadcasts, and what a server that has an endpoint's port says to
+    /// loopback, from where connections come to endpoints masqueraded. Errors of the node to loopback may be about a
+    /// NodePort at 127.0.0.1; there are none at ::1.
     fn routes_past_the_devices(&self, family: Family) -> Vec<Route> {
-        let mut routes = vec![past(loopback(family), TABLE_NODE)];
+        let mut routes = vec![past(loopback(family), TABLE_ANSWERS)];
+        if family == Family::V6 {
+            routes.push(past(loopback(family), TABLE_NODE));
+        }
         let broadcasts = self.broadcasts.iter().copied();
         for address in broadcasts.filter(|address| is_of(*address, family)) {
-            let tables = [TABLE_POD, TABLE_OUT, TABLE_NODE];
+            let tables = [TABLE_POD, TABLE_OUT, TABLE_ANSWERS];
             routes.extend(tables.map(|table| past(IpNet::from(address), table)));
         }
         routes
@@ -405,7 +411,13 @@ impl Steering {
         for (at, family) in FAMILIES.into_iter().enumerate() {
             let rules = self.netlink.rules(family)?;
             let mut routes = Vec::new();
-            for table in [TABLE_POD, TABLE_OUT, TABLE_NODE, TABLE_NODE_PORTS] {
+            for table in [
+                TABLE_POD,
+                TABLE_OUT,
+                TABLE_NODE,
+                TABLE_NODE_PORTS,
+                TABLE_ANSWERS,
+            ] {
                 routes.extend(self.netlink.routes_in(table, family)?);
             }
             let installed = &mut self.installed[at];
@@ -481,7 +493,7 @@ fn restore(netlink: &mut Netlink) -> Result<()> {
         }
         // The others go with the devices.
         let is_past = |route: &Route| route.protocol == PROTOCOL && route.kind == RouteKind::Throw;
-        for table in [TABLE_POD, TABLE_OUT, TABLE_NODE] {
+        for table in [TABLE_POD, TABLE_OUT, TABLE_NODE, TABLE_ANSWERS] {
             let mut routes = netlink.routes_in(table, family)?;
             routes.retain(is_past);
             netlink.delete_routes(&routes)?;

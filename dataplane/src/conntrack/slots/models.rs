@@ -58,7 +58,6 @@ fn flow_until(nth: u16, endpoint: u8, deadline: u32) -> Flow {
             0,
             0,
         ],
-        length: 0,
     }
 }
 
@@ -74,6 +73,7 @@ fn insert(slots: &Slots, flow: &Flow) -> Result<EntryId, InsertError> {
         reply: &flow.reply,
         meta: flow.meta.pack(),
         state: &flow.state,
+        length: 0,
     };
     slots.insert(&new, &hashes, NOW)
 }

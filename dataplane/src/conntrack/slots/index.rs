@@ -137,15 +137,22 @@ impl Slots {
     /// Where both tuples have one tag, both slots hold the same word: the one that is found first may be the other tuple's,
     /// in a bucket that both can be in. So the first is looked for again.
     pub(super) fn unlink(&self, id: EntryId, hashes: [TupleHash; 2]) {
+        for hash in hashes {
+            self.empty_slot(id, hash);
+        }
         let [original, reply] = hashes;
-        let again = (original.tag == reply.tag).then_some(original);
-        for hash in hashes.into_iter().chain(again) {
-            let word = id.slot(hash);
-            let [first, second] = self.buckets(hash);
-            let slot = first.slot_with(word).or_else(|| second.slot_with(word));
-            if let Some(slot) = slot {
-                slot.store(0, Ordering::Release);
-            }
+        if original.tag == reply.tag {
+            self.empty_slot(id, original);
+        }
+    }
+
+    #[inline(always)]
+    fn empty_slot(&self, id: EntryId, hash: TupleHash) {
+        let word = id.slot(hash);
+        let [first, second] = self.buckets(hash);
+        let slot = first.slot_with(word).or_else(|| second.slot_with(word));
+        if let Some(slot) = slot {
+            slot.store(0, Ordering::Release);
         }
     }
 

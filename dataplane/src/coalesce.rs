@@ -10,8 +10,7 @@
 
 use crate::checksum::{self, Change};
 use crate::frame::{ChecksumState, Frame, Segmentation};
-use crate::packet;
-use crate::packet::{IPV4_HEADER, IPV6_HEADER};
+use crate::packet::{self, IPV4_HEADER, IPV6_HEADER};
 use crate::tuple::Protocol;
 use std::ops::Range;
 

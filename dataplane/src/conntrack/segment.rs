@@ -363,7 +363,6 @@ mod tests {
     use super::*;
     use fastrand::Rng;
 
-    /// The short ways are those of the long one; and what is not quite timestamps alone does not take them.
     #[test]
     fn the_first_selective_acknowledgement_counts() {
         let block = |edge: u32| [&[5, 10, 0, 0, 0, 0], &edge.to_be_bytes()[..]].concat();
@@ -388,6 +387,7 @@ mod tests {
         assert_eq!(kinds, [SctpChunkKind::Error, SctpChunkKind::Abort]);
     }
 
+    /// The short ways are those of the long one; and what is not quite timestamps alone does not take them.
     #[test]
     fn options_are_read_alike_at_once_and_one_by_one() {
         let mut random = Rng::with_seed(1);

@@ -105,6 +105,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn timeouts_are_whole_seconds_and_zero_leaves_the_kernels() {
+        let established = |milliseconds| {
+            let mut config = KubeProxyConfig::default();
+            config.conntrack.tcp_established_timeout = Some(Duration::from_millis(milliseconds));
+            conntrack_settings(&config, 1).tcp.timeouts.established
+        };
+        let kernel = conntrack::Settings::kernel(1).tcp.timeouts.established;
+        assert_eq!(established(0), kernel);
+        assert_eq!(established(1500), Duration::from_secs(1));
+    }
+
+    #[test]
     fn room_is_that_of_the_kernel_or_of_the_configuration() {
         let capacity = |max_per_core, min| {
             let mut config = KubeProxyConfig::default();

@@ -143,7 +143,10 @@ fn terminate(child: &mut Child) {
     }
 }
 
+/// Their addresses are those that are given here: one that the kernel makes, and tells of a second later when it knows that
+/// nobody else has it, would be a change of the node that tests do not count with.
 fn links() {
+    write_sysctl("ipv6/conf/default/addr_gen_mode", "1").unwrap();
     let mut netlink = Netlink::open().unwrap();
     let end = |name| VethEnd {
         name,
@@ -332,7 +335,8 @@ fn root_a_bad_file_changes_nothing_and_is_told_of() {
         std::fs::write(&file, b"\xff").unwrap();
         agent.wait_until(|status| status.refused.is_some());
         let mut open = std::fs::File::options().write(true).open(&file).unwrap();
-        write!(open, "{NODE}{SERVICE}").unwrap();
+        open.write_all(format!("{NODE}{SERVICE}").as_bytes())
+            .unwrap();
         agent.wait_until(|status| status.refused.is_none());
         drop(open);
         // A pipe would keep who opens it waiting.
@@ -476,8 +480,6 @@ fn root_files_of_a_folder_and_links_are_followed() {
 #[test]
 fn root_news_of_links_count_when_they_change_something() {
     in_fresh_namespace(|| {
-        // Its addresses come and change by themselves.
-        write_sysctl("ipv6/conf/default/disable_ipv6", "1").unwrap();
         let agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
         let before = agent.status().generation;
         let mut netlink = Netlink::open().unwrap();
@@ -583,8 +585,6 @@ fn root_an_address_may_take_its_time() {
 #[test]
 fn root_routes_are_followed() {
     in_fresh_namespace(|| {
-        // Its addresses come and change by themselves.
-        write_sysctl("ipv6/conf/default/disable_ipv6", "1").unwrap();
         let agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
         let mut netlink = Netlink::open().unwrap();
         let uplink = netlink.link_index("eth0").unwrap();
@@ -602,7 +602,6 @@ fn root_routes_are_followed() {
 #[test]
 fn root_what_the_kernel_refuses_is_tried_again() {
     in_fresh_namespace(|| {
-        write_sysctl("ipv6/conf/default/disable_ipv6", "1").unwrap();
         let agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
         let before = agent.status().generation;
         let mut netlink = Netlink::open().unwrap();

@@ -259,7 +259,7 @@ impl Conntrack {
         let hash = ahash::RandomState::with_seeds(a, b, c, d);
         let stream_timeout = settings.timeouts.udp.stream.min(LONGEST);
         let slots = Slots::new(&settings, hash);
-        let bytes = Slots::bytes_for(entries);
+        let bytes = Slots::bytes_for(&settings);
         Ok(Self {
             stream_timeout,
             stream_lag: tick(Timestamp::default().after(stream_timeout / STREAM_LAG_PARTS)),

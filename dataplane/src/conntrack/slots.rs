@@ -48,8 +48,8 @@ use super::pools::Pools;
 use super::settings::Settings;
 use super::sync::{AtomicU64, Ordering};
 
-use accounts::Accounts;
 pub use accounts::Count;
+use accounts::{Account, Accounts};
 pub use entry::EntryId;
 pub(super) use entry::{Meta, NewEntry, Sighting, Snapshot, StateWords};
 pub use find::Guess;
@@ -139,7 +139,7 @@ impl Slots {
             hot: zeroed!(Line, capacity)?,
             windows: zeroed!(Windows, capacity)?,
             addresses: zeroed!(Line, capacity)?,
-            accounts: Accounts::new(if settings.accounting { capacity } else { 0 }),
+            accounts: Accounts(zeroed!(Account, Self::accounts_for(settings))?),
             free: AtomicU64::new(0),
             fresh: AtomicU64::new(0),
             census: Census::new(settings.per_source, hash.clone()),
@@ -155,11 +155,20 @@ impl Slots {
         if buckets < 2 { 2 } else { buckets }
     }
 
+    const fn accounts_for(settings: &Settings) -> usize {
+        if settings.accounting {
+            settings.capacity
+        } else {
+            0
+        }
+    }
+
     /// What [`Self::new`] asks the system for, in bytes.
-    pub(super) const fn bytes_for(capacity: usize) -> u64 {
+    pub(super) const fn bytes_for(settings: &Settings) -> u64 {
         let of_entry = size_of::<Line>() + size_of::<Windows>() + size_of::<Line>();
-        let of_index = Self::buckets_for(capacity) as u64 * size_of::<Bucket>() as u64;
-        of_index + capacity as u64 * of_entry as u64
+        let of_index = Self::buckets_for(settings.capacity) as u64 * size_of::<Bucket>() as u64;
+        let of_accounts = Self::accounts_for(settings) as u64 * size_of::<Account>() as u64;
+        of_index + of_accounts + settings.capacity as u64 * of_entry as u64
     }
 
     /// Ports in use, kept with the entries.
@@ -187,7 +196,8 @@ impl Slots {
     }
 
     /// Whether packets and bytes are counted.
-    pub(super) const fn has_accounts(&self) -> bool {
+    #[inline]
+    pub(super) fn has_accounts(&self) -> bool {
         !self.accounts.is_empty()
     }
 

@@ -1,5 +1,6 @@
 //! Packets and bytes of each entry, for who asks for them (`nf_conntrack_acct`).
 
+use super::Zeroed;
 use super::entry::EntryId;
 use crate::conntrack::sync::{AtomicU64, Ordering};
 use crate::tuple::Direction;
@@ -13,17 +14,18 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// Packets and bytes of the original, then of the reply direction of each entry; of none where nothing is counted. As
-/// all that changes while an entry lives they are written under its lock (invariant 3).
-pub(super) struct Accounts(Box<[[AtomicU64; 4]]>);
+/// Packets and bytes of the original, then of the reply direction of an entry. As all that changes while it lives they are
+/// written under its lock (invariant 3).
+#[cfg_attr(not(any(loom, shuttle)), derive(zerocopy::FromZeros))]
+#[repr(C)]
+pub(super) struct Account(pub(super) [AtomicU64; 4]);
+
+/// Those of each entry; of none where nothing is counted.
+pub(super) struct Accounts(pub(super) Zeroed<Account>);
 
 impl Accounts {
-    pub(super) fn new(entries: usize) -> Self {
-        let account = || std::array::from_fn(|_| AtomicU64::new(0));
-        Self((0..entries).map(|_| account()).collect())
-    }
-
-    pub(super) const fn is_empty(&self) -> bool {
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
@@ -35,7 +37,7 @@ impl Accounts {
     #[inline]
     pub(super) fn open(&self, id: EntryId, length: u32) {
         if let Some(account) = self.0.get(id.index as usize) {
-            for (word, value) in account.iter().zip([1, u64::from(length), 0, 0]) {
+            for (word, value) in account.0.iter().zip([1, u64::from(length), 0, 0]) {
                 word.store(value, Ordering::Relaxed);
             }
         }
@@ -45,7 +47,7 @@ impl Accounts {
     #[inline]
     pub(super) fn add(&self, id: EntryId, direction: Direction, length: u32) {
         if let Some(account) = self.0.get(id.index as usize) {
-            let [packets, bytes] = [0, 1].map(|nth| &account[2 * direction as usize + nth]);
+            let [packets, bytes] = [0, 1].map(|nth| &account.0[2 * direction as usize + nth]);
             for (word, more) in [(packets, 1), (bytes, u64::from(length))] {
                 word.store(word.load(Ordering::Relaxed) + more, Ordering::Relaxed);
             }
@@ -55,8 +57,10 @@ impl Accounts {
     /// Of the original and of the reply direction.
     pub(super) fn read(&self, id: EntryId) -> Option<[Count; 2]> {
         let account = self.0.get(id.index as usize)?;
-        let [packets, bytes, reply_packets, reply_bytes] =
-            account.each_ref().map(|word| word.load(Ordering::Relaxed));
+        let [packets, bytes, reply_packets, reply_bytes] = account
+            .0
+            .each_ref()
+            .map(|word| word.load(Ordering::Relaxed));
         let reply = Count {
             packets: reply_packets,
             bytes: reply_bytes,

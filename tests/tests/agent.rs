@@ -76,10 +76,10 @@ impl Agent {
         let folder = format!("penstock-agent-{}-{name:?}", std::process::id());
         let folder = std::env::temp_dir().join(folder.replace(['(', ')'], ""));
         std::fs::create_dir_all(&folder).unwrap();
+        links();
         prepare(&folder);
         let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
         std::fs::write(folder.join("kube-proxy.yaml"), format!("{head}{config}")).unwrap();
-        links();
         let mut command = command(&folder, snapshot);
         command.stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
@@ -636,6 +636,34 @@ fn root_what_the_kernel_refuses_is_tried_again() {
         netlink.set_up(device, true).unwrap();
         agent.replace(&two);
         wait_for(|| route_to("10.96.0.11").is_some());
+    });
+}
+
+/// As in a new namespace, whose loopback has no address before it is up: no route may have it as its source.
+#[test]
+fn root_the_loopback_may_lack_its_address() {
+    const TABLE_NODE_PORTS: u32 = 8304;
+    in_fresh_namespace(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let address = "127.0.0.1/8".parse().unwrap();
+        let has_route = || {
+            let mut netlink = Netlink::open().unwrap();
+            let routes = netlink.routes_in(TABLE_NODE_PORTS, Family::V4).unwrap();
+            let loopback = "127.0.0.0/8".parse().unwrap();
+            routes.iter().any(|route| route.destination == loopback)
+        };
+        let loopback = netlink.link_index("lo").unwrap();
+        let _agent = Agent::start("objects.yaml", "", |folder| {
+            std::fs::write(folder.join("objects.yaml"), format!("{NODE}{SERVICE}")).unwrap();
+            netlink.delete_address(loopback, address).unwrap();
+        });
+        assert!(!has_route());
+        netlink.add_address(loopback, address).unwrap();
+        wait_for(has_route);
+        netlink.delete_address(loopback, address).unwrap();
+        wait_for(|| !has_route());
+        netlink.add_address(loopback, address).unwrap();
+        wait_for(has_route);
     });
 }
 

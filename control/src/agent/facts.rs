@@ -1,6 +1,6 @@
 //! What the agent reads from the kernel and from the table, and what it sets on its devices.
 
-use super::steering::{DEVICES, Plan, is_link_local};
+use super::steering::{DEVICES, LOOPBACK, Plan, is_link_local};
 use crate::model::{Family, Transport};
 use crate::netlink::{self, Netlink, RouteKind, Sockets, TABLE_MAIN, read_sysctl, write_sysctl};
 use crate::node_network::{InterfaceAddress, NodeNetwork, Route, Scope};
@@ -158,6 +158,9 @@ pub(super) fn addressed(services: &ServiceTable, sources: Vec<IpAddr>) -> Plan {
         .filter(|address| !is_link_local(*address))
         .collect();
     plan.node_addresses.sort();
+    plan.has_loopback = services
+        .node_addresses()
+        .any(|address| IpAddr::from(address) == LOOPBACK);
     let mut virtual_addresses = Vec::new();
     for (key, frontend) in services.frontends() {
         let Some(transport) = transport(key.protocol) else {

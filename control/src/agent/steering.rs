@@ -37,7 +37,7 @@ use crate::model::Family;
 use crate::netlink::{Netlink, Nexthop, Result, Route, RouteKind, Rule, RuleAction};
 use installed::{Installed, Routes};
 pub use plan::Plan;
-pub(super) use plan::is_link_local;
+pub(super) use plan::{LOOPBACK, is_link_local};
 use plan::{TABLE_ANSWERS, TABLE_NODE, TABLE_NODE_PORTS, TABLE_OUT, TABLE_POD, TABLE_VIRTUAL};
 
 /// `FRA_PROTOCOL` and `rtm_protocol` of what is ours: an unassigned number.

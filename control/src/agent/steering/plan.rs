@@ -8,7 +8,7 @@ use crate::model::{Family, Transport};
 use crate::netlink::{Nexthop, Route, RouteKind, Rule, RuleAction};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 pub(super) const TABLE_POD: u32 = 8301;
@@ -24,6 +24,9 @@ const FROM_LINKS: u32 = 200;
 const TO_OUT: u32 = 700;
 const TO_POD: u32 = 900;
 const LOCAL: u32 = 1000;
+
+/// The kernel gives it to the loopback when that goes up.
+pub(in crate::agent) const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
@@ -42,6 +45,8 @@ pub struct Plan {
     pub pods: Vec<String>,
     /// The node's own addresses.
     pub node_addresses: Vec<IpAddr>,
+    /// Whether 127.0.0.1 is one of them: not while the loopback is down, and then the kernel takes no route from it.
+    pub has_loopback: bool,
     /// Address that the node sends from, per family; a family without one is left alone.
     pub sources: Vec<IpAddr>,
     /// Cluster IPs, external IPs and load balancer IPs.
@@ -142,8 +147,8 @@ impl Plan {
             let itself = Some(*address);
             routes.push(route(IpNet::from(*address), TABLE_NODE_PORTS, node, itself));
         }
-        if family == Family::V4 {
-            let itself = Some(IpAddr::from([127, 0, 0, 1]));
+        if family == Family::V4 && self.has_loopback {
+            let itself = Some(LOOPBACK);
             routes.push(route(loopback(family), TABLE_NODE_PORTS, node, itself));
         }
         for address in self

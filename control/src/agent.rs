@@ -363,9 +363,9 @@ impl Agent {
     ) {
         let network = &surroundings.network;
         let node = &self.settings.node;
-        let pod_links: Vec<u32> = surroundings.pods.iter().map(|link| link.index).collect();
         let ports = Arc::clone(&self.reserved_ports);
-        let facts = facts::node_facts(network, self.objects.snapshot(), node, &pod_links, ports);
+        let sources = facts::sources(network, self.objects.snapshot(), node);
+        let facts = facts::node_facts(&sources, ports);
         self.shared.facts.store(Arc::new(facts));
         let table = next.table;
         self.shared.services.store(Arc::clone(&table));

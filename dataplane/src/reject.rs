@@ -5,6 +5,7 @@
 use crate::checksum;
 use crate::frame::Frame;
 use crate::packet::{ICMP_HEADER, IPV4_HEADER, IPV6_HEADER, Kind, Packet};
+use crate::service::Prefix;
 use crate::tuple::{Address, Origin, Protocol, Timestamp};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -16,33 +17,23 @@ const MAXIMUM_LENGTH_V4: usize = 576;
 const MAXIMUM_LENGTH_V6: usize = 1280;
 const TIME_TO_LIVE: u8 = 64;
 
-/// The addresses that a node refuses with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RejectSources {
-    /// Towards pods, IPv4 and IPv6.
-    pub pod: [Option<Address>; 2],
-    /// Towards all others.
-    pub outside: [Option<Address>; 2],
-}
+/// The addresses that a node sends from, and so refuses with, by whom to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources(Vec<(Prefix, Address)>);
 
-impl RejectSources {
-    /// The address to refuse a packet with that came from `origin` for `destination`: the destination itself when it
-    /// is the node's.
-    fn choose(
-        &self,
-        origin: Origin,
-        destination: Address,
-        is_node_address: bool,
-    ) -> Option<Address> {
-        if is_node_address {
-            return Some(destination);
-        }
-        let sources = if origin == Origin::Pod {
-            &self.pod
-        } else {
-            &self.outside
-        };
-        sources[usize::from(!destination.is_ipv4())]
+impl Sources {
+    /// Of several prefixes around an address the first one counts.
+    pub const fn new(longest_first: Vec<(Prefix, Address)>) -> Self {
+        Self(longest_first)
+    }
+
+    /// `None` where the node has no address.
+    fn towards(&self, receiver: Address) -> Option<Address> {
+        let mut around = self
+            .0
+            .iter()
+            .filter(|(prefix, _)| prefix.contains(receiver));
+        around.next().map(|(_, source)| *source)
     }
 }
 
@@ -58,7 +49,7 @@ pub fn port_unreachable(
     frame: &mut Frame,
     origin: Origin,
     is_node_address: bool,
-    sources: &RejectSources,
+    sources: &Sources,
 ) -> bool {
     let Ok(packet) = Packet::parse(frame) else {
         return false;
@@ -68,7 +59,11 @@ pub fn port_unreachable(
     let is_intact = packet.protocol() == Protocol::SCTP || !packet.has_bad_checksum();
     let is_answerable =
         matches!(packet.kind(), Kind::Flow(_)) && !is_for_many(destination) && is_intact;
-    let source = sources.choose(origin, destination, is_node_address);
+    let source = if is_node_address {
+        Some(destination)
+    } else {
+        sources.towards(sender)
+    };
     let (true, Some(source)) = (is_answerable, source) else {
         return false;
     };

@@ -10,7 +10,7 @@ use crate::frame::Frame;
 use crate::notices::Notices;
 use crate::path::{self, Context, NEAR, Openings, Prepared};
 use crate::ports::ReservedPorts;
-use crate::reject::{self, RateLimit, RejectSources};
+use crate::reject::{self, RateLimit, Sources};
 use crate::select::Affinity;
 use crate::service::ServiceTable;
 use crate::tuple::{Origin, Timestamp};
@@ -47,7 +47,7 @@ pub struct NodeFacts {
     /// Ports that masquerading leaves alone.
     pub reserved_ports: Arc<ReservedPorts>,
     /// Addresses to refuse with.
-    pub reject_sources: RejectSources,
+    pub sources: Sources,
 }
 
 /// What all workers of a node share.
@@ -399,6 +399,6 @@ fn refuse(
     let is_node_address = context.services.is_node_address(destination);
     let is_allowed = |limit: &RateLimit| limit.allows(sender, context.now);
     // What cannot be answered takes nothing of the limit.
-    reject::port_unreachable(frame, origin, is_node_address, &facts.reject_sources)
+    reject::port_unreachable(frame, origin, is_node_address, &facts.sources)
         && shared.reject_limit.as_ref().is_none_or(is_allowed)
 }

@@ -13,7 +13,7 @@ use control::netlink::{
 use dataplane::sys::netns::cookie;
 use rustix::process::{Pid, Signal};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -664,6 +664,57 @@ fn root_the_loopback_may_lack_its_address() {
         wait_for(|| !has_route());
         netlink.add_address(loopback, address).unwrap();
         wait_for(has_route);
+    });
+}
+
+/// A server on the port of an endpoint, that has not chosen an address: it answers from that of the way to the client, as it
+/// would without the agent, and what it says to a group leaves by the group's route.
+#[test]
+fn root_servers_of_the_node_answer_from_the_address_of_the_way() {
+    const ON_NODE: &str = "---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-2, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints: [{addresses: [172.18.0.2], nodeName: node-a}]
+";
+    in_fresh_namespace(|| {
+        let agent = Agent::start("objects.yaml", "", |folder| {
+            let text = format!("{NODE}{SERVICE}{ON_NODE}");
+            std::fs::write(folder.join("objects.yaml"), text).unwrap();
+            let mut netlink = Netlink::open().unwrap();
+            let peer = netlink.link_index("peer").unwrap();
+            let address = "172.19.0.2/16".parse().unwrap();
+            netlink.add_address(peer, address).unwrap();
+            let groups = Route {
+                oif: Some(peer),
+                ..Route::new("224.0.0.0/4".parse().unwrap())
+            };
+            netlink.add_route(&groups).unwrap();
+        });
+        let answers_from = |port: u16, client: &str| {
+            let server = UdpSocket::bind(("0.0.0.0", port)).unwrap();
+            server.connect((client, 1000)).unwrap();
+            server.local_addr().unwrap().ip().to_string()
+        };
+        for port in [8080, 8081] {
+            assert_eq!(answers_from(port, "172.18.0.9"), "172.18.0.2");
+            assert_eq!(answers_from(port, "172.19.0.9"), "172.19.0.2");
+            assert_eq!(answers_from(port, "224.0.0.251"), "172.19.0.2");
+        }
+        // Another way to it, while the agent runs.
+        let mut netlink = Netlink::open().unwrap();
+        let peer = netlink.link_index("peer").unwrap();
+        let before = agent.status().generation;
+        let other = Route {
+            oif: Some(peer),
+            ..Route::new("172.18.7.0/24".parse().unwrap())
+        };
+        netlink.add_route(&other).unwrap();
+        agent.wait_until(|status| status.generation > before);
+        wait_for(|| answers_from(8080, "172.18.7.9") == "172.19.0.2");
+        assert_eq!(answers_from(8080, "172.18.0.9"), "172.18.0.2");
     });
 }
 

@@ -9,6 +9,7 @@ use control::netlink::{
     Monitor, Netlink, Route, RouteKind, Rule, RuleAction, Scope, Sockets, TABLE_LOCAL, TABLE_MAIN,
     VethEnd, read_sysctl, write_sysctl,
 };
+use control::node_network::Sources;
 use std::fs::File;
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
@@ -347,14 +348,14 @@ fn plan(netlink: &mut Netlink) -> Plan {
     let node_device = veth(netlink, "pen-node", "peer");
     let loopback = netlink.link_index("lo").unwrap();
     netlink.set_up(loopback, true).unwrap();
-    let sources: Vec<IpAddr> = ["10.0.0.1", "fd00::1"].map(|ip| ip.parse().unwrap()).into();
-    for source in &sources {
-        netlink.add_address(node_device, (*source).into()).unwrap();
+    let own: [IpAddr; 2] = ["10.0.0.1", "fd00::1"].map(|ip| ip.parse().unwrap());
+    for address in own {
+        netlink.add_address(node_device, address.into()).unwrap();
     }
     Plan {
         devices: DEVICES.map(|name| netlink.link_index(name).unwrap()),
-        node_addresses: sources.clone(),
-        sources,
+        node_addresses: own.into(),
+        sources: Sources::everywhere(own),
         ..Plan::default()
     }
 }
@@ -387,7 +388,8 @@ fn root_nothing_of_a_refused_plan_outlives_the_next_one() {
         };
         let first = of(&["10.96.0.1", "10.96.0.2"], "eth0", 30_010);
         let mut refused = of(&["10.96.0.2", "10.96.0.3"], "eth1", 32_000);
-        refused.sources[1] = "fd00::9".parse().unwrap();
+        let unknown = ["10.0.0.1", "fd00::9"].map(|ip| ip.parse().unwrap());
+        refused.sources = Sources::everywhere(unknown);
 
         let mut steering = Steering::start(Netlink::open().unwrap(), plan.devices[2]).unwrap();
         steering.follow(first.clone()).unwrap();
@@ -466,7 +468,14 @@ fn root_broadcasts_and_loopback_are_the_nodes_own() {
         };
         let by_the_device = |to: &str| way(to).contains("table 8306");
         assert!(by_the_device("192.0.2.9"), "{}", way("192.0.2.9"));
-        for own in ["127.0.0.1", "::1", "10.0.0.255", "255.255.255.255"] {
+        for own in [
+            "127.0.0.1",
+            "::1",
+            "10.0.0.255",
+            "255.255.255.255",
+            "224.0.0.251",
+            "ff05::fb",
+        ] {
             assert!(!by_the_device(own), "{}", way(own));
         }
         steering.stop().unwrap();

@@ -128,6 +128,7 @@ fn network(defaults: &Value) -> NodeNetwork {
         gateway: None,
         interface: 2,
         metric: 0,
+        preferred_source: None,
     };
     NodeNetwork {
         addresses: addresses.collect(),

@@ -3,16 +3,17 @@
 use super::steering::{DEVICES, LOOPBACK, Plan, is_link_local};
 use crate::model::{Family, Transport};
 use crate::netlink::{self, Netlink, RouteKind, Sockets, TABLE_MAIN, read_sysctl, write_sysctl};
-use crate::node_network::{InterfaceAddress, NodeNetwork, Route, Scope};
+use crate::node_network::{InterfaceAddress, NodeNetwork, Route, Scope, Sources};
 use crate::resolve::served_address;
 use crate::snapshot::Snapshot;
 use dataplane::ports::ReservedPorts;
-use dataplane::reject::RejectSources;
-use dataplane::service::{FrontendKind, ServiceTable};
+use dataplane::reject;
+use dataplane::service::{FrontendKind, Prefix, ServiceTable};
 use dataplane::sys::netns;
-use dataplane::tuple::{Address, Protocol};
+use dataplane::tuple::Protocol;
 use dataplane::worker::NodeFacts;
 use ipnet::IpNet;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -45,11 +46,13 @@ pub fn node_network(netlink: &mut Netlink) -> netlink::Result<NodeNetwork> {
             if let (RouteKind::Unicast, Some(interface)) = (route.kind, route.oif) {
                 let (destination, gateway) = (route.destination, route.gateway);
                 let metric = route.metric.unwrap_or(0);
+                let preferred_source = route.preferred_source;
                 routes.push(Route {
                     destination,
                     gateway,
                     interface,
                     metric,
+                    preferred_source,
                 });
             }
         }
@@ -65,52 +68,23 @@ const fn scope(scope: netlink::Scope) -> Scope {
     }
 }
 
-/// Facts for the packet's path. `pod_links` are the indexes of the links of pods.
-pub(super) fn node_facts(
-    network: &NodeNetwork,
-    snapshot: &Snapshot,
-    node: &str,
-    pod_links: &[u32],
-    reserved_ports: Arc<ReservedPorts>,
-) -> NodeFacts {
-    let sources = sources(network, snapshot, node);
-    let of = |family| {
-        sources
-            .iter()
-            .copied()
-            .find(|source| Family::of(*source) == family)
-    };
-    let outside = [
-        of(Family::V4).map(Address::from),
-        of(Family::V6).map(Address::from),
-    ];
-    // What the kernel sends to a pod has the address of the pod's link, where it has one.
-    let on_link = |link: u32, family| {
-        let mut own = network.addresses.iter().filter(|own| {
-            let is_global = own.scope == Scope::Global;
-            is_global && own.interface == link && Family::of(own.network.addr()) == family
-        });
-        own.next().map(|own| Address::from(own.network.addr()))
-    };
-    let on_pod_links = |family| {
-        let all: Option<Vec<_>> = pod_links
-            .iter()
-            .map(|link| on_link(*link, family))
-            .collect();
-        all?.first().copied()
-    };
-    let pod = [
-        on_pod_links(Family::V4).or(outside[0]),
-        on_pod_links(Family::V6).or(outside[1]),
-    ];
+/// Facts for the packet's path.
+pub(super) fn node_facts(sources: &Sources, reserved_ports: Arc<ReservedPorts>) -> NodeFacts {
+    let mut ranges: Vec<(IpNet, IpAddr)> = sources.iter().collect();
+    ranges.sort_by_key(|(range, _)| Reverse(range.prefix_len()));
+    let prefix = |range: IpNet| Prefix::new(range.addr().into(), range.prefix_len());
+    let sources = ranges
+        .into_iter()
+        .map(|(range, source)| (prefix(range), source.into()));
     NodeFacts {
         reserved_ports,
-        reject_sources: RejectSources { pod, outside },
+        sources: reject::Sources::new(sources.collect()),
     }
 }
 
-/// The address that the node sends from, per family: that of its Node if it has it, else its first global address.
-pub(super) fn sources(network: &NodeNetwork, snapshot: &Snapshot, node: &str) -> Vec<IpAddr> {
+/// What the node sends from: as its routes say, else the address of its Node if it has that, else its first global one. A
+/// family of which it has no address is not there.
+pub(super) fn sources(network: &NodeNetwork, snapshot: &Snapshot, node: &str) -> Sources {
     let own = |family: Family| {
         network
             .addresses
@@ -123,14 +97,11 @@ pub(super) fn sources(network: &NodeNetwork, snapshot: &Snapshot, node: &str) ->
         .node(node)
         .map(|node| node.host_ips().collect())
         .unwrap_or_default();
-    [Family::V4, Family::V6]
-        .into_iter()
-        .filter_map(|family| {
-            own(family)
-                .find(|address| named.contains(address))
-                .or_else(|| own(family).next())
-        })
-        .collect()
+    let elsewhere = [Family::V4, Family::V6].into_iter().filter_map(|family| {
+        let is_named = |address: &IpAddr| named.contains(address);
+        own(family).find(is_named).or_else(|| own(family).next())
+    });
+    network.sources(elsewhere)
 }
 
 /// Where everybody on a link of the node's is addressed.
@@ -146,7 +117,7 @@ pub(super) fn broadcasts(network: &NodeNetwork) -> BTreeSet<IpAddr> {
 }
 
 /// The parts of the plan that follow from the table.
-pub(super) fn addressed(services: &ServiceTable, sources: Vec<IpAddr>) -> Plan {
+pub(super) fn addressed(services: &ServiceTable, sources: Sources) -> Plan {
     let mut plan = Plan {
         sources,
         ..Plan::default()

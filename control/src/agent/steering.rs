@@ -17,7 +17,8 @@
 //! - the kernel takes a hop, and looks at IPv4 options, before a device has the packet: with TTL 1 or a malformed option
 //!   it answers by itself, and it notes a route or a time twice
 //! - what the node answers to others comes by only from endpoints on its own network
-//! - what the node says of errors goes by `pen-node`, whose routes name the node's address as the source
+//! - what the node sends by `pen-node` has the address that its routes name as the source: one for each route of the main
+//!   table, also where the kernel would choose among several of IPv6
 //! - the MTU that the kernel learns of a path is of another route than the one that leads to `pen-node`
 //! - what has come through a device comes from it, not from the link it came by: sockets bound to that link, rules of a
 //!   firewall that name it, and marks do not find it; nor do frames to everybody, whose packet is for one address

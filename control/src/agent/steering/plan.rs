@@ -6,6 +6,7 @@ use super::installed::Routes;
 use super::{DEVICES, PROTOCOL, TABLE_LOCAL};
 use crate::model::{Family, Transport};
 use crate::netlink::{Nexthop, Route, RouteKind, Rule, RuleAction};
+use crate::node_network::{Sources, everything};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -47,8 +48,8 @@ pub struct Plan {
     pub node_addresses: Vec<IpAddr>,
     /// Whether 127.0.0.1 is one of them: not while the loopback is down, and then the kernel takes no route from it.
     pub has_loopback: bool,
-    /// Address that the node sends from, per family; a family without one is left alone.
-    pub sources: Vec<IpAddr>,
+    /// What the node sends from; a family of which it has no address is left alone.
+    pub sources: Sources,
     /// Cluster IPs, external IPs and load balancer IPs.
     pub virtual_addresses: BTreeSet<IpAddr>,
     /// The NodePorts, as the smallest range that holds them, per protocol.
@@ -60,19 +61,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    fn source(&self, family: Family) -> Option<IpAddr> {
-        self.sources
-            .iter()
-            .copied()
-            .find(|source| Family::of(*source) == family)
-    }
-
     /// Rules of a family; none where the node has no address to send from.
     pub(super) fn rules(&self, family: Family) -> Vec<Rule> {
-        if self.source(family).is_none() {
-            return Vec::new();
-        }
         let mut rules = Vec::new();
+        if self.sources.by_default(family).is_none() {
+            return rules;
+        }
         for device in DEVICES {
             rules.push(from(family, FROM_DEVICES, device, RuleAction::Goto(LOCAL)));
         }
@@ -126,16 +120,19 @@ impl Plan {
 
     /// Those to virtual addresses, which may be many, lead to `nexthop` where there is one.
     pub(super) fn routes(&self, family: Family, nexthop: Option<Nexthop>) -> Routes {
-        let Some(source) = self.source(family) else {
+        if self.sources.by_default(family).is_none() {
             return Routes::new();
-        };
+        }
         let [pod, out, node] = self.devices;
         let mut routes = Vec::new();
         for (table, device) in [(TABLE_POD, pod), (TABLE_OUT, out)] {
             routes.push(route(everything(family), table, device, None));
         }
-        for table in [TABLE_NODE, TABLE_ANSWERS] {
-            routes.push(route(everything(family), table, node, Some(source)));
+        // What has no source yet gets the one that it would have without us.
+        let sources = self.sources.iter();
+        for (range, source) in sources.filter(|(range, _)| is_of(range.addr(), family)) {
+            let tables = [TABLE_NODE, TABLE_ANSWERS];
+            routes.extend(tables.map(|table| route(range, table, node, Some(source))));
         }
         routes.extend(self.routes_past_the_devices(family));
         // Packets to a link's own fe80:: address cannot leave by another link, our device.
@@ -156,7 +153,8 @@ impl Plan {
             .iter()
             .filter(|address| is_of(**address, family))
         {
-            let to_device = route(IpNet::from(*address), TABLE_VIRTUAL, node, Some(source));
+            let source = self.sources.towards(*address);
+            let to_device = route(IpNet::from(*address), TABLE_VIRTUAL, node, source);
             routes.push(Route {
                 oif: to_device.oif.filter(|_| nexthop.is_none()),
                 nexthop: nexthop.map(|nexthop| nexthop.id),
@@ -169,14 +167,15 @@ impl Plan {
             .collect()
     }
 
-    /// What is for the node itself although a rule takes it: broadcasts, and what a server that has an endpoint's port says to
-    /// loopback, from where connections come to endpoints masqueraded. Errors of the node to loopback may be about a
-    /// NodePort at 127.0.0.1; there are none at ::1.
+    /// What is no connection's although a rule takes it: what is for groups, for everybody on a link, and what a server
+    /// that has an endpoint's port says to loopback, from where connections come to endpoints masqueraded. Errors of the
+    /// node to loopback may be about a NodePort at 127.0.0.1; there are none at ::1.
     fn routes_past_the_devices(&self, family: Family) -> Vec<Route> {
         let mut routes = vec![past(loopback(family), TABLE_ANSWERS)];
         if family == Family::V6 {
             routes.push(past(loopback(family), TABLE_NODE));
         }
+        routes.push(past(groups(family), TABLE_ANSWERS));
         let broadcasts = self.broadcasts.iter().copied();
         for address in broadcasts.filter(|address| is_of(*address, family)) {
             let tables = [TABLE_POD, TABLE_OUT, TABLE_ANSWERS];
@@ -249,13 +248,6 @@ fn route(destination: IpNet, table: u32, device: u32, source: Option<IpAddr>) ->
     }
 }
 
-fn everything(family: Family) -> IpNet {
-    match family {
-        Family::V4 => IpNet::new_assert(IpAddr::from([0; 4]), 0),
-        Family::V6 => IpNet::new_assert(IpAddr::from([0; 16]), 0),
-    }
-}
-
 /// Whether it is one of a link alone. The kernel takes no such address as the preferred source of a route on another link.
 pub(in crate::agent) const fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
@@ -270,6 +262,14 @@ const fn number(transport: Transport) -> u8 {
         Transport::Tcp => TCP,
         Transport::Udp => UDP,
         Transport::Sctp => SCTP,
+    }
+}
+
+/// Multicast.
+fn groups(family: Family) -> IpNet {
+    match family {
+        Family::V4 => IpNet::new_assert(IpAddr::from([224, 0, 0, 0]), 4),
+        Family::V6 => IpNet::new_assert(IpAddr::from([0xff00, 0, 0, 0, 0, 0, 0, 0]), 8),
     }
 }
 

@@ -89,11 +89,15 @@ impl Case {
     }
 }
 
-/// A link of the node. The first is the one to the outside, all others lead to pods.
+/// A link of the node. The first one leads to the outside.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Link {
     /// Its name.
     pub name: String,
+    /// Whether it leads to the outside, though it is not the first. Others lead to pods.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_outside: bool,
     /// The node's addresses on it, with the lengths of their subnets.
     #[serde(default)]
     pub addresses: Vec<IpNet>,

@@ -72,13 +72,19 @@ pub(super) fn with<T>(
 }
 
 fn settings(case: &Case) -> Settings {
-    let pattern = |link: &Link| LinkPattern::Name(link.name.clone());
+    let links = case.links.iter().enumerate();
+    let (outside, pods): (Vec<_>, Vec<_>) =
+        links.partition(|(at, link)| *at == 0 || link.is_outside);
+    let patterns = |links: Vec<(usize, &Link)>| {
+        let names = links.into_iter().map(|(_, link)| link.name.clone());
+        names.map(LinkPattern::Name).collect()
+    };
     Settings {
         snapshot: PathBuf::new(),
         config: None,
         node: case.node.clone(),
-        uplinks: case.links.iter().take(1).map(pattern).collect(),
-        pods: case.links.iter().skip(1).map(pattern).collect(),
+        uplinks: patterns(outside),
+        pods: patterns(pods),
         control_socket: PathBuf::new(),
         workers: 1,
         offloads: Offloads::On,

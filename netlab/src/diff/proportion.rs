@@ -71,6 +71,7 @@ pub(super) fn case(seed: u64) -> Result<Case> {
     let address = |text: &str| -> Result<_> { Ok(text.parse()?) };
     let link = |name: &str, own: &str| -> Result<Link> {
         Ok(Link {
+            is_outside: false,
             name: name.to_owned(),
             addresses: vec![own.parse()?],
             routes: Vec::new(),

@@ -66,6 +66,9 @@ impl Layout {
         let pods: Vec<IpAddr> = pods.into_iter().collect();
         let mut links = vec![uplink(snapshot, node, rng)];
         links.extend(pod_links(node, &pods, config, rng));
+        if rng.u8(..3) == 0 {
+            links.push(second_uplink()?);
+        }
         let node_addresses: Vec<IpAddr> = links
             .iter()
             .flat_map(|link| &link.addresses)
@@ -211,10 +214,35 @@ fn uplink(snapshot: &Snapshot, node: &Node, rng: &mut Rng) -> Link {
     }
     Link {
         name: "eth0".to_owned(),
+        is_outside: true,
         addresses,
         routes,
     }
 }
+
+/// Another network that the node has a link to, which its Node does not tell of, and one behind that.
+fn second_uplink() -> Result<Link> {
+    let route = |(to, via): (&str, &str)| -> Result<Route> {
+        Ok(Route {
+            to: to.parse()?,
+            via: Some(via.parse()?),
+        })
+    };
+    let behind = [
+        ("192.168.78.0/24", "192.168.77.1"),
+        ("fd00:78::/64", "fd00:77::1"),
+    ];
+    Ok(Link {
+        name: "eth1".to_owned(),
+        is_outside: true,
+        addresses: vec!["192.168.77.2/24".parse()?, "fd00:77::2/64".parse()?],
+        routes: behind.into_iter().map(route).collect::<Result<_>>()?,
+    })
+}
+
+/// Who is in the networks of [`second_uplink`].
+const BY_THE_SECOND_UPLINK: [&str; 4] =
+    ["192.168.77.9", "192.168.78.5", "fd00:77::9", "fd00:78::5"];
 
 /// One link with all pods, as a bridge is, or one per pod, with or without an address of the node's on it.
 fn pod_links(node: &Node, pods: &[IpAddr], config: &KubeProxyConfig, rng: &mut Rng) -> Vec<Link> {
@@ -243,6 +271,7 @@ fn pod_links(node: &Node, pods: &[IpAddr], config: &KubeProxyConfig, rng: &mut R
     if let Some(bridge) = bridge {
         let link = Link {
             name: bridge.to_owned(),
+            is_outside: false,
             addresses: gateways().collect(),
             routes: on_bridge(pods),
         };
@@ -265,6 +294,7 @@ fn pod_links(node: &Node, pods: &[IpAddr], config: &KubeProxyConfig, rng: &mut R
         };
         links.push(Link {
             name: format!("{prefix}{number}"),
+            is_outside: false,
             addresses,
             routes: pods.iter().map(host).collect(),
         });
@@ -298,6 +328,12 @@ fn clients(
         let pod = other.pod_cidrs().filter_map(|range| range.hosts().nth(9));
         clients.extend(pod.map(|address| (Place::Link(0), address)));
     }
+    if let Some(second) = links.iter().skip(1).position(|link| link.is_outside) {
+        let there = BY_THE_SECOND_UPLINK
+            .iter()
+            .filter_map(|address| address.parse().ok());
+        clients.extend(there.flat_map(|address| [(Place::Link(second + 1), address); 2]));
+    }
     let own: BTreeSet<IpAddr> = links
         .iter()
         .flat_map(|link| &link.addresses)
@@ -316,7 +352,7 @@ fn clients(
                 || link
                     .addresses
                     .iter()
-                    .any(|own| own.contains(pod) && link.name != "eth0")
+                    .any(|own| own.contains(pod) && !link.is_outside)
         });
         // Pods count twice: there is more to decide about them.
         clients.extend(link.map(|link| (Place::Link(link), *pod)));

@@ -366,3 +366,68 @@ pub(super) fn kinds(outputs: &[Output]) -> String {
         kinds.join(", ")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ipv4(protocol: u8, payload: &[u8]) -> Vec<u8> {
+        let length = (20 + payload.len() as u16).to_be_bytes();
+        let mut bytes = vec![
+            0x45, 0, length[0], length[1], 0, 7, 0, 0, 64, protocol, 0, 0,
+        ];
+        bytes.extend([10, 0, 0, 1, 10, 0, 0, 2]);
+        bytes.extend(payload);
+        bytes
+    }
+
+    fn ipv6(next: u8, payload: &[u8]) -> Vec<u8> {
+        let length = (payload.len() as u16).to_be_bytes();
+        let mut bytes = vec![0x60, 0, 0, 7, length[0], length[1], next, 64];
+        bytes.extend([0xfd; 32]);
+        bytes.extend(payload);
+        bytes
+    }
+
+    /// An ICMP error that quotes `quoted`.
+    fn error(quoted: &[u8]) -> Vec<u8> {
+        let header = |kind| [kind, 3, 0, 0, 0, 0, 0, 0];
+        match quoted.first().map(|first| first >> 4) {
+            Some(4) => ipv4(ICMP, &[&header(3)[..], quoted].concat()),
+            _ => ipv6(ICMPV6, &[&header(1)[..], quoted].concat()),
+        }
+    }
+
+    /// What comes out has a header; the kernel quotes as much as it likes, or as there was.
+    #[test]
+    fn what_is_cut_behind_its_header_is_as_itself_and_not_as_another() {
+        let ports = [0x30, 0x39, 0, 80, 0, 1, 2, 3, 4, 5, 6, 7];
+        let in_fragments = [UDP, 0, 0, 1, 0, 0, 0, 9, 1, 2, 3, 4];
+        let packets = [TCP, UDP, SCTP, ICMP, 47].map(|protocol| ipv4(protocol, &ports));
+        let packets = packets.into_iter().chain([
+            ipv6(TCP, &ports),
+            ipv6(SCTP, &ports),
+            ipv6(44, &in_fragments),
+            ipv6(0, &[UDP, 0, 1, 4, 0, 0, 0, 0, 0x30, 0x39, 0, 80]),
+        ]);
+        for packet in packets {
+            let error = error(&packet);
+            for whole in [&packet, &error] {
+                let header = if is_ipv4(whole) { 20 } else { 40 };
+                for length in header + 1..=whole.len() {
+                    let came = |bytes: &[u8]| {
+                        let output = Output {
+                            link: 0,
+                            bytes: bytes.to_vec(),
+                        };
+                        let sent = std::slice::from_ref(&packet);
+                        outputs(&[output], 7, sent, &Ports::default())
+                    };
+                    let cut = came(&whole[..length]);
+                    assert_eq!(cut, came(&whole[..length]));
+                    assert_ne!(cut, came(&whole[..length - 1]));
+                }
+            }
+        }
+    }
+}

@@ -54,7 +54,7 @@ impl Ip {
 
     fn parse_v6(bytes: &[u8]) -> Option<Self> {
         let octets = |at: usize| Some(<[u8; 16]>::try_from(bytes.get(at..at + 16)?).ok()?.into());
-        let (mut next, mut at, mut fragment) = (bytes[6], 40, None);
+        let (mut next, mut at, mut fragment) = (*bytes.get(6)?, 40, None);
         loop {
             match next {
                 HOP_BY_HOP | ROUTING | OPTIONS => {
@@ -62,8 +62,9 @@ impl Ip {
                     at += 8 + usize::from(*bytes.get(at + 1)?) * 8;
                 }
                 FRAGMENT => {
-                    let word = word(bytes, at + 2)?;
-                    next = *bytes.get(at)?;
+                    let header = bytes.get(at..at + 8)?;
+                    let word = word(header, 2)?;
+                    next = header[0];
                     fragment = Some(Fragment {
                         offset: usize::from(word & 0xfff8),
                         has_more: word & 1 != 0,

@@ -371,6 +371,7 @@ impl Agent {
         self.shared.services.store(Arc::clone(&table));
         self.shared.affinity.follow(&table);
         self.generation = table.generation();
+        surroundings.warn_of_left_out(&self.surroundings);
         self.surroundings = surroundings;
         self.without_local = next.without_local;
         self.telemetry.published(start, changes, next.without_local);

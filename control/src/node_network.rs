@@ -202,7 +202,7 @@ impl NodeNetwork {
 
 impl Route {
     /// Whether it leads to hosts, and not just to those of its link: a route of another link cannot stand for it then.
-    fn is_of_any_link(&self) -> bool {
+    pub(crate) fn is_of_any_link(&self) -> bool {
         match self.destination.addr() {
             IpAddr::V4(address) => !address.is_multicast(),
             IpAddr::V6(address) => !address.is_multicast() && !address.is_unicast_link_local(),

@@ -2,9 +2,10 @@
 
 use super::{Settings, node_network};
 use crate::netlink::{self, Link, Netlink};
-use crate::node_network::NodeNetwork;
+use crate::node_network::{NodeNetwork, Route};
 use anyhow::{Result, bail};
 use dataplane::tuple::Origin;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -56,18 +57,34 @@ pub(super) struct Surroundings {
     pub(super) uplinks: Vec<NamedLink>,
     /// Links of pods.
     pub(super) pods: Vec<NamedLink>,
+    /// Links that are neither, and by which others are reached all the same: what comes by them is not led here.
+    pub(super) left_out: Vec<NamedLink>,
 }
 
 impl Surroundings {
     /// As they are now.
     pub(super) fn read(netlink: &mut Netlink, settings: &Settings) -> netlink::Result<Self> {
         let links = netlink.links()?;
+        let network = node_network(netlink)?;
         let named = |patterns| wanted(&links, patterns).map(NamedLink::of).collect();
+        let patterns: Vec<_> = settings.uplinks.iter().chain(&settings.pods).collect();
         Ok(Self {
-            network: node_network(netlink)?,
             uplinks: named(&settings.uplinks),
             pods: named(&settings.pods),
+            left_out: left_out(&links, &patterns, &network.routes),
+            network,
         })
+    }
+
+    /// Tells of links that were left out, but for those that were so `before`.
+    pub(super) fn warn_of_left_out(&self, before: &Self) {
+        let is_new = |link: &&NamedLink| !before.left_out.contains(link);
+        for NamedLink { name, .. } in self.left_out.iter().filter(is_new) {
+            tracing::warn!(
+                "{name} is neither an --uplink nor one of --pods: what comes by it is routed as if there were no Services, and \
+                 connections of which one direction comes by it are taken for invalid"
+            );
+        }
     }
 }
 
@@ -90,6 +107,16 @@ impl NamedLink {
 fn wanted<'a>(links: &'a [Link], patterns: &'a [LinkPattern]) -> impl Iterator<Item = &'a Link> {
     let is_wanted = |link: &&Link| patterns.iter().any(|pattern| pattern.matches(&link.name));
     links.iter().filter(is_wanted)
+}
+
+fn left_out(links: &[Link], patterns: &[&LinkPattern], routes: &[Route]) -> Vec<NamedLink> {
+    let is_named = |link: &Link| patterns.iter().any(|pattern| pattern.matches(&link.name));
+    let routes = routes.iter().filter(|route| route.is_of_any_link());
+    let used: BTreeSet<u32> = routes.map(|route| route.interface).collect();
+    let left_out = links
+        .iter()
+        .filter(|link| used.contains(&link.index) && !link.loopback && !is_named(link));
+    left_out.map(NamedLink::of).collect()
 }
 
 /// Checks that every pattern of an uplink names a link, and none that cannot be one.
@@ -157,5 +184,43 @@ mod tests {
             (pattern.to_string(), name.to_string()),
             ("azv+".into(), "azv".into())
         );
+    }
+
+    #[test]
+    fn a_link_by_which_others_are_reached_is_left_out_unless_it_is_named() {
+        let names = ["lo", "eth0", "veth1", "flannel.1", "docker0", "idle"];
+        let link = |(index, name): (u32, &str)| Link {
+            index,
+            name: name.to_owned(),
+            kind: None,
+            mtu: 1500,
+            up: true,
+            loopback: name == "lo",
+            controller: None,
+            hardware_address: None,
+        };
+        let links: Vec<Link> = (1..).zip(names).map(link).collect();
+        let route = |(destination, interface): (&str, u32)| Route {
+            destination: destination.parse().unwrap(),
+            gateway: None,
+            interface,
+            metric: 0,
+            preferred_source: None,
+        };
+        let routes = [
+            ("127.0.0.0/8", 1),
+            ("0.0.0.0/0", 2),
+            ("10.244.1.5/32", 3),
+            ("10.244.2.0/24", 4),
+            ("10.244.3.0/24", 4),
+            ("fd00:17::/64", 5),
+            ("fe80::/64", 6),
+        ];
+        let routes = routes.map(route);
+        let patterns = ["eth0", "veth+"].map(|pattern| pattern.parse::<LinkPattern>().unwrap());
+        let patterns: Vec<&LinkPattern> = patterns.iter().collect();
+        let left_out = left_out(&links, &patterns, &routes);
+        let names: Vec<&str> = left_out.iter().map(|link| link.name.as_str()).collect();
+        assert_eq!(names, ["flannel.1", "docker0"]);
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
     /// Name of the node that this is
     #[arg(long, value_name = "NAME")]
     node: String,
-    /// Links to the outside: names, or prefixes of names followed by `+`
+    /// Links to the outside, overlays such as flannel.1 among them: names, or prefixes of names followed by `+`
     #[arg(long, value_name = "IF", required = true, num_args = 1..)]
     uplink: Vec<LinkPattern>,
     /// Links of pods, likewise

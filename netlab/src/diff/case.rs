@@ -2,6 +2,7 @@
 //! and runs again from that alone.
 
 use anyhow::bail;
+use dataplane::tuple::Origin;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -80,6 +81,17 @@ impl Case {
             }
         }
         Ok(())
+    }
+
+    /// Where what is sent from there comes from, as the node sees it.
+    pub(super) fn origin(&self, place: Place) -> Origin {
+        let is_outside =
+            |link: usize| link == 0 || self.links.get(link).is_some_and(|link| link.is_outside);
+        match place {
+            Place::Node => Origin::Node,
+            Place::Link(link) if is_outside(link) => Origin::Outside,
+            Place::Link(_) => Origin::Pod,
+        }
     }
 
     /// The node's addresses on its links.

@@ -1,6 +1,6 @@
 //! Our side: the agent's devices, routing and tables, with its packets and its choices moved from here.
 
-use super::case::{Case, Link};
+use super::case::{Case, Place};
 use super::coverage::{Coverage, Watched};
 use super::side::{self, Choice, Entry, Side, Tuple};
 use super::world::World;
@@ -72,19 +72,19 @@ pub(super) fn with<T>(
 }
 
 fn settings(case: &Case) -> Settings {
-    let links = case.links.iter().enumerate();
-    let (outside, pods): (Vec<_>, Vec<_>) =
-        links.partition(|(at, link)| *at == 0 || link.is_outside);
-    let patterns = |links: Vec<(usize, &Link)>| {
-        let names = links.into_iter().map(|(_, link)| link.name.clone());
-        names.map(LinkPattern::Name).collect()
+    let patterns = |origin| {
+        let links = case.links.iter().enumerate();
+        let of_it = links.filter(|(at, _)| case.origin(Place::Link(*at)) == origin);
+        of_it
+            .map(|(_, link)| LinkPattern::Name(link.name.clone()))
+            .collect()
     };
     Settings {
         snapshot: PathBuf::new(),
         config: None,
         node: case.node.clone(),
-        uplinks: patterns(outside),
-        pods: patterns(pods),
+        uplinks: patterns(Origin::Outside),
+        pods: patterns(Origin::Pod),
         control_socket: PathBuf::new(),
         workers: 1,
         offloads: Offloads::On,
@@ -136,11 +136,7 @@ impl Side for Ours<'_> {
             destination_port: choice.destination.1,
             protocol: Protocol(choice.protocol),
         };
-        let origin = match choice.link {
-            None => Origin::Node,
-            Some(0) => Origin::Outside,
-            Some(_) => Origin::Pod,
-        };
+        let origin = choice.origin;
         let services = self.shared.services.load();
         if choice.from_client {
             self.coverage.count_decision(&services, &first, origin);

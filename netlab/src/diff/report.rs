@@ -1,10 +1,11 @@
 //! What a run found, for people and as JSON.
 
-use super::case::{Case, Place};
+use super::case::Case;
 use super::compare::Outcome;
 use super::coverage::Coverage;
 use super::proportion::Proportion;
 use super::{Request, Rules, Subject};
+use dataplane::tuple::Origin;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -128,10 +129,10 @@ impl Report {
         self.connections += tally.entries;
         self.choices += tally.choices.len() as u64;
         for flow in &case.flows {
-            let from = match flow.from {
-                Place::Link(0) => "outside",
-                Place::Link(_) => "pod",
-                Place::Node => "node",
+            let from = match case.origin(flow.from) {
+                Origin::Outside => "outside",
+                Origin::Pod => "pod",
+                Origin::Node => "node",
             };
             let family = if flow.source.is_ipv4() {
                 "IPv4"

@@ -6,6 +6,7 @@ use super::world::World;
 use anyhow::{Context as _, Result};
 use control::config::KubeProxyConfig;
 use control::snapshot::Snapshot;
+use dataplane::tuple::Origin;
 use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -65,7 +66,8 @@ pub(super) trait Side {
 pub(super) struct Choice {
     /// Else of the server.
     pub(super) from_client: bool,
-    pub(super) link: Option<usize>,
+    /// Of who sent it.
+    pub(super) origin: Origin,
     pub(super) protocol: u8,
     pub(super) source: (IpAddr, u16),
     pub(super) destination: (IpAddr, u16),

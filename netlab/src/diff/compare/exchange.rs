@@ -170,10 +170,7 @@ impl Run<'_> {
         });
         Some(Choice {
             from_client,
-            link: match place {
-                Place::Link(link) => Some(link),
-                Place::Node => None,
-            },
+            origin: self.case.origin(place),
             protocol: ends.protocol,
             source: (ends.source, ends.source_port),
             destination: (ends.destination, ends.destination_port),

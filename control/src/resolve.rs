@@ -216,13 +216,15 @@ fn affinity_timeout(service: &Service) -> Option<Duration> {
 }
 
 /// The first of the two annotations that is present wins, even when it is empty.
+///
+/// Source: `pkg/proxy/topology.go`, `canUseTopology`.
 fn hints_annotation(service: &Service, config: &KubeProxyConfig) -> String {
-    if !config.topology_aware_hints {
-        return String::new();
-    }
     if config.service_traffic_distribution {
         // Whatever it says, as if it asked for them.
         return "Auto".to_owned();
+    }
+    if !config.topology_aware_hints {
+        return String::new();
     }
     let annotations = &service.metadata.annotations;
     let value = HINTS_ANNOTATIONS

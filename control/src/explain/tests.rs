@@ -156,7 +156,7 @@ fn hints_need_an_annotation_or_a_feature() {
         ("{ServiceTrafficDistribution: false}", 2),
         (
             "{ServiceTrafficDistribution: true, TopologyAwareHints: false}",
-            2,
+            1,
         ),
     ] {
         let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";

@@ -7,7 +7,7 @@
 mod node;
 mod services;
 
-pub use node::{node_ip, node_port_ranges};
+pub use node::{node_ip, node_port_ranges, pod_cidr};
 
 use crate::config::KubeProxyConfig;
 use crate::health::{self, HealthCheck, ServiceName};
@@ -38,6 +38,17 @@ pub enum CompileError {
         "Node {0} has no spec.podCIDRs, but detectLocalMode is NodeCIDR; add them, or choose another mode"
     )]
     NoPodCidr(String),
+    /// They are of the other family only.
+    #[error(
+        "Node {node} has no spec.podCIDRs of {family}, which its own address is of, but detectLocalMode is NodeCIDR; add one, \
+         or choose another mode"
+    )]
+    NoPodCidrOfFamily {
+        /// The node.
+        node: String,
+        /// Its primary family.
+        family: Family,
+    },
 }
 
 /// What the Services of `snapshot` mean on `node_name`, whose addresses and routes are `network`.

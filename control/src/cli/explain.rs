@@ -141,7 +141,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn no_such_node(error: CompileError) -> Failure {
     match error {
         CompileError::NoSuchNode { .. } => Failure::Usage(error.to_string()),
-        CompileError::NoPodCidr(_) => Failure::from(error),
+        CompileError::NoPodCidr(_) | CompileError::NoPodCidrOfFamily { .. } => Failure::from(error),
     }
 }
 

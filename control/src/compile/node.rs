@@ -42,19 +42,40 @@ fn local_detector(
     };
     match &config.detect_local {
         DetectLocal::ClusterCidr(_) => Ok(by_source(config.cluster_cidr(family))),
-        DetectLocal::NodeCidr => {
-            if node.pod_cidrs().next().is_none() {
-                return Err(CompileError::NoPodCidr(node.metadata.name.clone()));
-            }
-            let mut ranges = node.pod_cidrs();
-            Ok(by_source(
-                ranges.find(|range| Family::of(range.addr()) == family),
-            ))
-        }
+        DetectLocal::NodeCidr => Ok(by_source(pod_cidr(config, node, family)?)),
         DetectLocal::BridgeInterface(_) | DetectLocal::InterfaceNamePrefix(_) => {
             Ok(LocalDetector::Interface)
         }
     }
+}
+
+/// The range by which mode NodeCIDR tells pods of a family. kube-proxy waits for a Node that has none, and does not start
+/// where it has none of the family of its own address.
+///
+/// Source: `cmd/kube-proxy/app/server.go`, `checkIPConfig`.
+pub fn pod_cidr(
+    config: &KubeProxyConfig,
+    node: &Node,
+    family: Family,
+) -> Result<Option<IpNet>, CompileError> {
+    let of = |family| {
+        let mut ranges = node.pod_cidrs();
+        ranges.find(|range| Family::of(range.addr()) == family)
+    };
+    let name = || node.metadata.name.clone();
+    if node.pod_cidrs().next().is_none() {
+        return Err(CompileError::NoPodCidr(name()));
+    }
+    let bound = Some(config.bind_address).filter(|bound| !bound.is_unspecified());
+    if let Some(own) = bound.or_else(|| node.host_ips().next())
+        && of(Family::of(own)).is_none()
+    {
+        return Err(CompileError::NoPodCidrOfFamily {
+            node: name(),
+            family: Family::of(own),
+        });
+    }
+    Ok(of(family))
 }
 
 /// How endpoints are chosen where a Service does not say.

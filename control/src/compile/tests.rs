@@ -166,3 +166,43 @@ fn primary_serves_node_ports_at_the_nodes_own_address_of_each_family() {
     let all = NodePortAddresses::All { localhost: false };
     assert_eq!(parts.node_port_addresses_v6, all);
 }
+
+/// `Test_checkBadIPConfig` of kube-proxy: it does not start where no range is of the primary family.
+#[test]
+fn mode_node_cidr_needs_a_range_of_the_nodes_own_family() {
+    let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\ndetectLocalMode: NodeCIDR\n";
+    let errors = |config: &str, ranges: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: a}}\nspec: {{podCIDRs: [{ranges}]}}\n\
+             status: {{addresses: [{{type: InternalIP, address: 172.18.0.2}}, {{type: InternalIP, address: 'fd00:18::2'}}]}}\n"
+        );
+        let snapshot = Snapshot::parse("x", &text).unwrap();
+        let config = KubeProxyConfig::parse("x", &format!("{head}{config}")).unwrap();
+        let network = NodeNetwork::from_snapshot(&snapshot.nodes[0]);
+        let compiled = compile(&snapshot, &config, &network, "a", Generation(1));
+        let rendered = Proxiers::new(&snapshot, &config, &network, "a");
+        [compiled.err(), rendered.err()]
+    };
+    let of = |family| {
+        let node = "a".to_owned();
+        Some(CompileError::NoPodCidrOfFamily { node, family })
+    };
+    for (config, ranges, expected) in [
+        ("", "10.244.0.0/24", None),
+        ("", "10.244.0.0/24, 'fd00:10::/64'", None),
+        ("", "'fd00:10::/64'", of(Family::V4)),
+        ("bindAddress: 'fd00:18::2'\n", "'fd00:10::/64'", None),
+        (
+            "bindAddress: 'fd00:18::2'\n",
+            "10.244.0.0/24",
+            of(Family::V6),
+        ),
+        ("", "", Some(CompileError::NoPodCidr("a".to_owned()))),
+    ] {
+        assert_eq!(
+            errors(config, ranges),
+            [expected.clone(), expected],
+            "{config}{ranges}"
+        );
+    }
+}

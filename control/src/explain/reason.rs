@@ -199,12 +199,8 @@ fn why_unserved(service: &Service, address: IpAddr) -> String {
     }
     let family = Family::of(address);
     if resolve::served_address(service, family).is_none() {
-        let name = match family {
-            Family::V4 => "IPv4",
-            Family::V6 => "IPv6",
-        };
         return format!(
-            "which has no cluster IP of {name}, so kube-proxy serves it over {name} nowhere"
+            "which has no cluster IP of {family}, so kube-proxy serves it over {family} nowhere"
         );
     }
     // What else keeps an address of a Service from being served: see `resolve::load_balancer_vips`.

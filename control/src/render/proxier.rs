@@ -2,7 +2,7 @@
 //!
 //! Source: `cmd/kube-proxy/app/server_linux.go` and `pkg/proxy/util/nodeport_addresses.go` of Kubernetes 1.30.
 
-use crate::compile::{CompileError, find_node, node_ip, node_port_ranges};
+use crate::compile::{CompileError, find_node, node_ip, node_port_ranges, pod_cidr};
 use crate::config::{DetectLocal, KubeProxyConfig};
 use crate::endpoints::EndpointSets;
 use crate::model::{Family, ServicePort};
@@ -168,13 +168,7 @@ fn detector(
     };
     Ok(match &config.detect_local {
         DetectLocal::ClusterCidr(_) => by_source(config.cluster_cidr(family)),
-        DetectLocal::NodeCidr => {
-            if node.pod_cidrs().next().is_none() {
-                return Err(CompileError::NoPodCidr(node.metadata.name.clone()));
-            }
-            let mut ranges = node.pod_cidrs();
-            by_source(ranges.find(|range| Family::of(range.addr()) == family))
-        }
+        DetectLocal::NodeCidr => by_source(pod_cidr(config, node, family)?),
         DetectLocal::BridgeInterface(name) => Detector::Bridge(name.clone()),
         DetectLocal::InterfaceNamePrefix(prefix) => Detector::InterfacePrefix(prefix.clone()),
     })

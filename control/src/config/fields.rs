@@ -82,6 +82,9 @@ const SILENT: &[(&str, &str)] = &[
     ("mode", "iptables"),
     ("iptables.masqueradeBit", "14"),
     ("nftables.masqueradeBit", "14"),
+    ("logging.flushFrequency", "5s"),
+    ("logging.flushFrequency", "5000000000"),
+    ("logging.format", "text"),
 ];
 
 /// Fields with a problem: path and message.
@@ -203,6 +206,11 @@ fn is_unset(value: &Value) -> bool {
 }
 
 fn is_silent(path: &str, value: &Value) -> bool {
+    if let ("logging", Value::Object(fields)) = (path, value) {
+        let is_silent =
+            |(name, value)| is_unset(value) || is_silent(&format!("logging.{name}"), value);
+        return fields.iter().all(is_silent);
+    }
     let text = match value {
         Value::String(text) => text.clone(),
         other => other.to_string(),

@@ -140,12 +140,14 @@ fn every_field_is_accounted_for() {
         "clientConnection: {kubeconfig: /etc/kube, qps: 5, burst: 10}\nconfigSyncPeriod: 15m0s\n",
         "bindAddressHardFail: true\nhealthzBindAddress: 0.0.0.0:10256\noomScoreAdj: -999\n",
         "logging: {flushFrequency: 0, verbosity: 0, options: {json: {infoBufferSize: '0'}}}\n",
+        "logging: {flushFrequency: 5s, format: text, verbosity: 0, options: {json: {infoBufferSize: '0'}}}\n",
         "ipvs: {strictARP: false, tcpTimeout: 0s, excludeCIDRs: null}\nportRange: ''\n",
     ] {
         assert_eq!(warnings(body), Vec::<String>::new(), "{body}");
     }
     for (body, field) in [
         ("logging: {verbosity: 4}\n", "logging"),
+        ("logging: {format: json}\n", "logging"),
         ("enableProfiling: true\n", "enableProfiling"),
         ("portRange: 1000-2000\n", "portRange"),
         (
@@ -270,11 +272,38 @@ fn what_kube_proxy_could_not_start_with_is_refused() {
             "kube-proxy.yaml:4: detectLocal.interfaceNamePrefix: `abcdefghijklmno` has more than 14 bytes, and iptables \
              takes no rule with it",
         ),
+        (
+            "mode: nftables\niptables: {masqueradeBit: 40}\n",
+            "kube-proxy.yaml:4: iptables.masqueradeBit: 40 is not from 0 to 31",
+        ),
+        (
+            "mode: nftables\niptables: {syncPeriod: 1s, minSyncPeriod: 5s}\n",
+            "kube-proxy.yaml:4: iptables.minSyncPeriod: is longer than syncPeriod; make it as long at most",
+        ),
+        (
+            "mode: ipvs\nipvs: {syncPeriod: 1s, minSyncPeriod: 5s}\n",
+            "kube-proxy.yaml:4: ipvs.minSyncPeriod: is longer than syncPeriod; make it as long at most",
+        ),
+        (
+            "mode: ipvs\nipvs: {tcpTimeout: -1s}\n",
+            "kube-proxy.yaml:4: ipvs.tcpTimeout: `-1s` is not a duration; write one like 30s or 1h0m0s",
+        ),
+        (
+            "mode: ipvs\nipvs: {excludeCIDRs: [10.0.0.0/8, foo]}\n",
+            "kube-proxy.yaml:4: ipvs.excludeCIDRs[1]: `foo` is not a CIDR",
+        ),
+        (
+            "nodePortAddresses: [' 10.0.0.0/8']\n",
+            "kube-proxy.yaml:3: nodePortAddresses[0]: ` 10.0.0.0/8` is not a CIDR (and `primary` stands alone)",
+        ),
     ] {
         assert_eq!(parse(body).unwrap_err(), expected);
     }
     for body in [
         "clusterCIDR: 10.0.0.0/8,fd00::/48\nconfigSyncPeriod: 0s\n",
+        "mode: iptables\nipvs: {syncPeriod: 1s, minSyncPeriod: 5s, excludeCIDRs: [foo]}\n",
+        "mode: ipvs\nipvs: {syncPeriod: 5s, minSyncPeriod: 5s, tcpFinTimeout: 1m, excludeCIDRs: [fd00::/48]}\n",
+        "healthzBindAddress: 010.010.010.010:1\n",
         "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: abcdefghijklmno}\n",
         "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: abcdefghijklmn}\n",
     ] {

@@ -87,6 +87,19 @@ struct RulesWire {
 #[serde(rename_all = "camelCase", default)]
 struct IpvsWire {
     scheduler: String,
+    #[serde(rename = "excludeCIDRs")]
+    exclude_cidrs: Option<Vec<String>>,
+    #[serde(deserialize_with = "duration")]
+    sync_period: Option<Duration>,
+    #[serde(deserialize_with = "duration")]
+    min_sync_period: Option<Duration>,
+    /// These three only to be refused when they are none.
+    #[serde(rename = "tcpTimeout", deserialize_with = "duration")]
+    _tcp_timeout: Option<Duration>,
+    #[serde(rename = "tcpFinTimeout", deserialize_with = "duration")]
+    _tcp_fin_timeout: Option<Duration>,
+    #[serde(rename = "udpTimeout", deserialize_with = "duration")]
+    _udp_timeout: Option<Duration>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -162,20 +175,18 @@ impl Wire {
         config.localhost_node_ports = self.iptables.localhost_node_ports.unwrap_or(true);
         config.masquerade_all = rules.masquerade_all;
         config.masquerade_bit = masquerade_bit(of_mode, rules, &mut wrong);
-        config.sync_period = rules
-            .sync_period
-            .filter(|period| !period.is_zero())
-            .unwrap_or(config.sync_period);
-        config.min_sync_period = rules
-            .min_sync_period
-            .filter(|period| !period.is_zero())
-            .unwrap_or(config.min_sync_period);
-        if config.min_sync_period > config.sync_period {
-            let message = "is longer than syncPeriod; make it as long at most".to_owned();
-            wrong.push((format!("{of_mode}.minSyncPeriod"), message));
-        }
-        if mode == ProxyMode::Ipvs {
-            config.selection = self.scheduler(&mut config.warnings);
+        let periods = periods(
+            of_mode,
+            rules.sync_period,
+            rules.min_sync_period,
+            &mut wrong,
+        );
+        [config.sync_period, config.min_sync_period] = periods;
+        match mode {
+            ProxyMode::Iptables => {}
+            ProxyMode::Ipvs => config.selection = self.ipvs(&mut config.warnings, &mut wrong),
+            // kube-proxy minds it in every mode.
+            ProxyMode::Nftables => self.unused_iptables(&mut wrong),
         }
         self.feature_gates(&mut config);
         config.conntrack = self.conntrack.into_config(&mut wrong);
@@ -312,7 +323,7 @@ impl Wire {
         }
         let mut ranges = Vec::new();
         for (index, text) in list.iter().enumerate() {
-            match parse_cidr(text.trim()) {
+            match parse_cidr(text) {
                 Some(range) => ranges.push(range),
                 None => wrong.push((
                     format!("nodePortAddresses[{index}]"),
@@ -321,6 +332,23 @@ impl Wire {
             }
         }
         NodePortAddresses::Ranges(ranges)
+    }
+
+    fn unused_iptables(&self, wrong: &mut Wrong) {
+        let rules = &self.iptables;
+        masquerade_bit("iptables", rules, wrong);
+        periods("iptables", rules.sync_period, rules.min_sync_period, wrong);
+    }
+
+    fn ipvs(&self, warnings: &mut Vec<String>, wrong: &mut Wrong) -> Selection {
+        let ipvs = &self.ipvs;
+        periods("ipvs", ipvs.sync_period, ipvs.min_sync_period, wrong);
+        let excluded = ipvs.exclude_cidrs.iter().flatten().enumerate();
+        for (index, text) in excluded.filter(|(_, text)| parse_cidr(text).is_none()) {
+            let message = format!("`{text}` is not a CIDR");
+            wrong.push((format!("ipvs.excludeCIDRs[{index}]"), message));
+        }
+        self.scheduler(warnings)
     }
 
     fn scheduler(&self, warnings: &mut Vec<String>) -> Selection {
@@ -337,6 +365,24 @@ impl Wire {
             }
         }
     }
+}
+
+/// `syncPeriod` and `minSyncPeriod` of a section; zero is as good as none.
+fn periods(
+    of_mode: &str,
+    sync: Option<Duration>,
+    minimum: Option<Duration>,
+    wrong: &mut Wrong,
+) -> [Duration; 2] {
+    let default = KubeProxyConfig::default();
+    let given = |period: Option<Duration>| period.filter(|period| !period.is_zero());
+    let sync = given(sync).unwrap_or(default.sync_period);
+    let minimum = given(minimum).unwrap_or(default.min_sync_period);
+    if minimum > sync {
+        let message = "is longer than syncPeriod; make it as long at most".to_owned();
+        wrong.push((format!("{of_mode}.minSyncPeriod"), message));
+    }
+    [sync, minimum]
 }
 
 fn masquerade_bit(of_mode: &str, rules: &RulesWire, wrong: &mut Wrong) -> u8 {
@@ -360,7 +406,13 @@ fn socket_address(
         return Some(default);
     }
     let alone = || Some(SocketAddr::new(parse_ip(text)?, default.port()));
-    let address = text.parse().ok().or_else(alone);
+    // Leading zeros are as good as none, as in all addresses.
+    let sloppy = || {
+        let (address, port) = text.rsplit_once(':')?;
+        let address = parse_ip(address).filter(IpAddr::is_ipv4)?;
+        Some(SocketAddr::new(address, port.parse().ok()?))
+    };
+    let address = text.parse().ok().or_else(alone).or_else(sloppy);
     if address.is_none_or(|address: SocketAddr| address.port() == 0) {
         let message = format!("`{text}` is not ADDRESS:PORT; write one like {default}");
         wrong.push((field.to_owned(), message));

@@ -1,6 +1,7 @@
 //! [`NodeNetwork`]: the addresses and routes of a node, as far as Services need them.
 //!
-//! They decide which endpoints are the node itself and what MASQUERADE would choose as source towards an endpoint.
+//! They decide which endpoints are the node itself, what MASQUERADE would choose as source towards an endpoint, and what the
+//! node itself sends from.
 //! The agent fills it from the kernel; [`NodeNetwork::from_snapshot`] makes one for nodes that are not at hand.
 
 use crate::model::Family;

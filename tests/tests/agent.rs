@@ -797,6 +797,32 @@ fn root_an_agent_that_ends_while_it_starts_leaves_nothing() {
     });
 }
 
+/// Who started it from a terminal that goes has it end, unless by `nohup`.
+#[test]
+fn root_a_hangup_ends_it_unless_that_is_ignored() {
+    in_fresh_namespace(|| {
+        let mut agent = Agent::with_file(&format!("{NODE}{SERVICE}"), "");
+        let hang_up = |child: &Child| {
+            let id = Pid::from_child(child);
+            rustix::process::kill_process(id, Signal::HUP).unwrap();
+        };
+        hang_up(&agent.child);
+        assert!(agent.child.wait().unwrap().success());
+        assert_eq!(route_to("10.96.0.10"), None);
+
+        let of = command(&agent.folder, "objects.yaml");
+        let mut ignoring = Command::new("sh");
+        ignoring.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
+        ignoring.arg(of.get_program()).args(of.get_args());
+        ignoring.stdout(Stdio::null()).stderr(Stdio::null());
+        agent.child = ignoring.spawn().unwrap();
+        wait_for(|| ask(&agent.folder.join("socket")).is_ok());
+        hang_up(&agent.child);
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(agent.status().services, 1);
+    });
+}
+
 #[test]
 fn root_a_missing_privilege_is_told_of() {
     in_fresh_namespace(|| {

@@ -342,6 +342,26 @@ fn root_sockets_that_take_packets_are_listed() {
     });
 }
 
+#[test]
+fn root_a_route_of_several_ways_has_the_first_one() {
+    in_fresh_namespace(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let first = veth(&mut netlink, "one", "one-peer");
+        veth(&mut netlink, "two", "two-peer");
+        ip("addr add 10.1.0.2/24 dev one");
+        ip("addr add 10.2.0.2/24 dev two");
+        ip("route add 10.9.0.0/16 nexthop via 10.1.0.1 nexthop via 10.2.0.1");
+        let routes = netlink.routes(Family::V4).unwrap();
+        let destination = "10.9.0.0/16".parse().unwrap();
+        let mut of_both = routes
+            .iter()
+            .filter(|route| route.destination == destination);
+        let found = of_both.next().map(|route| (route.oif, route.gateway));
+        assert_eq!(found, Some((Some(first), Some([10, 1, 0, 1].into()))));
+        assert!(of_both.next().is_none());
+    });
+}
+
 /// A plan over links in the place of the devices, which has nothing to lead here yet.
 fn plan(netlink: &mut Netlink) -> Plan {
     veth(netlink, "pen-pod", "pen-out");

@@ -41,3 +41,26 @@ impl Pages {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_a_page() {
+        let folder = std::env::temp_dir().join(format!("penstock-manual-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let pages = Pages {
+            folder: folder.clone(),
+        };
+        let written = pages.write().is_ok();
+        let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap_or_default();
+        let commands = ["node", "explain", "render", "conntrack", "bench"];
+        let found =
+            commands.map(|name| read(&format!("penstock-{name}.1")).contains(".SH OPTIONS"));
+        let of_all = read("penstock.1");
+        std::fs::remove_dir_all(folder).unwrap();
+        assert!(written && of_all.contains("penstock"));
+        assert_eq!(found, [true; 5]);
+    }
+}

@@ -53,6 +53,9 @@ fn local_detector(
 /// where it has none of the family of its own address.
 ///
 /// Source: `cmd/kube-proxy/app/server.go`, `checkIPConfig`.
+///
+/// # Errors
+/// That there is none, of any family or of that.
 pub fn pod_cidr(
     config: &KubeProxyConfig,
     node: &Node,

@@ -82,7 +82,7 @@ impl Surroundings {
         for NamedLink { name, .. } in self.left_out.iter().filter(is_new) {
             tracing::warn!(
                 "{name} is neither an --uplink nor one of --pods: what comes by it is routed as if there were no Services, and \
-                 connections of which one direction comes by it are taken for invalid"
+                 connections of which one direction comes by it are taken for invalid; name it if it carries their packets"
             );
         }
     }
@@ -109,6 +109,7 @@ fn wanted<'a>(links: &'a [Link], patterns: &'a [LinkPattern]) -> impl Iterator<I
     links.iter().filter(is_wanted)
 }
 
+/// Links with a route to hosts that no pattern matches.
 fn left_out(links: &[Link], patterns: &[&LinkPattern], routes: &[Route]) -> Vec<NamedLink> {
     let is_named = |link: &Link| patterns.iter().any(|pattern| pattern.matches(&link.name));
     let routes = routes.iter().filter(|route| route.is_of_any_link());

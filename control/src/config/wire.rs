@@ -334,6 +334,7 @@ impl Wire {
         NodePortAddresses::Ranges(ranges)
     }
 
+    /// Its section where another one is in use.
     fn unused_iptables(&self, wrong: &mut Wrong) {
         let rules = &self.iptables;
         masquerade_bit("iptables", rules, wrong);
